@@ -1,0 +1,107 @@
+//! Settings of one server.
+
+use std::time::Duration;
+
+use crate::types::NodeId;
+
+/// Settings of one [`Raft`](crate::Raft). [`Config::new`] gives the defaults; change the fields you care about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This server.
+    pub id: NodeId,
+    /// Shortest time without a leader after which a follower campaigns; each wait is drawn anew from `[t, 2t)`
+    /// (paper, section 5.2). Also how long a leader goes on without a majority, and how long a follower that hears a leader refuses to vote.
+    pub election_timeout: Duration,
+    /// Time between heartbeats. At most half of `election_timeout`.
+    pub heartbeat_interval: Duration,
+    /// Ask before raising the term, so that a server that cannot win does no harm (thesis, section 9.6).
+    pub pre_vote: bool,
+    /// A leader that hears no majority for an election timeout steps down (thesis, section 6.2).
+    pub check_quorum: bool,
+    /// A new leader appends an empty entry, so that entries of earlier terms are committed and reads can be served without
+    /// waiting for a command (paper, section 8). Off, commands alone take indices: the first has index 1.
+    pub no_op_on_election: bool,
+    /// Largest command, in bytes.
+    pub max_entry_bytes: usize,
+    /// Most bytes of entries in one AppendEntries. A larger single entry travels alone.
+    pub max_append_bytes: usize,
+    /// Most AppendEntries on their way to one follower.
+    pub max_inflight_appends: usize,
+    /// Most bytes of entries on their way to one follower.
+    pub max_inflight_bytes: usize,
+    /// Bytes of entries that may be proposed and not yet committed; beyond it, `Busy`.
+    pub max_uncommitted_bytes: usize,
+    /// Bytes of entries that may be with the state machine at a time; and beyond it for all that is committed and not applied, `Busy`.
+    pub max_unapplied_bytes: usize,
+    /// Bytes of the newest entries kept in memory for followers, beyond those that must be kept.
+    pub max_cached_bytes: usize,
+    /// Most term runs in one rejection. One round trip finds the match of two logs that differ in fewer terms.
+    pub max_reject_runs: usize,
+    /// A leader whose own disk takes longer than this for a write steps down, so that heartbeats do not outlive a dead disk.
+    pub max_write_stall: Duration,
+    /// Seed of the election timeouts. Servers need different ones; the id is mixed in.
+    pub seed: u64,
+}
+
+impl Config {
+    /// The defaults, for server `id`.
+    pub fn new(id: NodeId) -> Self {
+        Config {
+            id,
+            election_timeout: Duration::from_millis(400),
+            heartbeat_interval: Duration::from_millis(100),
+            pre_vote: true,
+            check_quorum: true,
+            no_op_on_election: true,
+            max_entry_bytes: 8 << 20,
+            max_append_bytes: 1 << 20,
+            max_inflight_appends: 256,
+            max_inflight_bytes: 16 << 20,
+            max_uncommitted_bytes: 64 << 20,
+            max_unapplied_bytes: 64 << 20,
+            max_cached_bytes: 32 << 20,
+            max_reject_runs: 256,
+            max_write_stall: Duration::from_millis(800),
+            seed: 0,
+        }
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        let positive = [
+            ("max_entry_bytes", self.max_entry_bytes),
+            ("max_append_bytes", self.max_append_bytes),
+            ("max_inflight_appends", self.max_inflight_appends),
+            ("max_inflight_bytes", self.max_inflight_bytes),
+            ("max_uncommitted_bytes", self.max_uncommitted_bytes),
+            ("max_unapplied_bytes", self.max_unapplied_bytes),
+            ("max_reject_runs", self.max_reject_runs),
+        ];
+        if let Some(&(name, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(ConfigError::Zero(name));
+        }
+        if self.id.0 == 0 {
+            return Err(ConfigError::Zero("id"));
+        }
+        if self.heartbeat_interval.is_zero() {
+            return Err(ConfigError::Zero("heartbeat_interval"));
+        }
+        if self.heartbeat_interval * 2 > self.election_timeout {
+            return Err(ConfigError::HeartbeatTooSlow);
+        }
+        Ok(())
+    }
+}
+
+/// Why a server cannot start. Nothing has happened yet: mend the settings or the recovered state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A setting must not be zero.
+    #[error("`{0}` must not be zero")]
+    Zero(&'static str),
+    /// The election timeout must leave room for a lost heartbeat.
+    #[error("`heartbeat_interval` must be at most half of `election_timeout`")]
+    HeartbeatTooSlow,
+    /// The recovered log, hard state and applied index contradict one another.
+    #[error("recovered state is inconsistent: {0}")]
+    Recovered(&'static str),
+}

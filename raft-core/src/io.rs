@@ -1,0 +1,275 @@
+//! What goes into the core and what comes out: the whole boundary, as plain data.
+
+use crate::entries::Entries;
+use crate::membership::Membership;
+use crate::message::Envelope;
+use crate::types::{HardState, LogId, LogIndex, NodeId, Term, WriteSeq};
+
+/// Something that happened outside. See [`Raft::step`](crate::Raft::step).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// The time that [`Raft::deadline`](crate::Raft::deadline) named has come. Waking too often does no harm.
+    Wake,
+    /// A message arrived. The transport has verified that it comes from `from` and is meant for this group.
+    Message(Envelope),
+    /// Every [`Write`] up to this one is durable, in the order in which they were handed out.
+    Persisted(WriteSeq),
+    /// The state machine has applied everything up to this index.
+    Applied(LogIndex),
+    /// Answer to a [`Fetch`]: entries that begin at its `first` and do not pass its `last`. Fewer are fine, as long as there is
+    /// one; none, when the log was truncated or purged meanwhile.
+    Fetched {
+        /// Echo of [`Fetch::id`].
+        id: FetchId,
+        /// What was read.
+        entries: Entries,
+    },
+    /// The connection to a peer was lost or made anew: messages on their way may be gone. A hint that saves a timeout;
+    /// without it the core finds out by itself.
+    LinkReset(NodeId),
+}
+
+/// What is to be done after one or more steps. Every field has exactly one destination, and all of them may be served in
+/// any order and at the same time: what had to wait for something else is not in here yet.
+#[must_use = "the protocol stands still unless its output is carried out"]
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Output {
+    /// For the transport: send now, best effort, in order for each receiver.
+    pub messages: Vec<Envelope>,
+    /// For the writer: make durable after all earlier writes, then report [`Input::Persisted`].
+    pub write: Option<Write>,
+    /// For the state machine: committed and locally durable entries, following on what was handed out before.
+    /// Report [`Input::Applied`].
+    pub apply: Entries,
+    /// For the reader: entries that are no longer in memory. Report [`Input::Fetched`].
+    pub fetches: Vec<Fetch>,
+    /// For those who asked to read.
+    pub reads: Vec<ReadOutcome>,
+    /// For those who watch: logs, metrics, waiting proposals.
+    pub events: Vec<Event>,
+}
+
+impl Output {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+            && self.write.is_none()
+            && self.apply.is_empty()
+            && self.fetches.is_empty()
+            && self.reads.is_empty()
+            && self.events.is_empty()
+    }
+}
+
+/// Changes to the stable storage, to be made in this order: truncate, append, hard state; atomically, or at
+/// least so that after a crash an entry is never visible without the truncation and hard state of the same write.
+///
+/// Invariant: `entries` begin at `truncate_from` if that is set, and otherwise right after the last entry written before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    /// Number of this write.
+    pub seq: WriteSeq,
+    /// The new term and vote, when they changed.
+    pub hard_state: Option<HardState>,
+    /// Forget every entry at this index and above.
+    pub truncate_from: Option<LogIndex>,
+    /// Append these.
+    pub entries: Entries,
+}
+
+/// Identifies a [`Fetch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FetchId(pub u64);
+
+/// A wish to read entries from the stable log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// To be echoed in [`Input::Fetched`].
+    pub id: FetchId,
+    /// First entry wanted.
+    pub first: LogIndex,
+    /// Last entry wanted.
+    pub last: LogIndex,
+    /// Stop when this many bytes are read (but deliver at least one entry).
+    pub max_bytes: usize,
+}
+
+/// Identifies a batch of reads that was given to [`Raft::read_index`](crate::Raft::read_index).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReadId(pub u64);
+
+/// How a request to read ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadOutcome {
+    /// Once the state machine has applied `index`, a local read is linearizable (thesis, section 6.4).
+    Ready {
+        /// Which reads.
+        id: ReadId,
+        /// What must be applied first.
+        index: LogIndex,
+    },
+    /// Leadership was lost before it was confirmed: ask the new leader.
+    Lost {
+        /// Which reads.
+        id: ReadId,
+    },
+}
+
+/// Positions that a batch of proposals took: `first ..= last`, in `term`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proposed {
+    /// The leader's term.
+    pub term: Term,
+    /// Index of the first command.
+    pub first: LogIndex,
+    /// Index of the last command.
+    pub last: LogIndex,
+}
+
+/// Why a proposal was refused. It is definitely not in the log: trying again, here or elsewhere, is safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// This server is not the leader. Go to `hint`, or try the others.
+    #[error("not the leader")]
+    NotLeader {
+        /// The leader of the current term, if it is known.
+        hint: Option<NodeId>,
+    },
+    /// Too many bytes are uncommitted or unapplied. Try again after a while.
+    #[error("too much in progress; retry later")]
+    Busy,
+    /// A command is larger than [`Config::max_entry_bytes`](crate::Config::max_entry_bytes). It will never be accepted.
+    #[error("command of {size} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// Its size, in bytes.
+        size: usize,
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// There was no command in the batch, or more than 4 GiB of them.
+    #[error("a batch must hold between one command and 4 GiB")]
+    BadBatch,
+}
+
+/// Why a read was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// This server is not the leader. Go to `hint`, or try the others.
+    #[error("not the leader")]
+    NotLeader {
+        /// The leader of the current term, if it is known.
+        hint: Option<NodeId>,
+    },
+}
+
+/// Something worth telling. Events carry no duty, except that whoever holds proposals must give up on those which
+/// [`Event::SteppedDown`] leaves undecided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// This server was elected.
+    BecameLeader {
+        /// In this term.
+        term: Term,
+    },
+    /// This server leads no more. Proposals of its term above the commit index have an unknown outcome.
+    SteppedDown {
+        /// The term it led.
+        term: Term,
+        /// Why.
+        reason: StepDownReason,
+    },
+    /// A leader became known, or was lost from sight.
+    LeaderChanged {
+        /// The current term.
+        term: Term,
+        /// Its leader, if known.
+        leader: Option<NodeId>,
+    },
+    /// This server began an election, or a pre-vote.
+    Campaigning {
+        /// The term it asks for.
+        term: Term,
+        /// Whether it only asks what would happen.
+        pre_vote: bool,
+    },
+    /// Uncommitted entries gave way to the leader's.
+    Truncated {
+        /// First index that was dropped.
+        from: LogIndex,
+    },
+    /// An input contradicts the protocol and was ignored.
+    Rejected {
+        /// Who sent it.
+        from: NodeId,
+        /// What is wrong with it.
+        reason: Anomaly,
+    },
+}
+
+/// Why a leader stepped down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepDownReason {
+    /// Someone has a newer term.
+    NewerTerm,
+    /// No majority has answered for an election timeout (`CheckQuorum`; thesis, section 6.2).
+    QuorumLost,
+    /// Its own disk has not finished a write for [`Config::max_write_stall`](crate::Config::max_write_stall).
+    WriteStalled,
+}
+
+/// What can be wrong with an input. None of these happens between honest, undamaged servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Anomaly {
+    /// The sender is not a member, or is this server itself.
+    Stranger,
+    /// The message is for another server.
+    Misaddressed,
+    /// A term or an index beyond [`Term::MAX`] or [`LogIndex::MAX`].
+    OutOfRange,
+    /// Two servers claim to lead the same term.
+    TwoLeaders,
+    /// Entries do not follow on `prev_log`, or have a term above their sender's.
+    MalformedEntries,
+    /// Entries contradict a committed entry.
+    CommittedConflict,
+    /// Acknowledges more than was ever sent.
+    AckBeyondLog,
+    /// A commit index beyond what can be known.
+    CommitBeyondLog,
+    /// The driver reported something that was never handed out.
+    Driver,
+}
+
+/// What the stable storage and the state machine know when a server starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// Term and vote.
+    pub hard_state: HardState,
+    /// The entry before the first one in the log: [`LogId::ZERO`], or the last entry of the newest snapshot.
+    pub log_start: LogId,
+    /// The first entry of each term in the log, oldest first.
+    pub runs: Vec<LogId>,
+    /// Index of the last entry; `log_start.index` when the log is empty.
+    pub last_index: LogIndex,
+    /// What the state machine has applied; at least `log_start.index`.
+    pub applied: LogIndex,
+    /// Who belongs to the cluster.
+    pub membership: Membership,
+}
+
+impl Recovered {
+    /// A server that has never run before.
+    pub fn fresh(membership: Membership) -> Self {
+        Recovered {
+            hard_state: HardState::default(),
+            log_start: LogId::ZERO,
+            runs: Vec::new(),
+            last_index: LogIndex::ZERO,
+            applied: LogIndex::ZERO,
+            membership,
+        }
+    }
+}
