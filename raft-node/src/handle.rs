@@ -1,0 +1,149 @@
+//! The handle through which a program uses its node.
+
+use bytes::Bytes;
+use raft_core::{LogIndex, NodeId, Proposed, Status};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::reply::{Applied, OneShot, RequestError, Responder};
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Consistency {
+    /// Sees every write that was acknowledged, by anyone, before the read began. Served by the leader after a
+    /// round of heartbeats to a majority (ReadIndex; thesis, section 6.4).
+    #[default]
+    Linearizable,
+    /// Whatever this node has applied; may be arbitrarily old.
+    Stale,
+}
+
+/// A command to be replicated.
+#[derive(Debug)]
+pub struct Proposal {
+    /// What the state machine will get.
+    pub command: Bytes,
+    /// Where the outcome goes.
+    pub responder: Responder,
+}
+
+/// A query to be answered by the state machine.
+#[derive(Debug)]
+pub struct ReadRequest {
+    /// What the state machine will get.
+    pub query: Bytes,
+    /// How fresh the answer must be.
+    pub consistency: Consistency,
+    /// Where the answer goes.
+    pub responder: Responder,
+}
+
+/// What a handle asks of its node's loop.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Propose(Vec<Proposal>),
+    Start { command: Bytes, responder: Responder, placed: oneshot::Sender<Result<Proposed, RequestError>> },
+    Read(Vec<ReadRequest>),
+    Status(oneshot::Sender<Status>),
+    Shutdown,
+}
+
+/// A running node. Clones share it; it stops when [`shutdown`](Self::shutdown) is called.
+#[derive(Clone, Debug)]
+pub struct Raft {
+    id: NodeId,
+    requests: mpsc::UnboundedSender<Request>,
+}
+
+impl Raft {
+    pub(crate) fn new(id: NodeId, requests: mpsc::UnboundedSender<Request>) -> Self {
+        Raft { id, requests }
+    }
+
+    /// This node.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// Proposes a command and waits until it is committed, and applied on this node.
+    ///
+    /// # Errors
+    /// See [`RequestError`]: it says whether the command may have taken effect.
+    pub async fn propose(&self, command: impl Into<Bytes>) -> Result<Applied, RequestError> {
+        let (responder, outcome) = OneShot::responder();
+        self.propose_batch(vec![Proposal { command: command.into(), responder }]);
+        outcome.await.unwrap_or(Err(RequestError::ShuttingDown))
+    }
+
+    /// The course's `Start`: returns as soon as the command is in the leader's log, with the place it will have
+    /// *if* it is ever committed. Whether it was can be seen at the state machine.
+    ///
+    /// # Errors
+    /// On any error the command is not in the log.
+    pub async fn start(&self, command: impl Into<Bytes>) -> Result<Proposed, RequestError> {
+        let (placed, place) = oneshot::channel();
+        self.send(Request::Start { command: command.into(), responder: Responder::ignore(), placed });
+        place.await.unwrap_or(Err(RequestError::ShuttingDown))
+    }
+
+    /// Answers a query.
+    ///
+    /// # Errors
+    /// A read has no effect, so each may be repeated.
+    pub async fn read(&self, query: impl Into<Bytes>, consistency: Consistency) -> Result<Bytes, RequestError> {
+        let (responder, outcome) = OneShot::responder();
+        self.read_batch(vec![ReadRequest { query: query.into(), consistency, responder }]);
+        outcome.await.unwrap_or(Err(RequestError::ShuttingDown)).map(|applied| applied.reply)
+    }
+
+    /// Proposes many commands at once; outcomes go to their responders. Never waits: what is too much is answered
+    /// with [`Busy`](RequestError::Busy).
+    pub fn propose_batch(&self, proposals: Vec<Proposal>) {
+        self.send(Request::Propose(proposals));
+    }
+
+    /// Reads many things at once; answers go to their responders. One round of heartbeats serves all of them.
+    pub fn read_batch(&self, reads: Vec<ReadRequest>) {
+        self.send(Request::Read(reads));
+    }
+
+    /// What the node knows of itself and its cluster.
+    ///
+    /// # Errors
+    /// Only [`RequestError::ShuttingDown`].
+    pub async fn status(&self) -> Result<Status, RequestError> {
+        let (sender, receiver) = oneshot::channel();
+        self.send(Request::Status(sender));
+        receiver.await.map_err(|_| RequestError::ShuttingDown)
+    }
+
+    /// Asks the node to stop. What is in the log stays there; requests in progress are answered as unknown.
+    pub fn shutdown(&self) {
+        self.send(Request::Shutdown);
+    }
+
+    /// Index up to which this node has applied, for tests and monitoring.
+    ///
+    /// # Errors
+    /// Only [`RequestError::ShuttingDown`].
+    pub async fn applied(&self) -> Result<LogIndex, RequestError> {
+        Ok(self.status().await?.applied_index)
+    }
+
+    fn send(&self, request: Request) {
+        if let Err(mpsc::error::SendError(request)) = self.requests.send(request) {
+            refuse(request);
+        }
+    }
+}
+
+/// The node is gone: nothing of this request was or will be done.
+pub(crate) fn refuse(request: Request) {
+    match request {
+        Request::Propose(proposals) => {
+            proposals.into_iter().for_each(|p| p.responder.fail(RequestError::ShuttingDown));
+        }
+        Request::Read(reads) => reads.into_iter().for_each(|r| r.responder.fail(RequestError::ShuttingDown)),
+        // Their callers see the channel close.
+        Request::Start { .. } | Request::Status(_) | Request::Shutdown => {}
+    }
+}
