@@ -85,6 +85,9 @@ impl Config {
         if self.heartbeat_interval.is_zero() {
             return Err(ConfigError::Zero("heartbeat_interval"));
         }
+        if self.max_write_stall.is_zero() {
+            return Err(ConfigError::Zero("max_write_stall"));
+        }
         if self.heartbeat_interval * 2 > self.election_timeout {
             return Err(ConfigError::HeartbeatTooSlow);
         }

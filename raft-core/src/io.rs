@@ -32,7 +32,7 @@ pub enum Input {
 /// What is to be done after one or more steps. Every field has exactly one destination, and all of them may be served in
 /// any order and at the same time: what had to wait for something else is not in here yet.
 #[must_use = "the protocol stands still unless its output is carried out"]
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Output {
     /// For the transport: send now, best effort, in order for each receiver.

@@ -95,7 +95,7 @@ pub struct AppendReject {
     pub epoch: u64,
     /// Echo of [`AppendEntries::seq`].
     pub seq: u64,
-    /// The follower's last index.
+    /// Where the newest of `runs` ends: the follower's last index, or the refused `prev_log.index` if that is lower.
     pub last_index: LogIndex,
     /// The follower's commit index: the logs match at least up to here (Leader Completeness, paper, section 5.4.3).
     pub commit_index: LogIndex,
@@ -126,4 +126,6 @@ pub struct HeartbeatReply {
     /// Up to here the log is *known* to match the leader's, durable or not: tells an append that is lost from one
     /// that waits for a slow disk.
     pub received: LogIndex,
+    /// As in [`AppendAck`]: known to match, and durable. Makes up for an acknowledgement that was lost.
+    pub match_index: LogIndex,
 }

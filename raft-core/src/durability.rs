@@ -1,0 +1,170 @@
+//! What is on the disk, what is on its way there, and what must wait for it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::entries::Entries;
+use crate::io::Write;
+use crate::message::Envelope;
+use crate::types::{HardState, Instant, LogIndex, WriteSeq};
+
+/// The durability gate. Writes are numbered and completed in order; messages that promise something about the disk stay
+/// in here until the disk has it, so whatever leaves the core may always be sent at once.
+///
+/// Invariants: `persisted <= issued`; sequence numbers in `in_flight` and `gated` ascend; `durable` never exceeds what
+/// completed writes contain *and* no later truncation has taken away.
+#[derive(Clone, Debug)]
+pub(crate) struct Durability {
+    issued: WriteSeq,
+    persisted: WriteSeq,
+    /// Highest entry on the disk. Moved by completed writes, and back by truncation.
+    durable: LogIndex,
+    in_flight: VecDeque<InFlight>,
+    gated: VecDeque<(WriteSeq, Envelope)>,
+    /// Term and vote changed since the last write.
+    hard_state_dirty: bool,
+    /// The write that holds (or, while dirty, will hold) the present hard state.
+    hard_state_seq: WriteSeq,
+    /// First entry that is in no write yet.
+    unwritten: LogIndex,
+    truncate_from: Option<LogIndex>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    seq: WriteSeq,
+    /// The log's end after this write, lowered by later truncations: a write that was overtaken by a truncation
+    /// must not count for what the truncation takes away.
+    last: LogIndex,
+    issued_at: Instant,
+}
+
+impl Durability {
+    pub(crate) fn new(last: LogIndex) -> Self {
+        Durability {
+            issued: WriteSeq(0),
+            persisted: WriteSeq(0),
+            durable: last,
+            in_flight: VecDeque::new(),
+            gated: VecDeque::new(),
+            hard_state_dirty: false,
+            hard_state_seq: WriteSeq(0),
+            unwritten: last.next(),
+            truncate_from: None,
+        }
+    }
+
+    /// Highest entry that is safe on this server's disk.
+    pub(crate) fn durable(&self) -> LogIndex {
+        self.durable
+    }
+
+    /// First entry that no write contains yet.
+    pub(crate) fn unwritten(&self) -> LogIndex {
+        self.unwritten
+    }
+
+    pub(crate) fn hard_state_changed(&mut self) {
+        self.hard_state_dirty = true;
+        self.hard_state_seq = WriteSeq(self.issued.0 + 1);
+    }
+
+    /// Whether the present term and vote are on the disk.
+    pub(crate) fn hard_state_durable(&self) -> bool {
+        self.persisted >= self.hard_state_seq
+    }
+
+    /// The log was cut: from now on nothing at `from` or above is durable, whatever writes are yet to complete.
+    pub(crate) fn truncated(&mut self, from: LogIndex) {
+        self.durable = self.durable.min(from.prev());
+        for write in &mut self.in_flight {
+            write.last = write.last.min(from.prev());
+        }
+        if from < self.unwritten {
+            self.unwritten = from;
+            self.truncate_from = Some(self.truncate_from.map_or(from, |at| at.min(from)));
+        }
+    }
+
+    /// Holds a message back until the present term and vote are durable.
+    pub(crate) fn gate(&mut self, message: Envelope) {
+        self.gated.push_back((self.hard_state_seq, message));
+    }
+
+    /// The messages that need not wait any longer, in order.
+    pub(crate) fn released(&mut self) -> impl Iterator<Item = Envelope> {
+        let free = self.gated.partition_point(|(seq, _)| *seq <= self.persisted);
+        self.gated.drain(..free).map(|(_, message)| message)
+    }
+
+    /// The next write, if there is anything to write. `entries` are those from [`Self::unwritten`] on.
+    pub(crate) fn next_write(&mut self, hard_state: HardState, entries: Entries, now: Instant) -> Option<Write> {
+        if !self.hard_state_dirty && self.truncate_from.is_none() && entries.is_empty() {
+            return None;
+        }
+        self.issued = WriteSeq(self.issued.0 + 1);
+        let last = entries.last_index().unwrap_or(self.unwritten.prev());
+        self.unwritten = last.next();
+        self.in_flight.push_back(InFlight { seq: self.issued, last, issued_at: now });
+        Some(Write {
+            seq: self.issued,
+            hard_state: std::mem::take(&mut self.hard_state_dirty).then_some(hard_state),
+            truncate_from: self.truncate_from.take(),
+            entries,
+        })
+    }
+
+    /// Every write up to `seq` is durable. `false` when no such write was handed out.
+    pub(crate) fn persisted(&mut self, seq: WriteSeq) -> bool {
+        if seq > self.issued {
+            return false;
+        }
+        self.persisted = self.persisted.max(seq);
+        while let Some(write) = self.in_flight.front().filter(|write| write.seq <= seq) {
+            self.durable = self.durable.max(write.last);
+            self.in_flight.pop_front();
+        }
+        true
+    }
+
+    /// When the oldest write will have taken `limit`, if one is on its way.
+    pub(crate) fn stalled_at(&self, limit: Duration) -> Option<Instant> {
+        self.in_flight.front().map(|write| write.issued_at + limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entries::{EntryKind, Segment};
+    use crate::types::Term;
+
+    fn entries(first: u64, n: usize) -> Entries {
+        Segment::pack(LogIndex(first), Term(1), EntryKind::Command, &vec![b"x"; n]).unwrap().into()
+    }
+
+    #[test]
+    fn a_write_overtaken_by_a_truncation_does_not_count_for_what_was_cut() {
+        let mut d = Durability::new(LogIndex(0));
+        let first = d.next_write(HardState::default(), entries(1, 10), Instant(0)).unwrap();
+        d.truncated(LogIndex(5));
+        let second = d.next_write(HardState::default(), entries(5, 2), Instant(0)).unwrap();
+        assert_eq!((second.truncate_from, second.entries.first_index()), (Some(LogIndex(5)), Some(LogIndex(5))));
+        assert!(d.persisted(first.seq));
+        assert_eq!(d.durable(), LogIndex(4));
+        assert!(d.persisted(second.seq));
+        assert_eq!(d.durable(), LogIndex(6));
+        assert!(!d.persisted(WriteSeq(3)), "was never handed out");
+    }
+
+    #[test]
+    fn entries_that_were_never_written_need_no_truncation_on_disk() {
+        let mut d = Durability::new(LogIndex(3));
+        d.truncated(LogIndex(4));
+        assert!(d.next_write(HardState::default(), Entries::new(), Instant(0)).is_none());
+        d.truncated(LogIndex(3));
+        let write = d.next_write(HardState::default(), Entries::new(), Instant(0)).unwrap();
+        assert_eq!((write.truncate_from, d.durable()), (Some(LogIndex(3)), LogIndex(2)));
+        assert_eq!(d.unwritten(), LogIndex(3));
+    }
+}

@@ -1,0 +1,393 @@
+//! The log as the core sees it: the terms of all entries, the newest entries themselves, and four cursors.
+
+use std::collections::VecDeque;
+
+use crate::entries::{Entries, Segment};
+use crate::types::{LogId, LogIndex, Term};
+
+/// The log.
+///
+/// The core keeps the first index of every term (`runs`) for the *whole* log, so no decision of the protocol waits for
+/// the disk, and the newest segments in memory for followers and the state machine.
+///
+/// Invariants, checked by [`Log::check`]:
+///
+/// 1. `start.index <= applied <= applying <= min(commit, durable)` and `commit, durable <= last`.
+/// 2. `runs` ascend strictly in term and index, and lie within `start.index + 1 ..= last`.
+/// 3. `cache` is contiguous, ends at `last` when it is not empty, and holds every entry that is not yet durable.
+///
+/// `durable` is not in here but in [`Durability`](crate::durability::Durability), which owns the writes.
+#[derive(Clone, Debug)]
+pub(crate) struct Log {
+    /// The entry before the first: the end of the snapshot, or zero.
+    start: LogId,
+    runs: Vec<LogId>,
+    last: LogIndex,
+    cache: VecDeque<Segment>,
+    cached_bytes: usize,
+    /// Highest entry known to be committed. Moved by the commit rule (leader) or by the leader's word (follower); never back.
+    pub(crate) commit: LogIndex,
+    /// Highest entry handed to the state machine. Bounded by `commit` and by what is durable here.
+    pub(crate) applying: LogIndex,
+    /// Highest entry that the state machine has reported as applied.
+    pub(crate) applied: LogIndex,
+    ledger: Ledger,
+}
+
+impl Log {
+    pub(crate) fn new(start: LogId, runs: Vec<LogId>, last: LogIndex, applied: LogIndex) -> Self {
+        Log {
+            start,
+            runs,
+            last,
+            cache: VecDeque::new(),
+            cached_bytes: 0,
+            commit: applied,
+            applying: applied,
+            applied,
+            ledger: Ledger::default(),
+        }
+    }
+
+    pub(crate) fn start(&self) -> LogId {
+        self.start
+    }
+
+    pub(crate) fn last_index(&self) -> LogIndex {
+        self.last
+    }
+
+    pub(crate) fn last_id(&self) -> LogId {
+        LogId::new(self.runs.last().map_or(self.start.term, |run| run.term), self.last)
+    }
+
+    /// The term of the entry at `index`: known for every entry from `start` to `last`, whether it is in memory or not.
+    pub(crate) fn term_at(&self, index: LogIndex) -> Option<Term> {
+        if index == self.start.index {
+            return Some(self.start.term);
+        }
+        if index < self.start.index || index > self.last {
+            return None;
+        }
+        let after = self.runs.partition_point(|run| run.index <= index);
+        after.checked_sub(1).map(|run| self.runs[run].term)
+    }
+
+    /// Whether this very entry is in the log.
+    pub(crate) fn contains(&self, id: LogId) -> bool {
+        self.term_at(id.index) == Some(id.term)
+    }
+
+    /// The last index of `term`, if the log holds any entry of it (the one at `start` included).
+    fn last_of_term(&self, term: Term) -> Option<LogIndex> {
+        match self.runs.binary_search_by_key(&term, |run| run.term) {
+            Ok(at) => Some(self.runs.get(at + 1).map_or(self.last, |next| next.index.prev())),
+            Err(_) => (term == self.start.term).then_some(self.start.index),
+        }
+    }
+
+    /// The newest term runs that begin at or below `index`, oldest first, at most `most`.
+    pub(crate) fn runs_up_to(&self, index: LogIndex, most: usize) -> Vec<LogId> {
+        let end = self.runs.partition_point(|run| run.index <= index);
+        self.runs[end.saturating_sub(most)..end].to_vec()
+    }
+
+    /// Where this log and a peer's part, given the peer's runs, the last of which ends at `end`.
+    ///
+    /// A term has one leader, which only appends: its entries are a prefix of one sequence in every log, with the same first
+    /// index. So the longest common prefix ends at the smaller of the two last indices of the largest term that both logs hold.
+    /// Returns that index and `true`; or, if none of the given terms is in this log, the best position for another try and `false`.
+    pub(crate) fn matching(&self, runs: &[LogId], end: LogIndex, floor: LogIndex) -> (LogIndex, bool) {
+        let mut run_end = end;
+        for run in runs.iter().rev() {
+            if let Some(own_end) = self.last_of_term(run.term) {
+                return (own_end.min(run_end).max(floor), true);
+            }
+            run_end = run.index.prev();
+        }
+        (run_end.max(floor), run_end <= floor)
+    }
+
+    /// Appends a segment, which must begin right after the end. The caller has checked that.
+    pub(crate) fn append(&mut self, segment: Segment) {
+        debug_assert_eq!(segment.first_index(), self.last.next(), "appends are contiguous");
+        debug_assert!(segment.first_term() >= self.last_id().term, "terms never decrease");
+        if segment.first_term() == segment.last_term() {
+            self.extend_runs(LogId::new(segment.first_term(), segment.first_index()));
+        } else {
+            for entry in segment.iter() {
+                self.extend_runs(entry.id());
+            }
+        }
+        self.last = segment.last_index();
+        self.ledger.push(segment.last_index(), segment.byte_len());
+        self.cached_bytes += segment.byte_len();
+        self.cache.push_back(segment);
+    }
+
+    fn extend_runs(&mut self, id: LogId) {
+        // Without runs, the entry at `start` is the only one whose term is known; a run for it begins after it.
+        if self.runs.last().is_none_or(|run| run.term < id.term) {
+            self.runs.push(id);
+        }
+    }
+
+    /// Forgets `from` and everything after it. The caller has checked that it is not committed.
+    pub(crate) fn truncate(&mut self, from: LogIndex) {
+        debug_assert!(from > self.commit, "a committed entry is never truncated");
+        while let Some(back) = self.cache.back() {
+            if back.last_index() < from {
+                break;
+            }
+            self.cached_bytes -= back.byte_len();
+            let kept = back.slice(LogIndex::ZERO, from.prev());
+            self.cache.pop_back();
+            if let Some(kept) = kept {
+                self.cached_bytes += kept.byte_len();
+                self.cache.push_back(kept);
+            }
+        }
+        self.last = self.last.min(from.prev());
+        let end = self.runs.partition_point(|run| run.index < from);
+        self.runs.truncate(end);
+        self.ledger.truncate(from);
+    }
+
+    /// Raises the commit index; it never goes back.
+    pub(crate) fn commit_to(&mut self, index: LogIndex) -> bool {
+        let raised = index.min(self.last) > self.commit;
+        if raised {
+            self.commit = index.min(self.last);
+            self.ledger.committed(self.commit);
+        }
+        raised
+    }
+
+    /// The state machine is done up to `index`.
+    pub(crate) fn applied_to(&mut self, index: LogIndex) {
+        self.applied = index;
+        self.ledger.applied(index);
+    }
+
+    /// Bytes appended and not committed; and bytes committed and not applied.
+    pub(crate) fn backlog(&self) -> (usize, usize) {
+        (self.ledger.uncommitted, self.ledger.unapplied)
+    }
+
+    /// First index in memory, if any is.
+    pub(crate) fn cached_from(&self) -> Option<LogIndex> {
+        self.cache.front().map(Segment::first_index)
+    }
+
+    /// Entries `from ..= to` of at most `max_bytes` (but at least one), if `from` is in memory.
+    pub(crate) fn cached(&self, from: LogIndex, to: LogIndex, max_bytes: usize) -> Option<Entries> {
+        if self.cached_from().is_none_or(|first| first > from) || from > to {
+            return None;
+        }
+        let mut entries = Entries::new();
+        let mut room = max_bytes;
+        let begin = self.cache.partition_point(|segment| segment.last_index() < from);
+        for segment in self.cache.range(begin..) {
+            let Some(part) = segment.slice(from, to) else { break };
+            let fits = part.byte_len() <= room;
+            if !fits && !entries.is_empty() && part.prefix(1).byte_len() > room {
+                break;
+            }
+            let part = if fits { part } else { part.prefix(room) };
+            room = room.saturating_sub(part.byte_len());
+            // Segments of the cache are contiguous, so this cannot fail.
+            let _ = entries.push(part);
+            if !fits {
+                break;
+            }
+        }
+        Some(entries)
+    }
+
+    /// Drops the oldest segments from memory beyond `max_bytes`: those that are durable and applied; and, when even
+    /// `max_bytes + extra` is exceeded, those that are merely durable. They can be fetched.
+    pub(crate) fn evict(&mut self, durable: LogIndex, max_bytes: usize, extra: usize) {
+        while self.cached_bytes > max_bytes {
+            let Some(front) = self.cache.front() else { break };
+            let needed = front.last_index() > self.applied && self.cached_bytes <= max_bytes.saturating_add(extra);
+            if front.last_index() > durable || needed {
+                break;
+            }
+            self.cached_bytes -= front.byte_len();
+            self.cache.pop_front();
+        }
+    }
+
+    /// Panics when an invariant is broken.
+    pub(crate) fn check(&self, durable: LogIndex) {
+        assert!(self.start.index <= self.applied, "snapshot beyond applied: {self:?}");
+        assert!(self.applied <= self.applying, "applied what was not handed out: {self:?}");
+        assert!(self.applying <= self.commit.min(durable), "applying beyond commit or disk: {self:?}");
+        assert!(self.commit <= self.last && durable <= self.last, "cursor beyond the end: {self:?} {durable}");
+        let ascending = |w: &[LogId]| w[0].term < w[1].term && w[0].index < w[1].index;
+        assert!(self.runs.windows(2).all(ascending), "runs do not ascend: {self:?}");
+        assert!(self.runs.first().is_none_or(|run| run.index > self.start.index), "run in the snapshot: {self:?}");
+        assert!(self.runs.last().is_none_or(|run| run.index <= self.last), "run beyond the end: {self:?}");
+        let mut next = self.cached_from().unwrap_or(self.last.next());
+        assert!(next <= durable.next(), "an entry is neither durable nor in memory: {self:?} {durable}");
+        for segment in &self.cache {
+            assert_eq!(segment.first_index(), next, "gap in the cache: {self:?}");
+            next = segment.last_index().next();
+        }
+        assert_eq!(next, self.last.next(), "the cache does not reach the end: {self:?}");
+        assert_eq!(self.cached_bytes, self.cache.iter().map(Segment::byte_len).sum::<usize>());
+    }
+}
+
+/// Sizes of the segments that were appended and are not applied yet, for the limits on what is in progress.
+#[derive(Clone, Debug, Default)]
+struct Ledger {
+    /// Last index and bytes of each, in order; the first `split` of them are committed.
+    segments: VecDeque<(LogIndex, usize)>,
+    split: usize,
+    uncommitted: usize,
+    unapplied: usize,
+}
+
+impl Ledger {
+    fn push(&mut self, last: LogIndex, bytes: usize) {
+        self.segments.push_back((last, bytes));
+        self.uncommitted += bytes;
+    }
+
+    fn committed(&mut self, index: LogIndex) {
+        while let Some(&(last, bytes)) = self.segments.get(self.split).filter(|(last, _)| *last <= index) {
+            debug_assert!(last <= index);
+            self.split += 1;
+            self.uncommitted -= bytes;
+            self.unapplied += bytes;
+        }
+    }
+
+    fn applied(&mut self, index: LogIndex) {
+        while self.split > 0 && self.segments.front().is_some_and(|(last, _)| *last <= index) {
+            if let Some((_, bytes)) = self.segments.pop_front() {
+                self.split -= 1;
+                self.unapplied -= bytes;
+            }
+        }
+    }
+
+    /// A segment that is cut within keeps its whole weight: an overestimate until it is applied.
+    fn truncate(&mut self, from: LogIndex) {
+        let mut before = self.segments.iter().rev().nth(1).map_or(LogIndex::ZERO, |(last, _)| *last);
+        while self.segments.len() > self.split {
+            let Some(back) = self.segments.back_mut().filter(|(last, _)| *last >= from) else { break };
+            if before.next() < from {
+                back.0 = from.prev();
+                break;
+            }
+            self.uncommitted -= back.1;
+            self.segments.pop_back();
+            before = self.segments.iter().rev().nth(1).map_or(LogIndex::ZERO, |(last, _)| *last);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entries::EntryKind;
+
+    fn segment(first: u64, term: u64, n: usize) -> Segment {
+        Segment::pack(LogIndex(first), Term(term), EntryKind::Command, &vec![b"12345678"; n]).unwrap()
+    }
+
+    fn log(runs: &[(u64, usize)]) -> Log {
+        let mut log = Log::new(LogId::ZERO, Vec::new(), LogIndex::ZERO, LogIndex::ZERO);
+        for &(term, n) in runs {
+            log.append(segment(log.last.0 + 1, term, n));
+        }
+        log
+    }
+
+    #[test]
+    fn terms_are_known_for_the_whole_log() {
+        let log = log(&[(1, 3), (1, 1), (4, 2)]);
+        let terms: Vec<_> = (0..8).map(|i| log.term_at(LogIndex(i)).map(|t| t.0)).collect();
+        assert_eq!(terms, [Some(0), Some(1), Some(1), Some(1), Some(1), Some(4), Some(4), None]);
+        assert_eq!(log.runs, [LogId::new(Term(1), LogIndex(1)), LogId::new(Term(4), LogIndex(5))]);
+        log.check(LogIndex(0));
+    }
+
+    /// All pairs of short logs that can arise: compared entry by entry, and through their runs.
+    #[test]
+    fn the_match_of_two_logs_is_found_from_their_runs() {
+        // Entry i of term t exists in both or differs by term; a term's entries begin at the same index everywhere.
+        let shapes: [&[(u64, usize)]; 8] = [
+            &[],
+            &[(1, 3)],
+            &[(1, 5)],
+            &[(1, 3), (2, 4)],
+            &[(1, 3), (2, 2), (5, 3)],
+            &[(1, 3), (3, 2)],
+            &[(1, 3), (3, 4), (4, 1)],
+            &[(1, 5), (4, 6)],
+        ];
+        for a in shapes.map(log) {
+            for b in shapes.map(log) {
+                let same = |i: &u64| a.term_at(LogIndex(*i)) == b.term_at(LogIndex(*i));
+                let both = a.last.0.min(b.last.0);
+                let expected = (1..=both).take_while(same).last().unwrap_or(0);
+                // Terms 4 of different shapes begin at different indices: such a pair cannot arise.
+                let possible = a.runs.iter().all(|x| b.runs.iter().all(|y| x.term != y.term || x.index == y.index));
+                if possible {
+                    let found = a.matching(&b.runs_up_to(LogIndex::MAX, 99), b.last, LogIndex::ZERO);
+                    assert_eq!(found, (LogIndex(expected), true), "{:?} {:?}", a.runs, b.runs);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_bounded_list_of_runs_leads_further_down() {
+        let leader = log(&[(1, 2), (9, 1)]);
+        let follower = log(&[(1, 4), (2, 1), (3, 1), (4, 1)]);
+        let runs = follower.runs_up_to(LogIndex(7), 2);
+        assert_eq!(leader.matching(&runs, LogIndex(7), LogIndex::ZERO), (LogIndex(5), false));
+        let runs = follower.runs_up_to(LogIndex(5), 2);
+        assert_eq!(leader.matching(&runs, LogIndex(5), LogIndex::ZERO), (LogIndex(2), true));
+    }
+
+    #[test]
+    fn truncation_cuts_within_a_segment_and_keeps_count() {
+        let mut log = log(&[(1, 4), (2, 4)]);
+        let each = log.cached_bytes / 8;
+        log.truncate(LogIndex(7));
+        assert_eq!((log.last, log.cached_bytes, log.last_id().term), (LogIndex(6), 6 * each, Term(2)));
+        log.truncate(LogIndex(3));
+        assert_eq!((log.last, log.runs.len(), log.cached_bytes), (LogIndex(2), 1, 2 * each));
+        log.append(segment(3, 5, 2));
+        log.check(LogIndex(0));
+        log.commit_to(LogIndex(4));
+        assert_eq!(log.backlog().0, 0);
+        log.applying = LogIndex(4);
+        log.applied_to(LogIndex(4));
+        assert_eq!(log.backlog(), (0, 0));
+        log.truncate(LogIndex(5));
+        log.check(LogIndex(4));
+    }
+
+    #[test]
+    fn reads_from_memory_respect_the_limit() {
+        let mut log = log(&[(1, 3), (1, 3), (2, 3)]);
+        let each = log.cached_bytes / 9;
+        let all = log.cached(LogIndex(2), LogIndex(8), usize::MAX).unwrap();
+        assert_eq!((all.first_index(), all.last_index()), (Some(LogIndex(2)), Some(LogIndex(8))));
+        let some = log.cached(LogIndex(2), LogIndex(9), 4 * each).unwrap();
+        assert_eq!(some.last_index(), Some(LogIndex(5)));
+        assert_eq!(log.cached(LogIndex(2), LogIndex(9), 1).unwrap().len(), 1);
+        log.commit_to(LogIndex(3));
+        log.applying = LogIndex(3);
+        log.applied_to(LogIndex(3));
+        log.evict(LogIndex(3), 0, usize::MAX);
+        assert_eq!(log.cached(LogIndex(3), LogIndex(9), 1), None);
+        assert_eq!(log.cached_from(), Some(LogIndex(4)));
+        log.check(LogIndex(3));
+    }
+}

@@ -1,0 +1,175 @@
+//! What a leader knows and guesses about one follower.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::io::FetchId;
+use crate::types::{Instant, LogIndex};
+
+/// A leader's view of one follower.
+///
+/// `match_index` is a fact, learned only from acknowledgements; `next_index` is a guess, and neither is derived from the other.
+///
+/// Invariants: `match_index < next_index`; `inflight` ascends in `seq`; `inflight_bytes` is the sum of its sizes; while
+/// `probing`, at most one append is on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct Progress {
+    /// Names this life of the follower; replies that echo another epoch count for nothing.
+    pub(crate) epoch: u64,
+    /// Highest entry known to be on the follower's disk and equal to ours. Never goes back.
+    pub(crate) match_index: LogIndex,
+    /// The next entry to send.
+    pub(crate) next_index: LogIndex,
+    /// The point where the logs meet is not known: send one append at a time until one is accepted.
+    pub(crate) probing: bool,
+    /// Number of the next append.
+    seq: u64,
+    /// Rejections of appends before this one are stale: `next_index` was set anew since.
+    rewound_at: u64,
+    inflight: VecDeque<Inflight>,
+    inflight_bytes: usize,
+    /// Highest index that the follower is known to have received, durable or not.
+    received: LogIndex,
+    /// How long an append may stay unreceived before it is taken for lost; doubles with each loss, up to a limit.
+    patience: Duration,
+    /// Highest commit index that the follower has been told.
+    pub(crate) told_commit: LogIndex,
+    /// Last reply.
+    pub(crate) last_contact: Instant,
+    /// Highest heartbeat round that was answered.
+    pub(crate) acked_round: u64,
+    /// The fetch that must come back before anything can be sent.
+    pub(crate) fetch: Option<FetchId>,
+}
+
+/// An append on its way.
+#[derive(Clone, Copy, Debug)]
+struct Inflight {
+    seq: u64,
+    prev: LogIndex,
+    last: LogIndex,
+    bytes: usize,
+    sent_at: Instant,
+}
+
+impl Progress {
+    pub(crate) fn new(epoch: u64, last: LogIndex, now: Instant, patience: Duration) -> Self {
+        Progress {
+            epoch,
+            match_index: LogIndex::ZERO,
+            next_index: last.next(),
+            probing: true,
+            seq: 1,
+            rewound_at: 0,
+            inflight: VecDeque::new(),
+            inflight_bytes: 0,
+            received: LogIndex::ZERO,
+            patience,
+            told_commit: LogIndex::ZERO,
+            last_contact: now,
+            acked_round: 0,
+            fetch: None,
+        }
+    }
+
+    /// Whether an append may be sent now.
+    pub(crate) fn has_room(&self, max_appends: usize, max_bytes: usize) -> bool {
+        let limit = if self.probing { 1 } else { max_appends };
+        self.fetch.is_none() && self.inflight.len() < limit && self.inflight_bytes < max_bytes
+    }
+
+    /// Whether everything sent has been acknowledged.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.inflight.is_empty()
+    }
+
+    /// Appends and bytes on their way.
+    pub(crate) fn in_flight(&self) -> (usize, usize) {
+        (self.inflight.len(), self.inflight_bytes)
+    }
+
+    /// Notes an append of `next_index ..= last` (empty when `last < next_index`) as sent; returns its number.
+    pub(crate) fn sent(&mut self, last: LogIndex, bytes: usize, now: Instant) -> u64 {
+        let seq = self.seq;
+        self.seq += 1;
+        self.inflight.push_back(Inflight { seq, prev: self.next_index.prev(), last, bytes, sent_at: now });
+        self.inflight_bytes += bytes;
+        self.next_index = self.next_index.max(last.next());
+        seq
+    }
+
+    /// The follower has everything up to `index` on its disk. Old acknowledgements are harmless: facts stay facts.
+    pub(crate) fn acked(&mut self, index: LogIndex, patience: Duration) {
+        if index > self.match_index {
+            self.match_index = index;
+            self.patience = patience;
+        }
+        self.received = self.received.max(self.match_index);
+        // An acknowledgement that reaches the probe's `prev` shows that the logs meet there.
+        if self.inflight.front().is_some_and(|probe| probe.prev <= index) {
+            self.probing = false;
+        }
+        if self.next_index <= self.match_index {
+            self.next_index = self.match_index.next();
+            // Whatever is being fetched starts too low now.
+            self.fetch = None;
+        }
+        while let Some(front) = self.inflight.front().filter(|sent| sent.last <= self.match_index) {
+            self.inflight_bytes -= front.bytes;
+            self.inflight.pop_front();
+        }
+    }
+
+    /// Whether a rejection of append `seq` is news.
+    pub(crate) fn is_current_rejection(&self, seq: u64) -> bool {
+        seq >= self.rewound_at && self.inflight.iter().any(|sent| sent.seq == seq)
+    }
+
+    /// Whether append `seq` began right after what the follower had acknowledged, so that it had no right to refuse it.
+    pub(crate) fn contradicts_ack(&self, seq: u64) -> bool {
+        self.inflight.iter().any(|sent| sent.seq == seq && sent.prev <= self.match_index)
+    }
+
+    /// Starts again after `matched`: `exact` when that is known to be the meeting point, else as a probe.
+    pub(crate) fn rewind(&mut self, matched: LogIndex, exact: bool) {
+        self.next_index = matched.max(self.match_index).next();
+        self.probing = !exact;
+        self.rewound_at = self.seq;
+        self.inflight.clear();
+        self.inflight_bytes = 0;
+        self.fetch = None;
+        self.told_commit = LogIndex::ZERO;
+    }
+
+    /// The newest word of the follower is that it has received everything up to `received` (durable or not). If an append
+    /// that was sent long enough ago is not among that, and nothing new has arrived either, it is lost: send again.
+    ///
+    /// May go back: a follower that restarted has lost what was not durable.
+    pub(crate) fn heard(&mut self, received: LogIndex, now: Instant, max_patience: Duration) {
+        let advanced = received > self.received;
+        self.received = received.max(self.match_index);
+        let Some(missing) = self.inflight.iter().find(|sent| sent.last > self.received) else {
+            return;
+        };
+        if !advanced && now.since(missing.sent_at) >= self.patience {
+            self.patience = (self.patience * 2).min(max_patience);
+            // A lost probe is repeated as it was; in a stream, what was received is known to match.
+            let from = if self.probing { missing.prev } else { self.received };
+            self.rewind(from, false);
+        }
+    }
+
+    /// The connection was lost, and with it whatever was on its way.
+    pub(crate) fn link_reset(&mut self) {
+        let probed = self.inflight.front().map_or(self.next_index.prev(), |probe| probe.prev);
+        self.rewind(if self.probing { probed } else { self.received }, false);
+    }
+
+    /// Panics when an invariant is broken.
+    pub(crate) fn check(&self) {
+        assert!(self.match_index < self.next_index, "{self:?}");
+        assert!(!self.probing || self.inflight.len() <= 1, "{self:?}");
+        assert_eq!(self.inflight_bytes, self.inflight.iter().map(|sent| sent.bytes).sum::<usize>(), "{self:?}");
+        assert!(self.inflight.iter().zip(self.inflight.iter().skip(1)).all(|(a, b)| a.seq < b.seq), "{self:?}");
+    }
+}

@@ -1,0 +1,374 @@
+//! The gateway: every input comes in here, every output leaves here, and the rules about terms are here.
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::config::{Config, ConfigError};
+use crate::durability::Durability;
+use crate::entries::Entries;
+use crate::io::{Anomaly, Event, Fetch, FetchId, Input, Output, ReadId, ReadOutcome, Recovered, StepDownReason};
+use crate::log::Log;
+use crate::membership::Membership;
+use crate::message::{Envelope, Message};
+use crate::role::RoleState;
+use crate::types::{HardState, Instant, LogIndex, NodeId, Term, WriteSeq};
+
+/// One server of a Raft cluster, as a deterministic state machine. See the [crate](crate)'s documentation for the order of calls.
+///
+/// Invariants, checked by [`Raft::check_invariants`] and in simulation after every step:
+///
+/// 1. `log start <= applied <= applying <= min(commit, durable) <= last`.
+/// 2. Term and vote change only together with a write that records them; no promise leaves before that write is durable.
+/// 3. The term never goes back, and a vote given in a term is never taken back.
+/// 4. A leader's commit index moves only to entries of its own term (paper, section 5.4.2).
+/// 5. A leader never truncates or overwrites its log (Leader Append-Only, paper, section 5.3).
+#[derive(Clone, Debug)]
+pub struct Raft {
+    pub(crate) config: Config,
+    pub(crate) membership: Membership,
+    pub(crate) hard_state: HardState,
+    pub(crate) log: Log,
+    pub(crate) durability: Durability,
+    pub(crate) role: RoleState,
+    /// The leader of the current term, once it is known.
+    pub(crate) leader: Option<NodeId>,
+    /// When the leader was last heard.
+    pub(crate) leader_heard_at: Instant,
+    /// When to campaign, unless a leader is heard before.
+    pub(crate) election_at: Instant,
+    /// As a follower: up to here the log is known to equal the current leader's.
+    pub(crate) verified: LogIndex,
+    /// As a follower: the acknowledgement that is owed to the leader, by epoch.
+    pub(crate) owed_ack: Option<u64>,
+    /// As a follower: the match index that the last acknowledgement told.
+    pub(crate) told_match: LogIndex,
+    pub(crate) rng: SmallRng,
+    /// The latest time handed in.
+    pub(crate) now: Instant,
+    pub(crate) next_epoch: u64,
+    next_read: u64,
+    next_fetch: u64,
+    /// The fetch that brings the next entries to apply.
+    apply_fetch: Option<FetchId>,
+    /// Bytes handed to the state machine and not reported as applied, by last index.
+    applying_bytes: std::collections::VecDeque<(LogIndex, usize)>,
+    pub(crate) out: Output,
+}
+
+impl Raft {
+    /// Starts a server from what its disk and its state machine remember.
+    ///
+    /// # Errors
+    /// When settings or recovered state contradict themselves; nothing has happened then.
+    pub fn new(config: Config, recovered: Recovered, now: Instant) -> Result<Raft, ConfigError> {
+        config.validate()?;
+        check_recovered(&recovered)?;
+        let Recovered { hard_state, log_start, runs, last_index, applied, membership } = recovered;
+        let rng = SmallRng::seed_from_u64(config.seed ^ config.id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let mut raft = Raft {
+            config,
+            membership,
+            hard_state,
+            log: Log::new(log_start, runs, last_index, applied),
+            durability: Durability::new(last_index),
+            role: RoleState::Follower,
+            leader: None,
+            leader_heard_at: now,
+            election_at: now,
+            verified: applied,
+            owed_ack: None,
+            told_match: LogIndex::ZERO,
+            rng,
+            now,
+            next_epoch: 1,
+            next_read: 1,
+            next_fetch: 1,
+            apply_fetch: None,
+            applying_bytes: std::collections::VecDeque::new(),
+            out: Output::default(),
+        };
+        raft.reset_election_timer();
+        Ok(raft)
+    }
+
+    /// Takes in one event. Never fails and never panics, whatever the input; what makes no sense is dropped, with an
+    /// [`Event::Rejected`]. Time that runs backwards is taken for time that stands still.
+    pub fn step(&mut self, now: Instant, input: Input) {
+        self.now = self.now.max(now);
+        match input {
+            Input::Wake => {}
+            Input::Message(message) => self.receive(message),
+            Input::Persisted(seq) => self.persisted(seq),
+            Input::Applied(index) => self.applied(index),
+            Input::Fetched { id, entries } => self.fetched(id, &entries),
+            Input::LinkReset(peer) => self.link_reset(peer),
+        }
+        self.check_timers();
+    }
+
+    /// When to [`step`](Self::step) with [`Input::Wake`] at the latest, if nothing else happens before. Ask again after every step.
+    pub fn deadline(&self) -> Instant {
+        match &self.role {
+            RoleState::Leader(leader) => {
+                let mut at = leader.heartbeat_at;
+                if self.config.check_quorum {
+                    at = at.min(self.quorum_heard_at(leader) + self.config.election_timeout);
+                }
+                self.durability.stalled_at(self.config.max_write_stall).map_or(at, |stall| at.min(stall))
+            }
+            _ => self.election_at,
+        }
+    }
+
+    /// What is to be done now. Call it after one step or after many: everything that has come together travels together.
+    pub fn take_output(&mut self) -> Output {
+        self.lead();
+        self.acknowledge();
+        self.write();
+        self.out.messages.extend(self.durability.released().filter(|message| {
+            // An election that is over needs no more votes.
+            message.term == self.hard_state.current_term || !matches!(message.body, Message::RequestVote(_))
+        }));
+        self.apply();
+        let durable = self.durability.durable();
+        self.log.evict(durable, self.config.max_cached_bytes, self.config.max_unapplied_bytes);
+        std::mem::take(&mut self.out)
+    }
+
+    fn receive(&mut self, message: Envelope) {
+        let from = message.from;
+        if let Some(reason) = self.anomaly(&message) {
+            self.reject(from, reason);
+            return;
+        }
+        if message.term > self.hard_state.current_term && !self.ignores_newer_term(&message) {
+            self.become_follower(message.term, StepDownReason::NewerTerm);
+        }
+        let Envelope { term, body, .. } = message;
+        let current = self.hard_state.current_term;
+        match body {
+            Message::PreVote(request) => self.on_pre_vote(from, term, request),
+            Message::RequestVote(request) => self.on_request_vote(from, term, request),
+            Message::AppendEntries(append) if term == current => self.on_append(from, append),
+            Message::AppendEntries(append) => self.refuse_stale_append(from, &append),
+            Message::Heartbeat(heartbeat) if term == current => self.on_heartbeat(from, heartbeat),
+            Message::Heartbeat(heartbeat) => self.refuse_stale_heartbeat(from, heartbeat),
+            Message::PreVoteReply(reply) => self.on_pre_vote_reply(from, reply),
+            // Replies of an older term belong to a round that is over.
+            _ if term < current => {}
+            Message::RequestVoteReply(reply) => self.on_vote_reply(from, reply),
+            Message::AppendAck(ack) => self.on_append_ack(from, ack),
+            Message::AppendReject(reject) => self.on_append_reject(from, &reject),
+            Message::HeartbeatReply(reply) => self.on_heartbeat_reply(from, reply),
+        }
+    }
+
+    /// What makes a message unbelievable, whatever its content.
+    fn anomaly(&self, message: &Envelope) -> Option<Anomaly> {
+        let last = match &message.body {
+            Message::PreVote(request) | Message::RequestVote(request) => request.last_log,
+            Message::AppendEntries(append) => append.prev_log,
+            _ => crate::LogId::ZERO,
+        };
+        if message.to != self.config.id {
+            Some(Anomaly::Misaddressed)
+        } else if message.from == self.config.id || !self.membership.contains(message.from) {
+            Some(Anomaly::Stranger)
+        } else if message.term > Term::MAX || last.term > Term::MAX || last.index > LogIndex::MAX {
+            Some(Anomaly::OutOfRange)
+        } else {
+            None
+        }
+    }
+
+    pub(crate) fn reject(&mut self, from: NodeId, reason: Anomaly) {
+        self.out.events.push(Event::Rejected { from, reason });
+    }
+
+    /// Enters a newer term as a follower, or gives up candidacy or leadership within the present one. The vote is cleared only
+    /// with a newer term.
+    pub(crate) fn become_follower(&mut self, term: Term, reason: StepDownReason) {
+        self.leave_role(reason);
+        if term > self.hard_state.current_term {
+            self.hard_state = HardState { current_term: term, voted_for: None };
+            self.durability.hard_state_changed();
+        }
+        self.forget_leader();
+        self.reset_election_timer();
+    }
+
+    /// Ends the present role. A leader's unanswered reads are lost.
+    pub(crate) fn leave_role(&mut self, reason: StepDownReason) {
+        let role = std::mem::replace(&mut self.role, RoleState::Follower);
+        if let RoleState::Leader(leader) = role {
+            let waiting = leader.reads.waiting.iter().map(|(id, ..)| *id).chain(leader.reads.arrived.iter().copied());
+            self.out.reads.extend(waiting.map(|id| ReadOutcome::Lost { id }));
+            self.out.events.push(Event::SteppedDown { term: self.hard_state.current_term, reason });
+        }
+    }
+
+    /// No leader is known (any more); nothing is known about how the log compares to the next one's, except that
+    /// committed entries will be in it (Leader Completeness).
+    pub(crate) fn forget_leader(&mut self) {
+        self.verified = self.log.commit;
+        self.told_match = LogIndex::ZERO;
+        self.owed_ack = None;
+        if self.leader.take().is_some() {
+            self.out.events.push(Event::LeaderChanged { term: self.hard_state.current_term, leader: None });
+        }
+    }
+
+    /// Draws a new timeout from `[t, 2t)` (paper, section 5.2).
+    pub(crate) fn reset_election_timer(&mut self) {
+        let base = u64::try_from(self.config.election_timeout.as_nanos()).unwrap_or(u64::MAX / 4).max(1);
+        let wait = base.saturating_add(self.rng.random_range(0..base));
+        self.election_at = Instant(self.now.0.saturating_add(wait));
+    }
+
+    fn check_timers(&mut self) {
+        if let RoleState::Leader(leader) = &self.role {
+            let stalled = self.durability.stalled_at(self.config.max_write_stall);
+            if self.config.check_quorum && self.now.since(self.quorum_heard_at(leader)) >= self.config.election_timeout
+            {
+                self.become_follower(self.hard_state.current_term, StepDownReason::QuorumLost);
+            } else if stalled.is_some_and(|at| self.now >= at) {
+                self.become_follower(self.hard_state.current_term, StepDownReason::WriteStalled);
+            }
+        } else if self.now >= self.election_at {
+            self.campaign();
+        }
+    }
+
+    fn persisted(&mut self, seq: WriteSeq) {
+        if self.durability.persisted(seq) {
+            self.tally();
+            self.advance_commit();
+        } else {
+            self.reject(self.config.id, Anomaly::Driver);
+        }
+    }
+
+    fn applied(&mut self, index: LogIndex) {
+        if index > self.log.applying {
+            return self.reject(self.config.id, Anomaly::Driver);
+        }
+        if index > self.log.applied {
+            self.log.applied_to(index);
+            while self.applying_bytes.front().is_some_and(|(last, _)| *last <= index) {
+                self.applying_bytes.pop_front();
+            }
+        }
+    }
+
+    /// Hands out a write with everything that is not in one yet.
+    fn write(&mut self) {
+        let from = self.durability.unwritten();
+        let entries = if from > self.log.last_index() {
+            Entries::new()
+        } else {
+            // What was not handed out for writing is always in memory.
+            self.log.cached(from, self.log.last_index(), usize::MAX).unwrap_or_default()
+        };
+        self.out.write = self.durability.next_write(self.hard_state, entries, self.now);
+    }
+
+    /// Hands committed and durable entries to the state machine, within the limit of what it may have at a time.
+    fn apply(&mut self) {
+        let ready = self.log.commit.min(self.durability.durable());
+        let busy: usize = self.applying_bytes.iter().map(|(_, bytes)| bytes).sum();
+        let waiting = self.apply_fetch.is_some() || !self.out.apply.is_empty();
+        if waiting || self.log.applying >= ready || busy >= self.config.max_unapplied_bytes {
+            return;
+        }
+        let first = self.log.applying.next();
+        let room = self.config.max_unapplied_bytes - busy;
+        match self.log.cached(first, ready, room) {
+            Some(entries) => self.hand_to_state_machine(entries),
+            None => self.apply_fetch = Some(self.fetch(first, ready, room.min(self.config.max_append_bytes))),
+        }
+    }
+
+    fn hand_to_state_machine(&mut self, entries: Entries) {
+        let Some(last) = entries.last_index() else { return };
+        self.log.applying = last;
+        self.applying_bytes.push_back((last, entries.byte_len()));
+        self.out.apply = entries;
+    }
+
+    /// Asks for entries that are only on the disk.
+    pub(crate) fn fetch(&mut self, first: LogIndex, last: LogIndex, max_bytes: usize) -> FetchId {
+        let id = FetchId(self.next_fetch);
+        self.next_fetch += 1;
+        self.out.fetches.push(Fetch { id, first, last, max_bytes });
+        id
+    }
+
+    fn fetched(&mut self, id: FetchId, entries: &Entries) {
+        if self.apply_fetch != Some(id) {
+            return self.fetched_for_follower(id, entries);
+        }
+        self.apply_fetch = None;
+        let ready = self.log.commit.min(self.durability.durable());
+        let fits = entries.first_index() == Some(self.log.applying.next())
+            && entries.last_index().is_some_and(|last| last <= ready)
+            && self.is_own(entries);
+        if !fits {
+            self.reject(self.config.id, Anomaly::Driver);
+        } else if self.out.apply.is_empty() {
+            self.hand_to_state_machine(entries.clone());
+        }
+    }
+
+    /// Whether these are entries of the log as it is now.
+    pub(crate) fn is_own(&self, entries: &Entries) -> bool {
+        entries.iter().all(|entry| self.log.contains(entry.id()))
+    }
+
+    pub(crate) fn next_read_id(&mut self) -> ReadId {
+        let id = ReadId(self.next_read);
+        self.next_read += 1;
+        id
+    }
+
+    /// Sends now. For what promises nothing about the disk.
+    pub(crate) fn send(&mut self, to: NodeId, body: Message) {
+        self.out.messages.push(self.envelope(to, body));
+    }
+
+    /// Sends as soon as the present term and vote are durable.
+    pub(crate) fn send_gated(&mut self, to: NodeId, body: Message) {
+        let envelope = self.envelope(to, body);
+        self.durability.gate(envelope);
+    }
+
+    fn envelope(&self, to: NodeId, body: Message) -> Envelope {
+        Envelope { from: self.config.id, to, term: self.hard_state.current_term, body }
+    }
+}
+
+fn check_recovered(recovered: &Recovered) -> Result<(), ConfigError> {
+    let Recovered { hard_state, log_start, runs, last_index, applied, .. } = recovered;
+    let problem = if last_index < &log_start.index {
+        "the log ends before it begins"
+    } else if applied < &log_start.index {
+        "the state machine lacks entries that are no longer in the log"
+    } else if applied > last_index {
+        "the state machine has applied entries that are not in the log"
+    } else if runs
+        .iter()
+        .any(|run| run.index <= log_start.index || run.index > *last_index || run.term < log_start.term)
+    {
+        "a term begins outside the log"
+    } else if runs.windows(2).any(|w| w[0].term >= w[1].term || w[0].index >= w[1].index) {
+        "terms do not ascend"
+    } else if runs.is_empty() && last_index > &log_start.index && log_start.term == Term(0) {
+        "the terms of the entries are missing"
+    } else if runs.last().is_some_and(|run| run.term > hard_state.current_term) {
+        "an entry has a term above the current term"
+    } else if hard_state.current_term > Term::MAX || *last_index > LogIndex::MAX {
+        "a term or an index is out of range"
+    } else {
+        return Ok(());
+    };
+    Err(ConfigError::Recovered(problem))
+}

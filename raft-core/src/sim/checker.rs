@@ -1,0 +1,294 @@
+//! Raft's promises, checked from outside and after every event: what all servers wrote, sent, committed and
+//! applied must fit together (paper, Figure 3).
+//!
+//! Everything is checked where it changes, so the cost of an event does not grow with the log. That is enough: a log changes by writes
+//! only, and if every entry of a given term and index has the same content and the same predecessor wherever it is written, then
+//! logs that share an entry share everything before it.
+
+use std::collections::BTreeMap;
+
+use super::disk::Disk;
+use crate::entries::{EntryKind, Segment};
+use crate::io::{Event, Write};
+use crate::message::{Envelope, Message};
+use crate::status::{Role, Status};
+use crate::types::{HardState, LogId, LogIndex, NodeId, Term};
+
+/// What a broken promise looks like, in words.
+pub type Violation = String;
+
+/// Watches all servers of one cluster.
+#[derive(Debug, Default)]
+pub struct Checker {
+    /// Every entry that was ever written: its predecessor and its content.
+    entries: BTreeMap<LogId, (LogId, Segment)>,
+    /// Who led which term.
+    leaders: BTreeMap<Term, NodeId>,
+    /// What was committed at each index, from 1 on, and in which term that was first known.
+    committed: Vec<(LogId, Term)>,
+    /// What was seen of each server last.
+    views: BTreeMap<NodeId, View>,
+    /// Refusals of each follower in each term since it last acknowledged something.
+    refusals: BTreeMap<(Term, NodeId), u64>,
+    most_refusals: u64,
+}
+
+/// What was seen of a server. Terms and votes are remembered across restarts, the rest starts anew.
+#[derive(Clone, Debug, Default)]
+struct View {
+    hard_state: HardState,
+    alive: bool,
+    leads: bool,
+    commit: LogIndex,
+    applied: LogIndex,
+}
+
+impl Checker {
+    /// A server has handed out a write, and `disk` has just taken it.
+    ///
+    /// # Errors
+    /// Log Matching is broken: the entry is known with another content or another predecessor.
+    pub fn wrote(&mut self, id: NodeId, write: &Write, disk: &Disk) -> Result<(), Violation> {
+        for entry in write.entries.iter() {
+            let (Some(prev), Some(segment)) = (disk.live().id_at(entry.index.prev()), disk.live().entry(entry.index))
+            else {
+                return Err(format!("{id:?} wrote {} and does not have it", entry.id()));
+            };
+            let (known_prev, known) = self.entries.entry(entry.id()).or_insert_with(|| (prev, segment.clone()));
+            if *known_prev != prev || known != segment {
+                return Err(format!(
+                    "log matching: {id:?} wrote another {} after {prev} (not {known_prev})",
+                    entry.id()
+                ));
+            }
+        }
+        match write.truncate_from {
+            Some(from) if from <= self.views.entry(id).or_default().commit => {
+                Err(format!("{id:?} truncates committed entries from {from}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A server says something. What it promises must be on its disk already.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn said(&mut self, id: NodeId, envelope: &Envelope, disk: &Disk) -> Result<(), Violation> {
+        let durable = disk.durable();
+        let kept = match &envelope.body {
+            Message::RequestVote(request) => {
+                disk.has_voted(envelope.term, id) && durable.id_at(request.last_log.index) == Some(request.last_log)
+            }
+            Message::RequestVoteReply(reply) => !reply.granted || disk.has_voted(reply.election, envelope.to),
+            Message::AppendAck(ack) => ack.match_index <= durable.last().index,
+            Message::HeartbeatReply(reply) => reply.match_index <= durable.last().index,
+            Message::AppendEntries(append) => {
+                self.leaders.get(&envelope.term) == Some(&id)
+                    && (append.entries.is_empty() || append.entries.first_index() == Some(append.prev_log.index.next()))
+            }
+            Message::Heartbeat(_) => self.leaders.get(&envelope.term) == Some(&id),
+            _ => true,
+        };
+        match &envelope.body {
+            Message::AppendReject(_) => {
+                let count = self.refusals.entry((envelope.term, id)).or_default();
+                *count += 1;
+                self.most_refusals = self.most_refusals.max(*count);
+            }
+            Message::AppendAck(_) => _ = self.refusals.remove(&(envelope.term, id)),
+            _ => {}
+        }
+        if kept { Ok(()) } else { Err(format!("{id:?} says what its disk does not back: {envelope:?}")) }
+    }
+
+    /// A server hands an entry to its state machine.
+    ///
+    /// # Errors
+    /// State Machine Safety is broken: this is not what was committed there; or an entry was skipped or repeated.
+    pub fn applied(&mut self, id: NodeId, entry: LogId) -> Result<(), Violation> {
+        let view = self.views.entry(id).or_default();
+        if entry.index != view.applied.next() {
+            return Err(format!("{id:?} applies {entry} after {}", view.applied));
+        }
+        view.applied = entry.index;
+        // The status that tells of the commit may be seen only after the entry; what was committed is then checked there.
+        match self.committed.get(entry.index.0 as usize - 1) {
+            Some((committed, _)) if *committed != entry => {
+                Err(format!("state machine safety: {id:?} applies {entry}, committed is {committed}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A server tells of an event.
+    ///
+    /// # Errors
+    /// It saw something that does not happen between honest and undamaged servers.
+    pub fn heard(&mut self, id: NodeId, event: &Event) -> Result<(), Violation> {
+        match event {
+            Event::Rejected { from, reason } => Err(format!("{id:?} was offended by {from:?}: {reason:?}")),
+            Event::BecameLeader { term } => self.elected(id, *term),
+            _ => Ok(()),
+        }
+    }
+
+    /// A server has stopped; its disk keeps what was durable.
+    pub fn stopped(&mut self, id: NodeId) {
+        let view = self.views.entry(id).or_default();
+        *view = View { hard_state: view.hard_state, ..View::default() };
+    }
+
+    /// The greatest number of refusals in a row that a leader needed to find where a follower's log parts from its own.
+    pub fn most_refusals(&self) -> u64 {
+        self.most_refusals
+    }
+
+    /// Looks at a server after an event. `disks` are those of all servers, stopped ones included, by position: server n at n-1.
+    ///
+    /// # Errors
+    /// Which promise is broken, and by whom.
+    pub fn observe<'d>(
+        &mut self,
+        status: &Status,
+        disk: &Disk,
+        disks: impl Iterator<Item = &'d Disk>,
+    ) -> Result<(), Violation> {
+        let id = status.id;
+        self.check_cursors(status, disk)?;
+        self.check_hard_state(status, disk)?;
+        if status.role == Role::Leader {
+            self.elected(id, status.current_term)?;
+        }
+        let view = self.views.entry(id).or_default();
+        let newly_leads = status.role == Role::Leader && !view.leads;
+        let old_commit = view.commit;
+        view.alive = true;
+        view.leads = status.role == Role::Leader;
+        view.commit = status.commit_index;
+        if status.commit_index < old_commit {
+            return Err(format!("{id:?} takes back its commit index {old_commit} to {}", status.commit_index));
+        }
+        if status.commit_index > old_commit {
+            self.committed(status, old_commit, disk, disks)?;
+        }
+        if newly_leads { self.check_completeness(status, disk) } else { Ok(()) }
+    }
+
+    /// `snapshot <= applied <= min(commit, durable) <= last`, the core's log is what it wrote, and what it takes for durable is.
+    fn check_cursors(&self, status: &Status, disk: &Disk) -> Result<(), Violation> {
+        let applied = self.views.get(&status.id).map_or(LogIndex::ZERO, |view| view.applied);
+        let ordered = status.log_start.index <= status.applied_index
+            && status.applied_index <= applied
+            && applied <= status.commit_index.min(status.durable_index)
+            && status.commit_index <= status.last_log.index
+            && status.durable_index <= status.last_log.index;
+        if !ordered {
+            return Err(format!("cursors out of order (handed out to apply: {applied}): {status:?}"));
+        }
+        if status.last_log != disk.live().last() {
+            return Err(format!("the log ends at {}, what was written at {}", status.last_log, disk.live().last()));
+        }
+        let durable = disk.durable().id_at(status.durable_index);
+        if durable.is_none() || durable != disk.live().id_at(status.durable_index) {
+            return Err(format!("{:?} is wrong about what is durable: {status:?}", status.id));
+        }
+        Ok(())
+    }
+
+    /// Term and vote never go back, and the disk has been told of them.
+    fn check_hard_state(&mut self, status: &Status, disk: &Disk) -> Result<(), Violation> {
+        let now = HardState { current_term: status.current_term, voted_for: status.voted_for };
+        let view = self.views.entry(status.id).or_default();
+        let old = if view.alive { view.hard_state } else { disk.durable().hard_state() };
+        let changed_vote =
+            now.current_term == old.current_term && old.voted_for.is_some() && now.voted_for != old.voted_for;
+        if now.current_term < old.current_term || changed_vote {
+            return Err(format!("{:?} takes back its term or vote: {old:?} to {now:?}", status.id));
+        }
+        if disk.live().hard_state() != now {
+            return Err(format!("{:?} has not written {now:?} but {:?}", status.id, disk.live().hard_state()));
+        }
+        view.hard_state = now;
+        Ok(())
+    }
+
+    /// Election Safety: at most one leader a term.
+    fn elected(&mut self, id: NodeId, term: Term) -> Result<(), Violation> {
+        match self.leaders.entry(term).or_insert(id) {
+            leader if *leader != id => Err(format!("election safety: {leader:?} and {id:?} both lead term {term}")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Leader Completeness for a new leader: it has all that was committed in earlier terms. With Log Matching, having the last such
+    /// entry is enough.
+    fn check_completeness(&self, status: &Status, disk: &Disk) -> Result<(), Violation> {
+        let count = self.committed.partition_point(|(_, term)| *term < status.current_term);
+        match self.committed[..count].last() {
+            Some((last, _)) if disk.live().id_at(last.index) != Some(*last) => {
+                Err(format!("leader completeness: {:?} leads term {} without {last}", status.id, status.current_term))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The commit index of a server has moved from `old`.
+    fn committed<'d>(
+        &mut self,
+        status: &Status,
+        old: LogIndex,
+        disk: &Disk,
+        disks: impl Iterator<Item = &'d Disk>,
+    ) -> Result<(), Violation> {
+        let (id, term) = (status.id, status.current_term);
+        let Some(last) = disk.live().id_at(status.commit_index) else {
+            return Err(format!("{id:?} commits {} beyond its log", status.commit_index));
+        };
+        // Old entries ride along, but are never committed by counting (paper, section 5.4.2).
+        if status.role == Role::Leader && last.term != term {
+            return Err(format!("{id:?} commits {last} by counting, in term {term}"));
+        }
+        for index in old.0 + 1..=status.commit_index.0 {
+            let entry = disk.live().id_at(LogIndex(index)).unwrap_or(LogId::ZERO);
+            match self.committed.get(index as usize - 1) {
+                Some((known, _)) if *known != entry => {
+                    return Err(format!(
+                        "state machine safety: {id:?} commits {entry}, and {known} was committed before"
+                    ));
+                }
+                Some(_) => {}
+                None => self.committed.push((entry, term)),
+            }
+        }
+        let disks: Vec<&Disk> = disks.collect();
+        let have: Vec<bool> = disks.iter().map(|disk| disk.durable().id_at(last.index) == Some(last)).collect();
+        if have.iter().filter(|has| **has).count() * 2 <= have.len() {
+            return Err(format!("{id:?} commits {last}, which is durable on {have:?}"));
+        }
+        // Leader Completeness for those who lead a later term already.
+        for (other, view) in self.views.iter().filter(|(_, view)| view.leads && view.hard_state.current_term > term) {
+            let disk = (other.0 as usize).checked_sub(1).and_then(|i| disks.get(i));
+            if disk.is_none_or(|disk| disk.live().id_at(last.index) != Some(last)) {
+                return Err(format!(
+                    "leader completeness: {other:?} leads, lacks {last}, and {id:?} commits it: {view:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The content of a committed entry, for those who want to compare it with what was acknowledged.
+    pub fn committed_entry(&self, index: LogIndex) -> Option<&Segment> {
+        let (id, _) = self.committed.get((index.0 as usize).checked_sub(1)?)?;
+        self.entries.get(id).map(|(_, segment)| segment)
+    }
+
+    /// Number of committed commands.
+    pub fn committed_commands(&self) -> usize {
+        let is_command = |(id, _): &&(LogId, Term)| {
+            self.entries.get(id).and_then(|(_, s)| s.get(id.index)).is_some_and(|e| e.kind == EntryKind::Command)
+        };
+        self.committed.iter().filter(is_command).count()
+    }
+}

@@ -1,0 +1,453 @@
+//! A cluster in virtual time: servers, disks, the network between them, and the driver that carries out what the cores want.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use super::checker::Checker;
+use super::network::{self, Call, CallKind, Fate, Network};
+use super::node::Node;
+use super::schedule::{Dice, Schedule};
+use super::task::{Failure, TaskId};
+use crate::config::Config;
+use crate::entries::EntryRef;
+use crate::io::{Fetch, Input, ProposeError, Proposed};
+use crate::membership::Membership;
+use crate::message::Envelope;
+use crate::status::Status;
+use crate::types::{Instant, NodeId, WriteSeq};
+
+/// Something that will happen.
+#[derive(Debug)]
+pub enum Event {
+    /// A script goes on.
+    Task(TaskId),
+    /// A server asked to be woken.
+    Wake {
+        /// Which server, from 0.
+        server: usize,
+        /// In which life.
+        life: u64,
+    },
+    /// A server carries out what its core wants since the last proposals.
+    Pump {
+        /// Which server, from 0.
+        server: usize,
+        /// In which life.
+        life: u64,
+    },
+    /// A request reaches its server.
+    Request(Call, Envelope),
+    /// A reply reaches the caller.
+    Reply(Call, Envelope),
+    /// A call fails.
+    Failed(Call),
+    /// A write is durable.
+    Written {
+        /// On whose disk, from 0.
+        server: usize,
+        /// In which life.
+        life: u64,
+        /// Up to which write.
+        seq: WriteSeq,
+    },
+    /// Entries were read back.
+    Read {
+        /// By which server, from 0.
+        server: usize,
+        /// In which life.
+        life: u64,
+        /// What it asked for.
+        fetch: Fetch,
+    },
+}
+
+/// A state machine, or whoever stands in for those of all servers.
+pub trait Applier {
+    /// Server `server` (from 0) applies an entry.
+    ///
+    /// # Errors
+    /// What is wrong with that; ends the simulation.
+    fn apply(&mut self, server: usize, entry: &EntryRef<'_>) -> Result<(), Failure>;
+}
+
+/// What may differ between clusters.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Number of servers.
+    pub servers: usize,
+    /// Decides everything that is left to chance.
+    pub seed: u64,
+    /// Settings of the cores; id and seed are filled in.
+    pub config: Config,
+    /// A write to disk takes up to this.
+    pub slowest_write: Duration,
+    /// Cores are told of calls that failed.
+    pub tell_failures: bool,
+}
+
+/// Where the story of a run goes, line by line.
+pub type Tracer = Box<dyn FnMut(fmt::Arguments<'_>)>;
+
+/// A cluster in virtual time. Servers are numbered from 0; server `i` has the id `i + 1`.
+pub struct Cluster {
+    options: Options,
+    membership: Membership,
+    schedule: Schedule<Event>,
+    nodes: Vec<Node>,
+    network: Network,
+    checker: Checker,
+    applier: Box<dyn Applier>,
+    /// Requests that a server is still working on, by callee.
+    open: BTreeMap<usize, Vec<(Instant, Call)>>,
+    failure: Option<Failure>,
+    tracer: Option<Tracer>,
+}
+
+macro_rules! trace {
+    ($cluster:expr, $($arg:tt)*) => {
+        if let Some(tracer) = $cluster.tracer.as_mut() {
+            let millis = $cluster.schedule.now().0 as f64 / 1e6;
+            tracer(format_args!("{millis:11.3}  {}", format_args!($($arg)*)));
+        }
+    };
+}
+
+impl Cluster {
+    /// A cluster of stopped servers with empty disks on a network without links.
+    pub fn new(options: Options, applier: Box<dyn Applier>, tracer: Option<Tracer>) -> Self {
+        let servers = options.servers;
+        let disk_dice = |i| Dice::new(options.seed, 100 + i as u64);
+        Cluster {
+            membership: Membership::of_voters((0..servers).map(id_of)),
+            schedule: Schedule::default(),
+            nodes: (0..servers).map(|i| Node::new(id_of(i), options.slowest_write, disk_dice(i))).collect(),
+            network: Network::new(servers, Dice::new(options.seed, 1)),
+            checker: Checker::default(),
+            applier,
+            open: BTreeMap::new(),
+            failure: None,
+            tracer,
+            options,
+        }
+    }
+
+    /// Number of servers.
+    pub fn servers(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The present moment.
+    pub fn now(&self) -> Instant {
+        self.schedule.now()
+    }
+
+    /// How many events have happened.
+    pub fn events(&self) -> u64 {
+        self.schedule.popped()
+    }
+
+    /// The first thing that went wrong.
+    pub fn failure(&self) -> Option<&Failure> {
+        self.failure.as_ref()
+    }
+
+    /// The links, their weather and the counters.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The links, their weather and the counters.
+    pub fn network_mut(&mut self) -> &mut Network {
+        &mut self.network
+    }
+
+    /// What was checked so far.
+    pub fn checker(&self) -> &Checker {
+        &self.checker
+    }
+
+    /// Server `i`.
+    pub fn node(&self, i: usize) -> &Node {
+        &self.nodes[i]
+    }
+
+    /// What server `i` says about itself; `None` while it is down.
+    pub fn status(&self, i: usize) -> Option<Status> {
+        self.nodes[i].raft().map(crate::Raft::status)
+    }
+
+    /// Adds a line to the story.
+    pub fn note(&mut self, line: fmt::Arguments<'_>) {
+        trace!(self, "{line}");
+    }
+
+    /// Lets something happen later.
+    pub fn schedule_at(&mut self, at: Instant, event: Event) {
+        self.schedule.at(at, event);
+    }
+
+    /// Moves on to the next event.
+    pub(crate) fn next_event(&mut self) -> Option<Event> {
+        self.schedule.pop()
+    }
+
+    /// Starts server `i` from what is durable on its disk; one that runs is crashed first.
+    pub fn start(&mut self, i: usize) {
+        self.crash(i);
+        let config = Config { id: id_of(i), seed: self.options.seed, ..self.options.config.clone() };
+        trace!(self, "n{} starts", i + 1);
+        if let Err(error) = self.nodes[i].start(config, self.membership.clone(), self.schedule.now()) {
+            self.failed(format!("n{} cannot start: {error}", i + 1));
+        }
+        self.pump(i, None);
+    }
+
+    /// Kills server `i` and cuts its links. What was not durable is lost.
+    pub fn crash(&mut self, i: usize) {
+        self.network.disconnect(i);
+        if self.nodes[i].raft().is_some() {
+            trace!(self, "n{} crashes", i + 1);
+            self.nodes[i].crash();
+            self.open.remove(&i);
+            self.checker.stopped(id_of(i));
+        }
+    }
+
+    /// Offers a command to server `i`. It is carried out in this very moment, but together with others of the same moment, as
+    /// a driver that empties its inbox would.
+    ///
+    /// # Errors
+    /// The server does not lead, or is down.
+    pub fn propose(&mut self, i: usize, command: &[u8]) -> Result<Proposed, ProposeError> {
+        let now = self.now();
+        let Some(raft) = self.nodes[i].raft_mut() else { return Err(ProposeError::NotLeader { hint: None }) };
+        let proposed = raft.propose(now, &[command])?;
+        trace!(self, "n{} accepts a command of {} bytes: {proposed:?}", i + 1, command.len());
+        if let Some(life) = self.nodes[i].ask_for_pump() {
+            self.schedule.at(now, Event::Pump { server: i, life });
+        }
+        Ok(proposed)
+    }
+
+    /// Carries an event out.
+    pub(crate) fn handle(&mut self, event: Event) {
+        match event {
+            Event::Task(_) => {}
+            Event::Wake { server, life } => {
+                if self.nodes[server].is_due(life, self.schedule.now()) {
+                    trace!(self, "n{} wakes", server + 1);
+                    self.step(server, Input::Wake, None);
+                } else {
+                    self.set_alarm(server);
+                }
+            }
+            Event::Pump { server, life } => {
+                if self.nodes[server].life() == Some(life) {
+                    self.pump(server, None);
+                }
+            }
+            Event::Request(call, envelope) => self.request_arrives(call, envelope),
+            Event::Reply(call, envelope) => self.reply_arrives(call, envelope),
+            Event::Failed(call) => {
+                if self.nodes[call.from].life() == Some(call.from_life) {
+                    self.step(call.from, Input::LinkReset(id_of(call.to)), None);
+                }
+            }
+            Event::Written { server, life, seq } => {
+                if self.nodes[server].life() == Some(life) {
+                    match self.nodes[server].disk_mut().complete(seq) {
+                        Ok(true) => self.step(server, Input::Persisted(seq), None),
+                        Ok(false) => {}
+                        Err(error) => self.failed(error),
+                    }
+                }
+            }
+            Event::Read { server, life, fetch } => {
+                if self.nodes[server].life() == Some(life) {
+                    let entries = self.nodes[server].disk().read(&fetch);
+                    self.step(server, Input::Fetched { id: fetch.id, entries }, None);
+                }
+            }
+        }
+    }
+
+    fn request_arrives(&mut self, call: Call, envelope: Envelope) {
+        if self.nodes[call.to].life() != Some(call.to_life) {
+            self.call_fails(call, Duration::ZERO);
+            return;
+        }
+        self.network.dispatched();
+        trace!(self, "n{} <- n{}  t{} {:?}", call.to + 1, call.from + 1, envelope.term, envelope.body);
+        self.step(call.to, Input::Message(envelope), Some(call));
+    }
+
+    fn reply_arrives(&mut self, call: Call, envelope: Envelope) {
+        if self.nodes[call.from].life() != Some(call.from_life) {
+            return;
+        }
+        self.network.replied(network::encoded_len(&envelope));
+        trace!(self, "n{} <= n{}  t{} {:?}", call.from + 1, call.to + 1, envelope.term, envelope.body);
+        self.step(call.from, Input::Message(envelope), None);
+    }
+
+    fn step(&mut self, i: usize, input: Input, call: Option<Call>) {
+        let now = self.now();
+        if let Some(raft) = self.nodes[i].raft_mut() {
+            raft.step(now, input);
+            self.pump(i, call);
+        }
+    }
+
+    /// The driver: carries out what the core of server `i` wants, in the order save, send, apply, until it wants nothing more.
+    /// `call` is the request that the server is handling.
+    fn pump(&mut self, i: usize, mut call: Option<Call>) {
+        while self.failure.is_none() {
+            let Some(output) = self.nodes[i].take_output() else { break };
+            for event in &output.events {
+                trace!(self, "n{} tells: {event:?}", i + 1);
+                let heard = self.checker.heard(id_of(i), event);
+                self.check(heard);
+            }
+            let persisted = output.write.and_then(|write| self.save(i, write));
+            for envelope in output.messages {
+                let said = self.checker.said(id_of(i), &envelope, self.nodes[i].disk());
+                self.check(said);
+                self.send(i, envelope, &mut call);
+            }
+            for entry in output.apply.iter() {
+                let applied = self.checker.applied(id_of(i), entry.id());
+                let applied = applied.and_then(|()| self.applier.apply(i, &entry));
+                self.check(applied);
+            }
+            for fetch in output.fetches {
+                if let Some(life) = self.nodes[i].life() {
+                    self.schedule.after(Duration::from_micros(200), Event::Read { server: i, life, fetch });
+                }
+            }
+            let now = self.now();
+            if let Some(raft) = self.nodes[i].raft_mut() {
+                if let Some(seq) = persisted {
+                    raft.step(now, Input::Persisted(seq));
+                }
+                if let Some(last) = output.apply.last_index() {
+                    raft.step(now, Input::Applied(last));
+                }
+            }
+        }
+        if let Some(call) = call.filter(|call| call.kind != CallKind::Nothing) {
+            self.open.entry(i).or_default().push((self.schedule.now(), call));
+        }
+        self.observe(i);
+        self.set_alarm(i);
+    }
+
+    /// Hands a write to the disk. Returns its number if it is durable at once.
+    fn save(&mut self, i: usize, write: crate::io::Write) -> Option<WriteSeq> {
+        let now = self.now();
+        let (seq, copy) = (write.seq, write.clone());
+        let node = &mut self.nodes[i];
+        let life = node.life()?;
+        let done = node.disk_mut().submit(now, write);
+        let wrote = self.checker.wrote(id_of(i), &copy, self.nodes[i].disk());
+        self.check(wrote);
+        match done {
+            Ok(at) if at <= now => {
+                let completed = self.nodes[i].disk_mut().complete(seq).map(|_| ());
+                self.check(completed);
+                Some(seq)
+            }
+            Ok(at) => {
+                self.schedule.at(at, Event::Written { server: i, life, seq });
+                None
+            }
+            Err(error) => {
+                self.failed(format!("n{}: {error}", i + 1));
+                None
+            }
+        }
+    }
+
+    /// Sends a message: as the reply to the request that is being handled, to one that is still open, or as a call of its own.
+    fn send(&mut self, i: usize, envelope: Envelope, call: &mut Option<Call>) {
+        let Some(to) = index_of(envelope.to).filter(|to| *to < self.nodes.len() && *to != i) else {
+            self.failed(format!("n{} writes to {:?}", i + 1, envelope.to));
+            return;
+        };
+        if let Some(kind) = network::answers(&envelope.body) {
+            let handled = call.take_if(|call| call.from == to);
+            if let Some(call) = handled.or_else(|| self.take_open(i, to, kind)) {
+                match self.network.reply(&call) {
+                    Fate::Arrives(delay) => self.schedule.after(delay, Event::Reply(call, envelope)),
+                    Fate::Lost(delay) => self.call_fails(call, delay),
+                }
+                return;
+            }
+        }
+        let Some(from_life) = self.nodes[i].life() else { return };
+        let to_life = self.nodes[to].life();
+        let bytes = network::encoded_len(&envelope);
+        let kind = network::asks(&envelope.body);
+        let weather = self.network.weather();
+        let call = Call { from: i, to, from_life, to_life: to_life.unwrap_or(0), kind, weather };
+        match self.network.request(i, to, to_life.is_some(), bytes) {
+            Fate::Arrives(delay) => self.schedule.after(delay, Event::Request(call, envelope)),
+            Fate::Lost(delay) => {
+                trace!(self, "n{} -> n{}  lost: t{} {:?}", i + 1, to + 1, envelope.term, envelope.body);
+                self.call_fails(call, delay);
+            }
+        }
+    }
+
+    fn call_fails(&mut self, call: Call, delay: Duration) {
+        if self.options.tell_failures {
+            self.schedule.after(delay, Event::Failed(call));
+        }
+    }
+
+    /// The oldest request from `from` that server `i` has not yet answered. A server that takes long over an answer waits for its
+    /// disk, so requests older than that were left unanswered on purpose.
+    fn take_open(&mut self, i: usize, from: usize, kind: CallKind) -> Option<Call> {
+        const PATIENCE: Duration = Duration::from_millis(100);
+        let now = self.schedule.now();
+        let open = self.open.get_mut(&i)?;
+        open.retain(|(since, _)| now.since(*since) < PATIENCE);
+        let found = open.iter().position(|(_, call)| call.from == from && call.kind == kind)?;
+        Some(open.remove(found).1)
+    }
+
+    fn observe(&mut self, i: usize) {
+        if let Some(raft) = self.nodes[i].raft() {
+            let disks = self.nodes.iter().map(Node::disk);
+            let seen = self.checker.observe(&raft.status(), self.nodes[i].disk(), disks);
+            self.check(seen);
+        }
+    }
+
+    fn set_alarm(&mut self, i: usize) {
+        if let Some((at, life)) = self.nodes[i].next_alarm() {
+            self.schedule.at(at, Event::Wake { server: i, life });
+        }
+    }
+
+    fn check(&mut self, result: Result<(), Failure>) {
+        if let Err(failure) = result {
+            self.failed(failure);
+        }
+    }
+
+    fn failed(&mut self, failure: Failure) {
+        trace!(self, "FAILED: {failure}");
+        self.failure.get_or_insert(failure);
+    }
+}
+
+/// Id of server `i`.
+pub fn id_of(i: usize) -> NodeId {
+    NodeId(i as u64 + 1)
+}
+
+/// Number of the server with this id.
+pub fn index_of(id: NodeId) -> Option<usize> {
+    usize::try_from(id.0).ok()?.checked_sub(1)
+}

@@ -1,0 +1,288 @@
+//! A disk that knows what is *durable* from what is merely written: a crash keeps the one and loses the other.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::schedule::Dice;
+use crate::entries::{Entries, Segment};
+use crate::io::{Fetch, Recovered, Write};
+use crate::membership::Membership;
+use crate::types::{HardState, Instant, LogId, LogIndex, NodeId, WriteSeq};
+
+/// What a server has stored: term and vote, and the log.
+#[derive(Clone, Debug, Default)]
+pub struct Image {
+    hard_state: HardState,
+    /// The entry before the first one in `entries`.
+    start: LogId,
+    /// One entry each: entry `start.index + 1 + n` at position `n`.
+    entries: Vec<Segment>,
+}
+
+impl Image {
+    /// Term and vote.
+    pub fn hard_state(&self) -> HardState {
+        self.hard_state
+    }
+
+    /// The entry before the first one of the log.
+    pub fn start(&self) -> LogId {
+        self.start
+    }
+
+    /// The last entry, or [`Image::start`] when the log is empty.
+    pub fn last(&self) -> LogId {
+        match self.entries.last() {
+            Some(entry) => LogId::new(entry.last_term(), entry.last_index()),
+            None => self.start,
+        }
+    }
+
+    /// Identity of the entry at `index`, if that is in the log or just before it.
+    pub fn id_at(&self, index: LogIndex) -> Option<LogId> {
+        if index == self.start.index {
+            return Some(self.start);
+        }
+        self.entry(index).map(|entry| LogId::new(entry.first_term(), index))
+    }
+
+    /// The entry at `index`, as a segment of one.
+    pub fn entry(&self, index: LogIndex) -> Option<&Segment> {
+        (index > self.start.index).then(|| self.entries.get((index - self.start.index) as usize - 1))?
+    }
+
+    /// Size in bytes of term, vote and log.
+    pub fn byte_len(&self) -> usize {
+        size_of::<HardState>() + self.entries.iter().map(Segment::byte_len).sum::<usize>()
+    }
+
+    /// Carries a write out, after a look at the promises that a [`Write`] makes and at those that a server makes for life: its term
+    /// never goes back, and it votes once a term.
+    fn apply(&mut self, write: &Write) -> Result<(), String> {
+        if let Some(new) = write.hard_state {
+            let old = self.hard_state;
+            if new.current_term < old.current_term {
+                return Err(format!("term went back from {} to {}", old.current_term, new.current_term));
+            }
+            if new.current_term == old.current_term && old.voted_for.is_some() && new.voted_for != old.voted_for {
+                return Err(format!("vote of term {} changed: {old:?} to {new:?}", new.current_term));
+            }
+            self.hard_state = new;
+        }
+        if let Some(from) = write.truncate_from {
+            if from <= self.start.index || from > self.last().index.next() {
+                return Err(format!("truncation at {from} is outside the log, which ends at {}", self.last()));
+            }
+            self.entries.truncate((from - self.start.index) as usize - 1);
+        }
+        for entry in write.entries.iter() {
+            let last = self.last();
+            if entry.index != last.index.next() || entry.term < last.term {
+                return Err(format!("entry {} does not follow on {last}", entry.id()));
+            }
+            if entry.term > self.hard_state.current_term {
+                return Err(format!("entry {} is of a later term than {}", entry.id(), self.hard_state.current_term));
+            }
+            let segment = write.entries.segments().iter().find_map(|s| s.slice(entry.index, entry.index));
+            self.entries.extend(segment);
+        }
+        Ok(())
+    }
+}
+
+/// One server's disk.
+///
+/// Invariant: `live` is `durable` with every write of `pending` carried out, in order.
+#[derive(Debug)]
+pub struct Disk {
+    live: Image,
+    durable: Image,
+    pending: VecDeque<Write>,
+    /// When the last accepted write is done: the disk takes one after the other.
+    busy_until: Instant,
+    slowest: Duration,
+    dice: Dice,
+}
+
+impl Disk {
+    /// An empty disk on which each write takes up to `slowest`.
+    pub fn new(slowest: Duration, dice: Dice) -> Self {
+        Disk {
+            live: Image::default(),
+            durable: Image::default(),
+            pending: VecDeque::new(),
+            busy_until: Instant::default(),
+            slowest,
+            dice,
+        }
+    }
+
+    /// What is written, durable or not: equals the log in the server's memory.
+    pub fn live(&self) -> &Image {
+        &self.live
+    }
+
+    /// What a crash would leave.
+    pub fn durable(&self) -> &Image {
+        &self.durable
+    }
+
+    /// Accepts a write and says when it will be durable.
+    ///
+    /// # Errors
+    /// What is wrong with the write, in words.
+    pub fn submit(&mut self, now: Instant, write: Write) -> Result<Instant, String> {
+        self.live.apply(&write)?;
+        self.pending.push_back(write);
+        let delay = self.dice.time(Duration::ZERO, self.slowest);
+        self.busy_until = self.busy_until.max(now + delay);
+        Ok(self.busy_until)
+    }
+
+    /// Makes every write up to `seq` durable. Says whether there was any: a completion may have been overtaken by a later one.
+    ///
+    /// # Errors
+    /// What is wrong with the writes, in words.
+    pub fn complete(&mut self, seq: WriteSeq) -> Result<bool, String> {
+        let mut any = false;
+        while let Some(write) = self.pending.pop_front_if(|write| write.seq <= seq) {
+            self.durable.apply(&write)?;
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// Pulls the plug: what was not durable is gone.
+    pub fn crash(&mut self) {
+        self.pending.clear();
+        self.live = self.durable.clone();
+        self.busy_until = Instant::default();
+    }
+
+    /// What a server finds when it starts. Its state machine starts empty, so everything is to be applied again.
+    pub fn recover(&self, membership: Membership) -> Recovered {
+        let mut runs: Vec<LogId> = Vec::new();
+        for entry in &self.durable.entries {
+            if runs.last().is_none_or(|run| run.term < entry.first_term()) {
+                runs.push(LogId::new(entry.first_term(), entry.first_index()));
+            }
+        }
+        Recovered {
+            hard_state: self.durable.hard_state,
+            log_start: self.durable.start,
+            runs,
+            last_index: self.durable.last().index,
+            applied: self.durable.start.index,
+            membership,
+        }
+    }
+
+    /// Reads entries back; none when the log no longer reaches that far.
+    pub fn read(&self, fetch: &Fetch) -> Entries {
+        let mut entries = Entries::new();
+        let mut bytes = 0;
+        let mut index = fetch.first;
+        while let Some(entry) = self.live.entry(index).filter(|_| index <= fetch.last) {
+            bytes += entry.byte_len();
+            if !entries.is_empty() && bytes > fetch.max_bytes {
+                break;
+            }
+            // Entries of an image follow on one another, so the rope takes each.
+            if entries.push(entry.clone()).is_err() {
+                break;
+            }
+            index = index.next();
+        }
+        entries
+    }
+
+    /// Whether it is durable here that this server voted for `candidate` in `term`, or is beyond that term.
+    pub fn has_voted(&self, term: crate::types::Term, candidate: NodeId) -> bool {
+        let HardState { current_term, voted_for } = self.durable.hard_state;
+        current_term > term || (current_term == term && voted_for == Some(candidate))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entries::EntryKind;
+    use crate::io::FetchId;
+    use crate::types::Term;
+
+    fn disk(slowest: u64) -> Disk {
+        Disk::new(Duration::from_millis(slowest), Dice::new(1, 1))
+    }
+
+    fn write(seq: u64, term: u64, truncate: Option<u64>, first: u64, count: usize) -> Write {
+        let segment = Segment::pack(LogIndex(first), Term(term), EntryKind::Command, &vec![b"command"; count]);
+        Write {
+            seq: WriteSeq(seq),
+            hard_state: Some(HardState { current_term: Term(term), voted_for: None }),
+            truncate_from: truncate.map(LogIndex),
+            entries: segment.map(Entries::from).unwrap_or_default(),
+        }
+    }
+
+    #[test]
+    fn a_crash_loses_exactly_what_was_not_durable() {
+        let mut disk = disk(5);
+        disk.submit(Instant(0), write(1, 1, None, 1, 3)).unwrap();
+        assert!(disk.complete(WriteSeq(1)).unwrap());
+        disk.submit(Instant(0), write(2, 2, Some(3), 3, 4)).unwrap();
+        assert_eq!(disk.live().last(), LogId::new(Term(2), LogIndex(6)));
+        disk.crash();
+        assert_eq!(disk.live().last(), LogId::new(Term(1), LogIndex(3)));
+        assert_eq!(disk.live().hard_state().current_term, Term(1));
+        assert!(!disk.complete(WriteSeq(2)).unwrap(), "the write is gone");
+    }
+
+    #[test]
+    fn completions_are_cumulative_and_in_order() {
+        let mut disk = disk(5);
+        let first = disk.submit(Instant(0), write(1, 1, None, 1, 1)).unwrap();
+        let second = disk.submit(Instant(0), write(2, 1, None, 2, 1)).unwrap();
+        assert!(first <= second);
+        assert!(disk.complete(WriteSeq(2)).unwrap());
+        assert!(!disk.complete(WriteSeq(1)).unwrap(), "covered by the later one");
+        assert_eq!(disk.durable().last().index, LogIndex(2));
+    }
+
+    #[test]
+    fn writes_that_break_their_promise_are_noticed() {
+        let mut disk = disk(0);
+        disk.submit(Instant(0), write(1, 2, None, 1, 2)).unwrap();
+        assert!(disk.submit(Instant(0), write(2, 2, None, 4, 1)).is_err(), "a gap");
+        assert!(disk.submit(Instant(0), write(2, 1, None, 3, 1)).is_err(), "a term that goes back");
+        assert!(disk.submit(Instant(0), write(2, 2, Some(9), 9, 1)).is_err(), "a truncation beyond the end");
+        let vote = |of| Write {
+            hard_state: Some(HardState { current_term: Term(3), voted_for: Some(NodeId(of)) }),
+            ..write(3, 3, None, 3, 0)
+        };
+        disk.submit(Instant(0), vote(1)).unwrap();
+        assert!(disk.submit(Instant(0), vote(2)).is_err(), "a second vote");
+    }
+
+    #[test]
+    fn a_server_recovers_the_runs_of_its_durable_log() {
+        let mut disk = disk(0);
+        disk.submit(Instant(0), write(1, 1, None, 1, 2)).unwrap();
+        disk.submit(Instant(0), write(2, 4, None, 3, 2)).unwrap();
+        disk.complete(WriteSeq(2)).unwrap();
+        let found = disk.recover(Membership::of_voters([NodeId(1)]));
+        assert_eq!(found.runs, [LogId::new(Term(1), LogIndex(1)), LogId::new(Term(4), LogIndex(3))]);
+        assert_eq!((found.last_index, found.applied), (LogIndex(4), LogIndex(0)));
+    }
+
+    #[test]
+    fn reads_stop_at_the_limit_but_deliver_at_least_one() {
+        let mut disk = disk(0);
+        disk.submit(Instant(0), write(1, 1, None, 1, 5)).unwrap();
+        let read = |first, last, max_bytes| {
+            disk.read(&Fetch { id: FetchId(1), first: LogIndex(first), last: LogIndex(last), max_bytes }).len()
+        };
+        assert_eq!(read(2, 4, 1 << 20), 3);
+        assert_eq!(read(2, 4, 1), 1);
+        assert_eq!(read(6, 9, 1), 0);
+    }
+}

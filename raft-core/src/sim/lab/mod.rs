@@ -1,0 +1,198 @@
+//! The tests of labs 2A, 2B and 2C of MIT 6.824 / 6.5840 (2021 to 2023), in virtual time and over many seeds.
+//!
+//! Harder than the original: Raft's promises are checked after every event, each seed is another run, and the seed also
+//! decides what a server is like (see [`Variant`]).
+
+mod agreement;
+mod elections;
+mod harness;
+mod persistence;
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+pub use harness::Lab;
+use harness::Record;
+
+use super::cluster::{Cluster, Options, Tracer};
+use super::schedule::Dice;
+use super::task::{Failure, Sim};
+use crate::config::Config;
+use crate::types::{Instant, NodeId};
+
+/// How a test ends.
+pub type Outcome = Result<(), Failure>;
+
+type Script = Pin<Box<dyn Future<Output = Outcome>>>;
+
+/// One test.
+#[derive(Clone, Copy)]
+pub struct LabTest {
+    /// Its name here.
+    pub name: &'static str,
+    /// Its name in the course.
+    pub original: &'static str,
+    /// Number of servers.
+    pub servers: usize,
+    /// Whether the network is reliable at first.
+    pub reliable: bool,
+    /// What a run of the course's own solution took.
+    pub handout: Option<Figures>,
+    script: fn(Lab) -> Script,
+}
+
+/// What a run took.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Figures {
+    /// Seconds: of virtual time here, of real time in the handout.
+    pub seconds: f64,
+    /// Calls made.
+    pub rpcs: u64,
+    /// Bytes sent and replied.
+    pub bytes: u64,
+    /// Highest index applied.
+    pub entries: u64,
+}
+
+/// What the seed decides about servers and network besides the course of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Variant {
+    /// Candidates ask before they raise the term.
+    pub pre_vote: bool,
+    /// Leaders step down without a majority.
+    pub check_quorum: bool,
+    /// A write takes up to 2 ms, instead of none.
+    pub slow_disk: bool,
+    /// Cores are told when a call fails.
+    pub tell_failures: bool,
+    /// Cores keep next to no entries in memory and have to read them back.
+    pub small_cache: bool,
+}
+
+impl Variant {
+    /// The variant that belongs to a seed: five coins, so that 32 consecutive seeds see every combination.
+    pub fn of(seed: u64) -> Self {
+        let coin = |bit: u32| seed >> bit & 1 == 1;
+        Variant {
+            pre_vote: !coin(0),
+            check_quorum: !coin(1),
+            slow_disk: coin(2),
+            tell_failures: coin(3),
+            small_cache: coin(4),
+        }
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Why it failed, if it did.
+    pub failure: Option<Failure>,
+    /// What it took.
+    pub figures: Figures,
+}
+
+macro_rules! lab_test {
+    ($name:literal, $original:literal, $servers:literal, $weather:ident, $script:path, $handout:expr) => {
+        LabTest {
+            name: $name,
+            original: $original,
+            servers: $servers,
+            reliable: lab_test!($weather),
+            handout: $handout,
+            script: |lab| Box::pin($script(lab)),
+        }
+    };
+    (reliable) => {
+        true
+    };
+    (unreliable) => {
+        false
+    };
+}
+
+const fn took(seconds: f64, rpcs: u64, bytes: u64, entries: u64) -> Option<Figures> {
+    Some(Figures { seconds, rpcs, bytes, entries })
+}
+
+/// All tests, in the course's order.
+#[rustfmt::skip]
+pub const TESTS: &[LabTest] = &[
+    lab_test!("lab_2a_initial_election", "TestInitialElection2A", 3, reliable, elections::initial_election, took(3.5, 58, 16_840, 0)),
+    lab_test!("lab_2a_reelection", "TestReElection2A", 3, reliable, elections::reelection, took(5.4, 118, 25_269, 0)),
+    lab_test!("lab_2a_many_elections", "TestManyElections2A", 7, reliable, elections::many_elections, took(7.3, 624, 138_014, 0)),
+    lab_test!("lab_2b_basic_agree", "TestBasicAgree2B", 3, reliable, agreement::basic_agree, took(0.9, 16, 4572, 3)),
+    lab_test!("lab_2b_rpc_bytes", "TestRPCBytes2B", 3, reliable, agreement::rpc_bytes, took(1.7, 48, 114_536, 11)),
+    lab_test!("lab_2b_follower_failure", "TestFollowerFailure2B", 3, reliable, agreement::follower_failure, None),
+    lab_test!("lab_2b_leader_failure", "TestLeaderFailure2B", 3, reliable, agreement::leader_failure, None),
+    lab_test!("lab_2b_fail_agree", "TestFailAgree2B", 3, reliable, agreement::fail_agree, took(3.6, 78, 22_131, 7)),
+    lab_test!("lab_2b_fail_no_agree", "TestFailNoAgree2B", 5, reliable, agreement::fail_no_agree, took(3.8, 172, 40_935, 3)),
+    lab_test!("lab_2b_concurrent_starts", "TestConcurrentStarts2B", 3, reliable, agreement::concurrent_starts, took(1.1, 24, 7379, 6)),
+    lab_test!("lab_2b_rejoin", "TestRejoin2B", 3, reliable, agreement::rejoin, took(5.1, 152, 37_021, 4)),
+    lab_test!("lab_2b_backup", "TestBackup2B", 5, reliable, agreement::backup, took(17.2, 2080, 1_587_388, 102)),
+    lab_test!("lab_2b_count", "TestCount2B", 3, reliable, agreement::count, took(2.2, 60, 20_119, 12)),
+    lab_test!("lab_2c_persist1", "TestPersist12C", 3, reliable, persistence::persist1, took(5.0, 86, 22_849, 6)),
+    lab_test!("lab_2c_persist2", "TestPersist22C", 5, reliable, persistence::persist2, took(17.6, 952, 218_854, 16)),
+    lab_test!("lab_2c_persist3", "TestPersist32C", 3, reliable, persistence::persist3, took(2.0, 34, 8937, 4)),
+    lab_test!("lab_2c_figure8", "TestFigure82C", 5, reliable, persistence::figure8, took(31.2, 580, 130_675, 32)),
+    lab_test!("lab_2c_unreliable_agree", "TestUnreliableAgree2C", 5, unreliable, persistence::unreliable_agree, took(1.7, 1044, 366_392, 246)),
+    lab_test!("lab_2c_figure8_unreliable", "TestFigure8Unreliable2C", 5, unreliable, persistence::figure8_unreliable, took(33.6, 10_700, 33_695_245, 308)),
+    lab_test!("lab_2c_reliable_churn", "TestReliableChurn2C", 5, reliable, persistence::churn, took(16.1, 8864, 44_771_259, 1544)),
+    lab_test!("lab_2c_unreliable_churn", "TestUnreliableChurn2C", 5, unreliable, persistence::churn, took(16.5, 4220, 6_414_632, 906)),
+];
+
+/// The test of this name, ours or the course's.
+pub fn find(name: &str) -> Option<&'static LabTest> {
+    TESTS.iter().find(|test| test.name == name || test.original == name)
+}
+
+/// No test may take longer than this, in virtual time.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Runs one test with one seed.
+pub fn run(test: &LabTest, seed: u64, tracer: Option<Tracer>) -> Report {
+    let variant = Variant::of(seed);
+    let options = Options {
+        servers: test.servers,
+        seed,
+        config: config(variant),
+        slowest_write: Duration::from_millis(if variant.slow_disk { 2 } else { 0 }),
+        tell_failures: variant.tell_failures,
+    };
+    let record = Rc::new(RefCell::new(Record::new(test.servers)));
+    let mut cluster = Cluster::new(options, Box::new(record.clone()), tracer);
+    cluster.note(format_args!("{} with seed {seed}: {variant:?}", test.name));
+    cluster.network_mut().weather_mut().reliable = test.reliable;
+    (0..test.servers).for_each(|i| cluster.start(i));
+    (0..test.servers).for_each(|i| cluster.network_mut().connect(i));
+    let sim = Sim::new(cluster);
+    let lab = Lab::new(sim.clone(), record.clone(), Dice::new(seed, 2));
+    let failure = sim.run(LIMIT, (test.script)(lab)).err();
+    if let Some(failure) = &failure {
+        sim.with(|cluster| cluster.note(format_args!("FAILED: {failure}")));
+    }
+    let traffic = sim.with(|cluster| cluster.network().traffic());
+    let figures = Figures {
+        seconds: sim.now().since(Instant::default()).as_secs_f64(),
+        rpcs: traffic.sent,
+        bytes: traffic.bytes,
+        entries: record.borrow().highest(),
+    };
+    Report { failure, figures }
+}
+
+/// Ten heartbeats a second, and elections well within the five seconds that the tests allow. Commands alone take indices.
+fn config(variant: Variant) -> Config {
+    Config {
+        election_timeout: Duration::from_millis(300),
+        heartbeat_interval: Duration::from_millis(100),
+        pre_vote: variant.pre_vote,
+        check_quorum: variant.check_quorum,
+        no_op_on_election: false,
+        max_cached_bytes: if variant.small_cache { 64 } else { 32 << 20 },
+        ..Config::new(NodeId(1))
+    }
+}

@@ -1,0 +1,24 @@
+//! A deterministic simulator: whole clusters in virtual time, on one thread, as a function of one number.
+//!
+//! The parts know little of each other, so that each can be replaced by another model:
+//!
+//! - [`schedule`]: the queue of things to come, and the dice.
+//! - [`network`]: which messages arrive, when, and what they count for.
+//! - [`disk`]: what is written, and what of it a crash leaves.
+//! - [`node`]: a server, up or down.
+//! - [`cluster`]: the driver that connects cores, disks and network.
+//! - [`checker`]: Raft's promises, checked after every event.
+//! - [`task`]: scripts on virtual time.
+//! - [`lab`]: the tests of MIT's course on distributed systems, labs 2A to 2C, written on all of this.
+//!
+//! Nothing here reads a clock, starts a thread or touches a file; all chance comes from the seed. A failure is replayed by
+//! running its seed again.
+
+pub mod checker;
+pub mod cluster;
+pub mod disk;
+pub mod lab;
+pub mod network;
+pub mod node;
+pub mod schedule;
+pub mod task;

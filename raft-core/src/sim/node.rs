@@ -1,0 +1,109 @@
+//! One server: its core while it is up, its disk always, and its alarm clock.
+
+use std::time::Duration;
+
+use super::disk::Disk;
+use super::schedule::Dice;
+use crate::config::{Config, ConfigError};
+use crate::io::Output;
+use crate::membership::Membership;
+use crate::raft::Raft;
+use crate::types::{Instant, NodeId};
+
+/// A server that can crash and come back.
+#[derive(Debug)]
+pub struct Node {
+    id: NodeId,
+    disk: Disk,
+    raft: Option<Raft>,
+    /// Number of the present life, or of the last one. What was sent to or asked by a former life does not reach a later one.
+    life: u64,
+    /// When the alarm that is set goes off.
+    alarm: Option<Instant>,
+    pump_asked: bool,
+}
+
+impl Node {
+    /// A server that has never run.
+    pub fn new(id: NodeId, slowest_write: Duration, dice: Dice) -> Self {
+        Node { id, disk: Disk::new(slowest_write, dice), raft: None, life: 0, alarm: None, pump_asked: false }
+    }
+
+    /// Its core, while it is up.
+    pub fn raft(&self) -> Option<&Raft> {
+        self.raft.as_ref()
+    }
+
+    /// Its core, while it is up.
+    pub(crate) fn raft_mut(&mut self) -> Option<&mut Raft> {
+        self.raft.as_mut()
+    }
+
+    /// Its disk.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Its disk.
+    pub(crate) fn disk_mut(&mut self) -> &mut Disk {
+        &mut self.disk
+    }
+
+    /// Which life it is in; `None` while it is down.
+    pub fn life(&self) -> Option<u64> {
+        self.raft.as_ref().map(|_| self.life)
+    }
+
+    /// Starts from what is durable. Each life draws other timeouts.
+    pub(crate) fn start(&mut self, config: Config, membership: Membership, now: Instant) -> Result<(), ConfigError> {
+        self.life += 1;
+        let config = Config { id: self.id, seed: config.seed.wrapping_add(self.life << 32), ..config };
+        self.raft = Some(Raft::new(config, self.disk.recover(membership), now)?);
+        self.alarm = None;
+        self.pump_asked = false;
+        Ok(())
+    }
+
+    /// Stops at once; what was not durable is lost.
+    pub(crate) fn crash(&mut self) {
+        self.raft = None;
+        self.disk.crash();
+    }
+
+    /// What the core wants, if it wants anything.
+    pub(crate) fn take_output(&mut self) -> Option<Output> {
+        self.pump_asked = false;
+        let output = self.raft.as_mut()?.take_output();
+        (!output.is_empty()).then_some(output)
+    }
+
+    /// Asks for a pump at the end of this moment. Returns the present life, or `None` when one was asked for already.
+    pub(crate) fn ask_for_pump(&mut self) -> Option<u64> {
+        let first = !self.pump_asked;
+        self.pump_asked = true;
+        self.life().filter(|_| first)
+    }
+
+    /// The alarm went off: is it for this life, and has the core's deadline come? It may have been put off since the alarm was set.
+    pub(crate) fn is_due(&mut self, life: u64, now: Instant) -> bool {
+        if self.life() != Some(life) || self.alarm.is_none_or(|at| at > now) {
+            return false;
+        }
+        self.alarm = None;
+        self.raft.as_ref().and_then(deadline).is_some_and(|deadline| deadline <= now)
+    }
+
+    /// When to set the alarm, if none that is set goes off in time. Returns the present life with it.
+    pub(crate) fn next_alarm(&mut self) -> Option<(Instant, u64)> {
+        let deadline = self.raft.as_ref().and_then(deadline)?;
+        if self.alarm.is_some_and(|at| at <= deadline) {
+            return None;
+        }
+        self.alarm = Some(deadline);
+        Some((deadline, self.life))
+    }
+}
+
+fn deadline(raft: &Raft) -> Option<Instant> {
+    raft.deadline().into()
+}

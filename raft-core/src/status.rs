@@ -1,0 +1,164 @@
+//! What a server tells about itself.
+
+use crate::io::Event;
+use crate::raft::Raft;
+use crate::role::RoleState;
+use crate::types::{LogId, LogIndex, NodeId, Term};
+
+/// The role of a server (paper, Figure 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Follows a leader, or waits for one.
+    Follower,
+    /// Asks whether it could win an election.
+    PreCandidate,
+    /// Stands for election.
+    Candidate,
+    /// Leads.
+    Leader,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Role::Follower => "follower",
+            Role::PreCandidate => "pre-candidate",
+            Role::Candidate => "candidate",
+            Role::Leader => "leader",
+        })
+    }
+}
+
+/// A leader's view of one follower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FollowerStatus {
+    /// Who.
+    pub id: NodeId,
+    /// Highest entry known to be on its disk.
+    pub match_index: LogIndex,
+    /// Next entry to be sent.
+    pub next_index: LogIndex,
+    /// Whether the leader is still looking for the point where the logs meet.
+    pub probing: bool,
+    /// Appends on their way.
+    pub inflight_appends: usize,
+    /// Bytes of entries on their way.
+    pub inflight_bytes: usize,
+}
+
+/// A snapshot of a server's state, for people and for tests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// This server.
+    pub id: NodeId,
+    /// Its role.
+    pub role: Role,
+    /// Its term.
+    pub current_term: Term,
+    /// Its vote in that term.
+    pub voted_for: Option<NodeId>,
+    /// The leader of that term, if it is known.
+    pub leader: Option<NodeId>,
+    /// The entry before the first in the log.
+    pub log_start: LogId,
+    /// The last entry.
+    pub last_log: LogId,
+    /// Highest entry known to be committed.
+    pub commit_index: LogIndex,
+    /// Highest entry on this server's disk.
+    pub durable_index: LogIndex,
+    /// Highest entry that the state machine has applied.
+    pub applied_index: LogIndex,
+    /// Bytes proposed or received and not yet committed.
+    pub uncommitted_bytes: usize,
+    /// Bytes committed and not yet applied.
+    pub unapplied_bytes: usize,
+    /// The followers, when this server leads.
+    pub followers: Vec<FollowerStatus>,
+}
+
+impl Raft {
+    /// What this server knows of itself and, when it leads, of its followers.
+    pub fn status(&self) -> Status {
+        let (role, followers) = match &self.role {
+            RoleState::Follower => (Role::Follower, Vec::new()),
+            RoleState::PreCandidate(_) => (Role::PreCandidate, Vec::new()),
+            RoleState::Candidate(_) => (Role::Candidate, Vec::new()),
+            RoleState::Leader(leader) => {
+                let followers = leader.progress.iter().map(|(&id, progress)| {
+                    let (inflight_appends, inflight_bytes) = progress.in_flight();
+                    let (match_index, next_index) = (progress.match_index, progress.next_index);
+                    let probing = progress.probing;
+                    FollowerStatus { id, match_index, next_index, probing, inflight_appends, inflight_bytes }
+                });
+                (Role::Leader, followers.collect())
+            }
+        };
+        let (uncommitted_bytes, unapplied_bytes) = self.log.backlog();
+        Status {
+            id: self.config.id,
+            role,
+            current_term: self.hard_state.current_term,
+            voted_for: self.hard_state.voted_for,
+            leader: self.leader,
+            log_start: self.log.start(),
+            last_log: self.log.last_id(),
+            commit_index: self.log.commit,
+            durable_index: self.durability.durable(),
+            applied_index: self.log.applied,
+            uncommitted_bytes,
+            unapplied_bytes,
+            followers,
+        }
+    }
+
+    /// Whether this server leads. Cheaper than [`status`](Self::status).
+    pub fn is_leader(&self) -> bool {
+        matches!(self.role, RoleState::Leader(_))
+    }
+
+    /// The leader of the current term, if it is known.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.leader
+    }
+
+    /// The current term.
+    pub fn current_term(&self) -> Term {
+        self.hard_state.current_term
+    }
+
+    /// Highest entry known to be committed.
+    pub fn commit_index(&self) -> LogIndex {
+        self.log.commit
+    }
+
+    /// The term of the entry at `index`, if the log reaches there.
+    pub fn term_at(&self, index: LogIndex) -> Option<Term> {
+        self.log.term_at(index)
+    }
+
+    /// Events so far, before they are taken with the output. For assertions in tests.
+    pub fn pending_events(&self) -> &[Event] {
+        &self.out.events
+    }
+
+    /// Checks the invariants that are stated at [`Raft`]. For tests and simulation; costs time in proportion to what is cached.
+    ///
+    /// # Panics
+    /// When one is broken, which is a bug in this crate.
+    pub fn check_invariants(&self) {
+        self.log.check(self.durability.durable());
+        assert!(self.log.last_id().term <= self.hard_state.current_term, "an entry is newer than the term: {self:?}");
+        if let RoleState::Leader(leader) = &self.role {
+            assert_eq!(self.leader, Some(self.config.id));
+            assert_eq!(self.hard_state.voted_for, Some(self.config.id), "a leader voted for itself");
+            for progress in leader.progress.values() {
+                progress.check();
+                assert!(progress.match_index <= self.log.last_index(), "matches what is not there: {self:?}");
+            }
+        } else {
+            assert!(self.verified <= self.log.last_index(), "verified what is not there: {self:?}");
+            assert!(self.leader != Some(self.config.id), "follows itself: {self:?}");
+        }
+    }
+}
