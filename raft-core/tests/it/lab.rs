@@ -1,0 +1,78 @@
+//! The tests of MIT's labs 2A to 2C, each over many seeds: 200, or as many as `RAFT_TEST_SEEDS` says.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use raft_core::sim::lab;
+
+fn seeds() -> u64 {
+    match std::env::var("RAFT_TEST_SEEDS") {
+        Ok(text) => text.parse().expect("RAFT_TEST_SEEDS is a number"),
+        Err(_) => 200,
+    }
+}
+
+fn run(name: &str) {
+    let test = lab::find(name).expect("the test is in the list");
+    let mut failures = Vec::new();
+    for seed in 0..seeds() {
+        let failure = match catch_unwind(AssertUnwindSafe(|| lab::run(test, seed, None))) {
+            Ok(report) => report.failure,
+            Err(_) => Some("panicked".into()),
+        };
+        if let Some(failure) = failure {
+            failures.push(format!("{failure}\n    replay: cargo xtask sim --test {name} --seed {seed} --trace"));
+        }
+    }
+    assert!(failures.is_empty(), "{} of {} seeds failed:\n{}", failures.len(), seeds(), failures.join("\n"));
+}
+
+macro_rules! lab_tests {
+    ($($name:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                run(stringify!($name));
+            }
+        )*
+
+        #[test]
+        fn every_lab_test_is_run() {
+            let here = [$(stringify!($name)),*];
+            let there: Vec<_> = lab::TESTS.iter().map(|test| test.name).collect();
+            assert_eq!(here[..], there[..]);
+        }
+    };
+}
+
+lab_tests!(
+    lab_2a_initial_election,
+    lab_2a_reelection,
+    lab_2a_many_elections,
+    lab_2b_basic_agree,
+    lab_2b_rpc_bytes,
+    lab_2b_follower_failure,
+    lab_2b_leader_failure,
+    lab_2b_fail_agree,
+    lab_2b_fail_no_agree,
+    lab_2b_concurrent_starts,
+    lab_2b_rejoin,
+    lab_2b_backup,
+    lab_2b_count,
+    lab_2c_persist1,
+    lab_2c_persist2,
+    lab_2c_persist3,
+    lab_2c_figure8,
+    lab_2c_unreliable_agree,
+    lab_2c_figure8_unreliable,
+    lab_2c_reliable_churn,
+    lab_2c_unreliable_churn,
+);
+
+/// A failure can be repeated only if a run is a function of its seed.
+#[test]
+fn the_same_seed_makes_the_same_run() {
+    let test = lab::find("lab_2c_unreliable_churn").expect("the test is in the list");
+    let (a, b, c) = (lab::run(test, 5, None), lab::run(test, 5, None), lab::run(test, 6, None));
+    assert_eq!(a.figures, b.figures);
+    assert_ne!(a.figures, c.figures);
+}
