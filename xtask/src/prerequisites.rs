@@ -40,7 +40,8 @@ pub(crate) fn ensure() -> Result<()> {
         return Ok(());
     }
     let packages: Vec<&str> = missing.iter().map(|prerequisite| prerequisite.package).collect();
-    let (required, optional): (Vec<_>, Vec<_>) = missing.iter().partition(|prerequisite| !prerequisite.optional);
+    let (optional, required): (Vec<&Prerequisite>, Vec<&Prerequisite>) =
+        missing.into_iter().partition(|prerequisite| prerequisite.optional);
     for prerequisite in required.iter().chain(&optional) {
         let weight = if prerequisite.optional { "missing, for some tests only" } else { "missing" };
         eprintln!("{weight}: {}", prerequisite.name);
@@ -95,7 +96,12 @@ impl Rights {
             return Some(Rights::Root);
         }
         let quiet = |command: &mut Command| {
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .is_ok_and(|status| status.success())
         };
         quiet(Command::new("sudo").args(["-n", "true"])).then_some(Rights::Sudo)
     }
@@ -146,7 +152,8 @@ fn has_compiler() -> bool {
         .stderr(Stdio::null())
         .spawn();
     let Ok(mut child) = child else { return false };
-    let written = child.stdin.take().map(|mut input| input.write_all(b"#include <concepts>\nint main() { return 0; }\n"));
+    let written =
+        child.stdin.take().map(|mut input| input.write_all(b"#include <concepts>\nint main() { return 0; }\n"));
     let succeeded = child.wait().is_ok_and(|status| status.success());
     succeeded && matches!(written, Some(Ok(())))
 }
@@ -195,7 +202,8 @@ fn holds_libclang(folder: &Path) -> bool {
         shared && (name.starts_with("libclang.") || name.starts_with("libclang-") && !name.starts_with("libclang-cpp"))
     });
     let versions = folder.join("clang");
-    let debian = folder.parent().and_then(Path::file_name).is_some_and(|name| name.to_string_lossy().starts_with("llvm-"));
+    let debian =
+        folder.parent().and_then(Path::file_name).is_some_and(|name| name.to_string_lossy().starts_with("llvm-"));
     let headers = subfolders(&versions).iter().any(|version| version.join("include").join("stddef.h").is_file());
     library && (headers || !debian)
 }

@@ -32,11 +32,7 @@ impl Task {
         Task::start(label.into(), ProgressBar::new(total), style)
     }
 
-    fn start(
-        label: String,
-        bar: ProgressBar,
-        style: Result<ProgressStyle, impl std::fmt::Debug>,
-    ) -> Task {
+    fn start(label: String, bar: ProgressBar, style: Result<ProgressStyle, impl std::fmt::Debug>) -> Task {
         let now = Instant::now();
         let bar = if std::io::stderr().is_terminal() {
             if let Ok(style) = style {
@@ -65,7 +61,8 @@ impl Task {
             bar.set_position(done);
         } else if self.printed.elapsed() >= PLAIN_INTERVAL {
             self.printed = Instant::now();
-            let left = remaining(self.elapsed(), done, total).map_or(String::new(), |left| format!(", about {} left", human(left)));
+            let left = remaining(self.elapsed(), done, total)
+                .map_or(String::new(), |left| format!(", about {} left", human(left)));
             eprintln!("{}: {done} of about {total} after {}{left}", self.label, human(self.elapsed()));
         }
     }
@@ -161,6 +158,9 @@ mod tests {
     fn tables_align() {
         let rows = vec![vec!["fmt".to_owned(), "1.0 s".to_owned()], vec!["clippy".to_owned(), "42 s".to_owned()]];
         let expected = "  step    time\n  ------  -----\n  fmt     1.0 s\n  clippy   42 s\n";
-        assert_eq!(table(&["step", "time"], &rows, &[1]).replace("   time", "   time"), expected.replace("    time", "     time"));
+        assert_eq!(
+            table(&["step", "time"], &rows, &[1]).replace("   time", "   time"),
+            expected.replace("    time", "     time")
+        );
     }
 }

@@ -29,12 +29,17 @@ const RECIPE: &str = "1";
 /// A cache that cannot be written is no error: the builds then compile RocksDB themselves, and a warning says so.
 pub(crate) fn setup() -> Result<()> {
     let Some(entry) = Entry::for_this_machine()? else {
-        eprintln!("warning: neither XDG_CACHE_HOME nor HOME is set: no place to keep a compiled RocksDB, each profile compiles its own");
+        eprintln!(
+            "warning: neither XDG_CACHE_HOME nor HOME is set: no place to keep a compiled RocksDB, each profile compiles its own"
+        );
         return disable();
     };
     if !entry.library().is_file() {
         if let Err(error) = fs::create_dir_all(&entry.dir).and_then(|()| File::create(entry.dir.join("lock"))) {
-            eprintln!("warning: cannot write {}: {error}; going on without a cache, each profile compiles RocksDB", entry.dir.display());
+            eprintln!(
+                "warning: cannot write {}: {error}; going on without a cache, each profile compiles RocksDB",
+                entry.dir.display()
+            );
             return disable();
         }
         entry.build()?;
@@ -139,7 +144,10 @@ impl Entry {
 
     fn compile(&self, target: &Path) -> Result<()> {
         let mut task = Task::bar(
-            format!("RocksDB {}: compiling, once on this machine (15 minutes on 2 cores, 26 CPU minutes)", self.version),
+            format!(
+                "RocksDB {}: compiling, once on this machine (15 minutes on 2 cores, 26 CPU minutes)",
+                self.version
+            ),
             TYPICAL_OBJECTS,
         );
         let log_path = self.dir.join("build.log");
@@ -170,7 +178,11 @@ impl Entry {
         if !status.success() {
             drop(task);
             let log = fs::read_to_string(&log_path).unwrap_or_default();
-            bail!("RocksDB did not compile ({status}); the whole output is in {}\n{}", log_path.display(), tail(&log, 30));
+            bail!(
+                "RocksDB did not compile ({status}); the whole output is in {}\n{}",
+                log_path.display(),
+                tail(&log, 30)
+            );
         }
         task.finish("compiled");
         Ok(())
@@ -253,7 +265,8 @@ fn count_objects(target: &Path) -> u64 {
 }
 
 fn newest_library(target: &Path) -> Option<PathBuf> {
-    let changed = |path: &PathBuf| fs::metadata(path).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+    let changed =
+        |path: &PathBuf| fs::metadata(path).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
     out_dirs(target).map(|dir| dir.join(LIBRARY)).filter(|path| path.is_file()).max_by_key(changed)
 }
 
@@ -262,7 +275,9 @@ fn config(dir: &Path) -> Result<String> {
     let dir = dir.to_str().with_context(|| format!("the cache path is not UTF-8: {}", dir.display()))?;
     // A JSON string is a TOML basic string.
     let dir = serde_json::to_string(dir)?;
-    Ok(format!("# Written by `cargo xtask setup`; `cargo xtask setup --no-cache` removes it.\n[env]\nROCKSDB_LIB_DIR = {dir}\nROCKSDB_STATIC = \"1\"\n"))
+    Ok(format!(
+        "# Written by `cargo xtask setup`; `cargo xtask setup --no-cache` removes it.\n[env]\nROCKSDB_LIB_DIR = {dir}\nROCKSDB_STATIC = \"1\"\n"
+    ))
 }
 
 /// Leaves a file alone that already says so: a new modification time could make others rebuild.

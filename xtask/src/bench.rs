@@ -1,0 +1,202 @@
+//! `cargo xtask bench`: how fast a cluster of real processes is.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::cluster::{self, Cluster, Options, addresses};
+use crate::report::human;
+use crate::{setup, signals, workspace};
+
+/// Measures a three-node cluster of release processes on this machine: QUIC with mutual TLS, every write fsynced on a majority.
+///
+/// Builds everything (minutes the first time), starts the nodes in a fresh folder below target/bench, drives them with the load generator, prints a table and
+/// writes the figures as JSON below target/bench. About three minutes once built, half a minute with --quick.
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    kind: Option<Kind>,
+    #[command(flatten)]
+    load: Load,
+}
+
+#[derive(clap::Subcommand)]
+enum Kind {
+    /// Runs the criterion benchmarks of core, storage and transport (a few minutes)
+    Criterion {
+        /// Only benchmarks whose name contains this
+        filter: Option<String>,
+    },
+}
+
+/// What the load generator shall do.
+#[derive(clap::Args)]
+struct Load {
+    /// A short run: fewer and shorter measurements
+    #[arg(long)]
+    quick: bool,
+    /// Numbers of clients that write at the same time, one measurement each [default: the load generator's]
+    #[arg(long, value_delimiter = ',', value_name = "N,N,...")]
+    clients: Vec<u32>,
+    /// Length of each measurement in seconds [default: the load generator's]
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Size of a value in bytes [default: 256]
+    #[arg(long)]
+    value_size: Option<usize>,
+    /// Compare with the JSON file of an earlier run
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+    /// Number of nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    nodes: u16,
+    /// Keep the folder of the cluster with data and logs
+    #[arg(long)]
+    keep: bool,
+    /// Further arguments for the load generator
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+/// Entry point of the subcommand.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    setup::run(false)?;
+    match &args.kind {
+        Some(Kind::Criterion { filter }) => {
+            let mut command = workspace::cargo();
+            command.args(["bench", "-p", "raft-benches", "--benches"]);
+            if let Some(filter) = filter {
+                command.arg("--").arg(filter);
+            }
+            workspace::run(&mut command)
+        }
+        None => load(&args.load),
+    }
+}
+
+fn load(load: &Load) -> Result<()> {
+    let started = Instant::now();
+    // A path is taken from where the command was typed; the load generator runs in the root.
+    let baseline = load
+        .baseline
+        .as_deref()
+        .map(|path| path.canonicalize().with_context(|| format!("no baseline {}", path.display())));
+    let baseline = baseline.transpose()?;
+
+    eprintln!("bench: building release binaries (minutes the first time)");
+    workspace::run(workspace::cargo().args(["build", "--release", "-p", "raft-node", "-p", "raft-benches", "--bins"]))?;
+    eprintln!("bench: built in {}", human(started.elapsed()));
+
+    signals::catch()?;
+    let output = workspace::target_dir().join("bench");
+    let dir = output.join(format!("cluster-{}", std::process::id()));
+    let measured = measure(load, &dir, &output, baseline.as_deref());
+    if load.keep {
+        eprintln!("bench: data and logs are in {}", workspace::shorten(&dir));
+    } else if measured.is_err() && !signals::stop_requested() {
+        eprintln!("bench: logs are kept in {}", workspace::shorten(&dir));
+    } else if let Err(error) = std::fs::remove_dir_all(&dir) {
+        eprintln!("warning: cannot remove {}: {error}", dir.display());
+    }
+    measured?;
+    eprintln!("bench: {} in all; the figures are in {}", human(started.elapsed()), workspace::shorten(&output));
+    Ok(())
+}
+
+/// Starts a cluster in `dir`, lets the load generator run against it, and stops it.
+fn measure(load: &Load, dir: &Path, output: &Path, baseline: Option<&Path>) -> Result<()> {
+    let binaries = workspace::target_dir().join("release");
+    let program = binaries.join("raft-node");
+    let listen = addresses(load.nodes, 0)?;
+    let mut cluster = Cluster::start(&Options { dir, program: &program, listen: &listen, log_level: "warn" })?;
+    cluster.wait_for_leader()?;
+    let outcome = drive(&mut load_command(load, &binaries, cluster.dir(), output, baseline), &mut cluster);
+    cluster.stop();
+    outcome
+}
+
+/// The one place that knows the flags of `raft-load`.
+fn load_command(load: &Load, binaries: &Path, cluster: &Path, output: &Path, baseline: Option<&Path>) -> Command {
+    let mut command = Command::new(binaries.join("raft-load"));
+    command
+        .current_dir(workspace::root())
+        .arg("--cluster")
+        .arg(cluster.join(cluster::DESCRIPTION))
+        .arg("--out")
+        .arg(output);
+    if load.quick {
+        command.arg("--quick");
+    }
+    if !load.clients.is_empty() {
+        let clients: Vec<String> = load.clients.iter().map(u32::to_string).collect();
+        command.arg("--clients").arg(clients.join(","));
+    }
+    if let Some(seconds) = load.seconds {
+        command.arg("--seconds").arg(seconds.to_string());
+    }
+    if let Some(size) = load.value_size {
+        command.arg("--value-size").arg(size.to_string());
+    }
+    if let Some(baseline) = baseline {
+        command.arg("--baseline").arg(baseline);
+    }
+    command.args(&load.rest);
+    command
+}
+
+/// Waits for the load generator, watching the nodes meanwhile: figures of a cluster that lost a node mean nothing.
+fn drive(command: &mut Command, cluster: &mut Cluster) -> Result<()> {
+    let shown = workspace::show(command);
+    let mut child = command.spawn().with_context(|| format!("cannot start `{shown}`"))?;
+    let failure = loop {
+        if let Some(status) = child.try_wait()? {
+            if status.success() {
+                return Ok(());
+            }
+            bail!("`{shown}` failed ({status})");
+        }
+        if signals::stop_requested() {
+            break "interrupted".to_owned();
+        }
+        if let Some(dead) = cluster.take_dead().into_iter().next() {
+            break format!(
+                "node {} ended during the measurement ({}); the end of its log:\n{}",
+                dead.id, dead.status, dead.log
+            );
+        }
+        sleep(Duration::from_millis(50));
+    };
+    // It may have ended meanwhile; then there is nothing to kill.
+    let _ = child.kill();
+    let _ = child.wait();
+    bail!(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        load: Load,
+    }
+
+    #[test]
+    fn flags_reach_the_load_generator() {
+        let cli = Cli::try_parse_from(["bench", "--quick", "--clients", "1,16", "--seconds", "3", "--", "--rate", "5"]);
+        let load = cli.map_err(|error| error.to_string()).expect("valid flags").load;
+        let command =
+            load_command(&load, Path::new("/b"), Path::new("/c"), Path::new("/o"), Some(Path::new("/old.json")));
+        assert_eq!(
+            workspace::show(&command),
+            "/b/raft-load --cluster /c/cluster.json --out /o --quick --clients 1,16 --seconds 3 --baseline /old.json --rate 5"
+        );
+    }
+}
