@@ -1,0 +1,112 @@
+//! What can go wrong for a client.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use raft_core::NodeId;
+
+use crate::kv::{DecodeError, Refusal};
+
+/// Why a request of a [`Client`](super::Client) failed, and whether it may have had an effect.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No node carried the request out in time. It definitely had no effect.
+    #[error("{reason} within {:.1} s, nothing was done; {nodes}", waited.as_secs_f64())]
+    Timeout {
+        /// How long was tried.
+        waited: Duration,
+        /// What was missing.
+        reason: Missing,
+        /// What each node said last.
+        nodes: Complaints,
+    },
+    /// The request was sent, but its outcome is not known: it may have taken effect, may still take effect, or never will.
+    /// Read before you write again.
+    #[error("the outcome is unknown, the write may or may not take effect: {why}")]
+    OutcomeUnknown {
+        /// Why there was no reply.
+        why: String,
+    },
+    /// Larger than the node accepts. Nothing happened.
+    #[error("{size} bytes are over the limit of {limit}")]
+    TooLarge {
+        /// Size, in bytes.
+        size: u64,
+        /// Limit, in bytes.
+        limit: u64,
+    },
+    /// The store refuses the command or query; repeating it is of no use.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The node does not understand the request. Nothing happened.
+    #[error("the node refuses the request: {0}")]
+    BadRequest(String),
+    /// The node answered with something that this version does not understand.
+    #[error("the node's answer makes no sense: {0}")]
+    BadAnswer(String),
+    /// The client was given settings with which it cannot work.
+    #[error("{0}")]
+    Config(String),
+}
+
+impl From<DecodeError> for Error {
+    fn from(error: DecodeError) -> Self {
+        Error::BadAnswer(error.to_string())
+    }
+}
+
+/// What a request waited for in vain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// No node could be reached at all.
+    Nodes,
+    /// Nodes answered, but none of them leads: there may be no majority.
+    Leader,
+    /// There was a leader, but it did not get to the request.
+    Answer,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Missing::Nodes => "no node could be reached",
+            Missing::Leader => "no leader was found (is there a majority of nodes?)",
+            Missing::Answer => "no answer",
+        })
+    }
+}
+
+/// What each node said last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Complaints(pub BTreeMap<NodeId, String>);
+
+impl fmt::Display for Complaints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("no node was asked");
+        }
+        for (i, (node, said)) in self.0.iter().enumerate() {
+            let separator = if i == 0 { "" } else { "; " };
+            write!(f, "{separator}node {node}: {said}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_says_what_was_missing() {
+        let nodes = Complaints([(NodeId(1), "does not lead".into()), (NodeId(2), "unreachable".into())].into());
+        let error = Error::Timeout { waited: Duration::from_millis(1500), reason: Missing::Leader, nodes };
+        assert_eq!(
+            error.to_string(),
+            "no leader was found (is there a majority of nodes?) within 1.5 s, nothing was done; \
+             node 1: does not lead; node 2: unreachable"
+        );
+    }
+}

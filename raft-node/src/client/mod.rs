@@ -1,0 +1,398 @@
+//! Talking to a cluster from outside, and the node's side of it.
+//!
+//! A [`Client`] keeps one connection to each node that it has needed so far, and sends any number of requests over it without
+//! waiting for replies in between; clones share the connections, so that many tasks can use one client at a time. It finds
+//! the leader by itself.
+//!
+//! What it repeats, and what not:
+//!
+//! | what happened | reads | writes |
+//! |---|---|---|
+//! | the request never left, or the node says that it did nothing (not leader, busy) | repeated | repeated |
+//! | sent, and the connection was lost, or leadership was lost | repeated | [`Error::OutcomeUnknown`] |
+//! | no reply from a node that is alive | repeated elsewhere after [`ClientConfig::attempt_timeout`] | waits until [`ClientConfig::timeout`], then [`Error::OutcomeUnknown`] |
+//!
+//! A write is never repeated when it may have happened: even for a put that would be no matter of course, since the first copy
+//! may take effect now, somebody else's put after it, and then the second copy. Who can live with that sets
+//! [`ClientConfig::retry_unknown`].
+//!
+//! The layers: [`protocol`] is the bytes on the wire, `link` one connection, `nodes` all of them, this module the search for the leader and the
+//! policy above, `kv` the methods of the key-value store. [`Service`] is the other end, in the node.
+
+mod error;
+mod kv;
+mod link;
+mod nodes;
+pub mod protocol;
+mod service;
+mod sink;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use raft_core::{GroupId, NodeId};
+use raft_net::TlsIdentity;
+use tokio::time::Instant;
+
+pub use error::{Complaints, Error, Missing};
+pub use kv::{CasOutcome, KeyValue, Page, Versioned};
+pub use service::{Admission, Metrics, Service, ServiceLimits};
+
+use crate::handle::Consistency;
+use link::LinkError;
+use nodes::Nodes;
+use protocol::{NodeStatus, Request, Response};
+
+/// Waits between attempts: they double from the first to the last.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+
+/// Settings of a [`Client`].
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// The nodes, as `host:port`. Not all are needed: others are learned from their answers.
+    pub nodes: BTreeMap<NodeId, String>,
+    /// The client's certificate. It names the cluster, too.
+    pub tls: TlsIdentity,
+    /// How long a request may take in all, with every repetition.
+    pub timeout: Duration,
+    /// How long one attempt may take to connect, and how long a read waits for one node.
+    pub attempt_timeout: Duration,
+    /// When requests wait and nothing at all has come from a node for about this long, not even a sign of life, its connection is given up.
+    pub silence_timeout: Duration,
+    /// Repeat puts and deletes whose outcome is unknown. They may then take effect twice, the second time over somebody else's change.
+    /// Compare-and-swap is never repeated.
+    pub retry_unknown: bool,
+}
+
+impl ClientConfig {
+    /// The defaults: 5 s in all, 1 s an attempt, 500 ms of silence, unknown outcomes are reported.
+    pub fn new(nodes: BTreeMap<NodeId, String>, tls: TlsIdentity) -> Self {
+        ClientConfig {
+            nodes,
+            tls,
+            timeout: Duration::from_secs(5),
+            attempt_timeout: Duration::from_secs(1),
+            silence_timeout: Duration::from_millis(500),
+            retry_unknown: false,
+        }
+    }
+}
+
+/// A client of a cluster. Clones share its connections.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    nodes: Nodes,
+    /// Whom the last answer showed to lead; 0: nobody.
+    leader: AtomicU64,
+    timeout: Duration,
+    attempt_timeout: Duration,
+    retry_unknown: bool,
+}
+
+impl Client {
+    /// A client of the cluster. Must be called within a tokio runtime; connections are made when they are needed.
+    ///
+    /// # Errors
+    /// [`Error::Config`]: no nodes, not a client's certificate, or no socket to be had.
+    pub fn new(config: ClientConfig) -> Result<Self, Error> {
+        if config.nodes.is_empty() {
+            return Err(Error::Config("a client needs the address of at least one node".into()));
+        }
+        let ClientConfig { nodes, tls, timeout, attempt_timeout, silence_timeout, retry_unknown } = config;
+        let nodes = Nodes::new(nodes, &tls, attempt_timeout, silence_timeout)?;
+        let inner = Inner { nodes, leader: AtomicU64::new(0), timeout, attempt_timeout, retry_unknown };
+        Ok(Client { inner: Arc::new(inner) })
+    }
+
+    /// Has a command replicated and applied; returns the state machine's reply. For state machines of your own; the methods of the
+    /// key-value store build on it.
+    ///
+    /// # Errors
+    /// See [`Error`]; only [`Error::OutcomeUnknown`] leaves open what happened.
+    pub async fn write(&self, command: Bytes) -> Result<Bytes, Error> {
+        self.run(&Request::Write { group: GroupId::FIRST, command }, false).await
+    }
+
+    /// Like [`write`](Self::write), for commands that may take effect twice: honours [`ClientConfig::retry_unknown`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn write_repeatable(&self, command: Bytes) -> Result<Bytes, Error> {
+        self.run(&Request::Write { group: GroupId::FIRST, command }, self.inner.retry_unknown).await
+    }
+
+    /// Has a query answered by the state machine.
+    ///
+    /// # Errors
+    /// See [`Error`]; a read has no effect.
+    pub async fn read(&self, query: Bytes, consistency: Consistency) -> Result<Bytes, Error> {
+        self.run(&Request::Read { group: GroupId::FIRST, consistency, query }, true).await
+    }
+
+    /// Asks one node about itself.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] when it cannot be reached.
+    pub async fn status(&self, node: NodeId) -> Result<NodeStatus, Error> {
+        let start = Instant::now();
+        let request = Request::Status { group: GroupId::FIRST };
+        let why = match self.attempt(node, &request, start + self.inner.timeout).await {
+            Attempt::Response(Response::Done(body)) => {
+                return postcard::from_bytes(&body).map_err(|e| Error::BadAnswer(e.to_string()));
+            }
+            Attempt::Response(other) => format!("{other:?}"),
+            Attempt::NotSent(why) | Attempt::MaybeSent(why) => why,
+        };
+        let nodes = Complaints([(node, why)].into());
+        Err(Error::Timeout { waited: start.elapsed(), reason: Missing::Answer, nodes })
+    }
+
+    /// Asks every node about itself, all at the same time.
+    pub async fn status_of_all(&self) -> BTreeMap<NodeId, Result<NodeStatus, Error>> {
+        let asked: Vec<_> = self
+            .nodes()
+            .into_iter()
+            .map(|node| {
+                let client = self.clone();
+                (node, tokio::spawn(async move { client.status(node).await }))
+            })
+            .collect();
+        let mut all = BTreeMap::new();
+        for (node, answer) in asked {
+            let answer = answer.await.unwrap_or_else(|e| Err(Error::BadAnswer(e.to_string())));
+            all.insert(node, answer);
+        }
+        all
+    }
+
+    /// The nodes known so far.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.inner.nodes.ids()
+    }
+
+    /// The node that the last answers showed to lead.
+    pub fn leader(&self) -> Option<NodeId> {
+        Some(NodeId(self.inner.leader.load(Ordering::Relaxed))).filter(|id| id.0 != 0)
+    }
+
+    /// Closes all connections, for every clone, and waits until the nodes have been told.
+    pub async fn close(&self) {
+        self.inner.nodes.close().await;
+    }
+
+    /// Tries, and tries again, until the deadline.
+    async fn run(&self, request: &Request, repeatable: bool) -> Result<Bytes, Error> {
+        let mut search = Search::new(self, request, repeatable);
+        loop {
+            let node = search.next_node(self);
+            let attempt = self.attempt(node, request, search.attempt_deadline(self)).await;
+            match search.judge(self, node, attempt) {
+                Verdict::Done(body) => return Ok(body),
+                Verdict::Failed(error) => return Err(error),
+                Verdict::Again => {}
+                Verdict::AgainLater => search.pause().await,
+            }
+            if Instant::now() >= search.deadline {
+                return Err(search.give_up());
+            }
+        }
+    }
+
+    async fn attempt(&self, node: NodeId, request: &Request, deadline: Instant) -> Attempt {
+        let link = match tokio::time::timeout_at(deadline, self.inner.nodes.link(node)).await {
+            Ok(Ok(link)) => link,
+            Ok(Err(why)) => return Attempt::NotSent(why),
+            Err(_) => return Attempt::NotSent("cannot be reached in time".into()),
+        };
+        match tokio::time::timeout_at(deadline, link.call(request)).await {
+            Ok(Ok(response)) => Attempt::Response(response),
+            Ok(Err(LinkError::NotSent(why))) => Attempt::NotSent(why),
+            Ok(Err(LinkError::MaybeSent(why))) => Attempt::MaybeSent(why),
+            Err(_) => Attempt::MaybeSent("no reply in time".into()),
+        }
+    }
+
+    fn set_leader(&self, node: Option<NodeId>) {
+        self.inner.leader.store(node.map_or(0, |id| id.0), Ordering::Relaxed);
+    }
+
+    /// `node` turned out not to lead; another task may have found the leader meanwhile.
+    fn unset_leader(&self, node: NodeId) {
+        let _ = self.inner.leader.compare_exchange(node.0, 0, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// What became of one attempt.
+enum Attempt {
+    Response(Response),
+    NotSent(String),
+    MaybeSent(String),
+}
+
+/// What follows from an attempt.
+enum Verdict {
+    Done(Bytes),
+    Failed(Error),
+    /// Try the next node at once.
+    Again,
+    /// Every node was tried, or the leader is busy: wait first.
+    AgainLater,
+}
+
+/// The state of one request on its way from node to node.
+struct Search {
+    start: Instant,
+    deadline: Instant,
+    /// What an unknown outcome means: reads and repeatable writes go on.
+    repeatable: bool,
+    is_write: bool,
+    needs_leader: bool,
+    /// Whether a copy may have taken effect already.
+    maybe_done: Option<String>,
+    nodes: Complaints,
+    saw_leader: bool,
+    saw_node: bool,
+    /// Attempts since the last pause.
+    tries: usize,
+    last: Option<NodeId>,
+    backoff: Duration,
+}
+
+impl Search {
+    fn new(client: &Client, request: &Request, repeatable: bool) -> Self {
+        let start = Instant::now();
+        Search {
+            start,
+            deadline: start + client.inner.timeout,
+            repeatable,
+            is_write: matches!(request, Request::Write { .. }),
+            needs_leader: !matches!(request, Request::Read { consistency: Consistency::Stale, .. }),
+            maybe_done: None,
+            nodes: Complaints::default(),
+            saw_leader: false,
+            saw_node: false,
+            tries: 0,
+            last: None,
+            backoff: BACKOFF.0,
+        }
+    }
+
+    /// The leader, if one is known; otherwise each node in turn.
+    fn next_node(&mut self, client: &Client) -> NodeId {
+        let node = client.leader().unwrap_or_else(|| client.inner.nodes.after(self.last));
+        self.last = Some(node);
+        self.tries += 1;
+        node
+    }
+
+    fn attempt_deadline(&self, client: &Client) -> Instant {
+        // A write that is in the log gains nothing from being given up; whether its node is alive is the link's to find out.
+        if self.is_write { self.deadline } else { self.deadline.min(Instant::now() + client.inner.attempt_timeout) }
+    }
+
+    fn judge(&mut self, client: &Client, node: NodeId, attempt: Attempt) -> Verdict {
+        match attempt {
+            Attempt::Response(response) => {
+                self.saw_node = true;
+                self.judge_response(client, node, response)
+            }
+            Attempt::NotSent(why) => {
+                client.unset_leader(node);
+                client.inner.nodes.suspect(node);
+                self.nodes.0.insert(node, why);
+                self.again(client)
+            }
+            Attempt::MaybeSent(why) => {
+                client.unset_leader(node);
+                client.inner.nodes.suspect(node);
+                self.unknown(client, node, why)
+            }
+        }
+    }
+
+    fn judge_response(&mut self, client: &Client, node: NodeId, response: Response) -> Verdict {
+        match response {
+            Response::Done(body) => {
+                if self.needs_leader {
+                    client.set_leader(Some(node));
+                }
+                Verdict::Done(body)
+            }
+            Response::NotLeader { hint: Some((leader, address)) } if leader != node => {
+                self.nodes.0.insert(node, format!("does not lead, says that node {leader} does"));
+                client.inner.nodes.learn(leader, address);
+                if client.inner.nodes.is_suspect(leader) {
+                    // Yesterday's news: there will be an election.
+                    client.unset_leader(node);
+                } else {
+                    client.set_leader(Some(leader));
+                }
+                self.again(client)
+            }
+            Response::NotLeader { .. } => {
+                self.nodes.0.insert(node, "does not lead, and knows no leader".into());
+                client.unset_leader(node);
+                self.again(client)
+            }
+            Response::Busy => {
+                self.saw_leader = true;
+                self.nodes.0.insert(node, "is busy".into());
+                Verdict::AgainLater
+            }
+            Response::TooLarge { size, limit } => Verdict::Failed(Error::TooLarge { size, limit }),
+            Response::BadRequest(why) => Verdict::Failed(Error::BadRequest(why)),
+            Response::Unknown => {
+                client.unset_leader(node);
+                self.unknown(client, node, "leadership was lost before it was committed".into())
+            }
+            Response::ShuttingDown => {
+                client.unset_leader(node);
+                self.unknown(client, node, "is shutting down".into())
+            }
+        }
+    }
+
+    fn unknown(&mut self, client: &Client, node: NodeId, why: String) -> Verdict {
+        let why_here = format!("node {node}: {why}");
+        self.nodes.0.insert(node, why);
+        if self.is_write {
+            if !self.repeatable {
+                return Verdict::Failed(Error::OutcomeUnknown { why: why_here });
+            }
+            self.maybe_done = Some(why_here);
+        }
+        self.again(client)
+    }
+
+    /// Another node at once, until as many attempts were made as there are nodes.
+    fn again(&mut self, client: &Client) -> Verdict {
+        if self.tries < client.inner.nodes.count() { Verdict::Again } else { Verdict::AgainLater }
+    }
+
+    async fn pause(&mut self) {
+        self.tries = 0;
+        // Half of it random, so that many clients do not come back at the same moment.
+        let wait = self.backoff.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+        self.backoff = (self.backoff * 2).min(BACKOFF.1);
+        tokio::time::sleep_until(self.deadline.min(Instant::now() + wait)).await;
+    }
+
+    fn give_up(self) -> Error {
+        if let Some(why) = self.maybe_done {
+            return Error::OutcomeUnknown { why };
+        }
+        let reason = match (self.saw_node, self.saw_leader) {
+            (_, true) => Missing::Answer,
+            (true, false) => Missing::Leader,
+            (false, false) => Missing::Nodes,
+        };
+        Error::Timeout { waited: self.start.elapsed(), reason, nodes: self.nodes }
+    }
+}

@@ -1,0 +1,462 @@
+//! What travels between a client and a node, on one bidirectional QUIC stream (ALPN `raft-client/1`).
+//!
+//! ```text
+//! u32 LE length of the rest | u64 LE request id | u8 kind | body
+//!
+//! request  1 write    group u64 LE | command, exactly as it will stand in the log
+//!          2 read     group u64 LE | u8: 0 linearizable, 1 stale | query
+//!          3 status   group u64 LE
+//! response 128 done           reply of the state machine, or a postcard [`NodeStatus`]
+//!          129 not leader     postcard: option of (node id, address)
+//!          130 busy
+//!          131 too large      postcard: (size, limit)
+//!          132 unknown        (the command may or may not take effect)
+//!          133 bad request    UTF-8 text
+//!          134 shutting down
+//! ```
+//!
+//! A client sends as many requests as it likes without waiting; responses come in any order and carry the id of their
+//! request. Ids are the client's choice and should be distinct among requests in progress. A frame that is too long,
+//! too short or of an unknown kind breaks the connection: nothing after it can be trusted.
+
+use std::collections::BTreeMap;
+
+use bytes::{Buf, Bytes, BytesMut};
+use raft_core::{GroupId, NodeId};
+use serde::{Deserialize, Serialize};
+
+use crate::handle::Consistency;
+use crate::reply::RequestError;
+
+/// Bytes of a frame around its body: length, id and kind.
+pub const FRAME_HEADER: usize = 13;
+/// What the length field counts besides the body.
+const ID_AND_KIND: usize = 9;
+
+const WRITE: u8 = 1;
+const READ: u8 = 2;
+const STATUS: u8 = 3;
+const DONE: u8 = 128;
+const NOT_LEADER: u8 = 129;
+const BUSY: u8 = 130;
+const TOO_LARGE: u8 = 131;
+const UNKNOWN: u8 = 132;
+const BAD_REQUEST: u8 = 133;
+const SHUTTING_DOWN: u8 = 134;
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Replicate a command.
+    Write {
+        /// Where.
+        group: GroupId,
+        /// The command.
+        command: Bytes,
+    },
+    /// Answer a query.
+    Read {
+        /// Where.
+        group: GroupId,
+        /// How fresh.
+        consistency: Consistency,
+        /// The query.
+        query: Bytes,
+    },
+    /// Tell about yourself.
+    Status {
+        /// In which group.
+        group: GroupId,
+    },
+}
+
+/// What a node responds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Response {
+    /// Done; the body is the state machine's.
+    Done(Bytes),
+    /// Nothing happened; ask the leader.
+    NotLeader {
+        /// Who and where it is, as far as this node knows.
+        hint: Option<(NodeId, String)>,
+    },
+    /// Nothing happened; try again later.
+    Busy,
+    /// Nothing happened; it will never be accepted.
+    TooLarge {
+        /// Size, in bytes.
+        size: u64,
+        /// Limit, in bytes.
+        limit: u64,
+    },
+    /// The command may or may not take effect.
+    Unknown,
+    /// Nothing happened: the request makes no sense to this node.
+    BadRequest(String),
+    /// The node stops; a command may or may not take effect.
+    ShuttingDown,
+}
+
+/// What a node knows of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// The node.
+    pub node: NodeId,
+    /// Its cluster.
+    pub cluster: String,
+    /// Version of its program.
+    pub version: String,
+    /// `leader`, `follower`, `pre-candidate` or `candidate`.
+    pub role: String,
+    /// Its current term.
+    pub term: u64,
+    /// The leader of that term, if it knows one.
+    pub leader: Option<NodeId>,
+    /// Index of the last committed entry that it knows of.
+    pub commit_index: u64,
+    /// Index of the last entry that its state machine has applied.
+    pub applied_index: u64,
+    /// Index of the last entry in its log.
+    pub last_index: u64,
+    /// Index of the last entry on its disk.
+    pub durable_index: u64,
+    /// When it leads: the highest entry known to be on each follower's disk.
+    pub followers: BTreeMap<NodeId, u64>,
+    /// Counters since its start, by name.
+    pub metrics: BTreeMap<String, u64>,
+}
+
+/// Why a connection cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Longer than agreed.
+    #[error("a frame of {length} bytes is over the limit of {limit}")]
+    TooLong {
+        /// Length that the frame claims, in bytes.
+        length: usize,
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// Too short for what it has to contain.
+    #[error("a frame of kind {0} is too short")]
+    TooShort(u8),
+    /// No such kind, or not in this direction.
+    #[error("a frame of unknown kind {0}")]
+    Kind(u8),
+    /// The body is not what the kind demands.
+    #[error("a frame of kind {0} has a malformed body")]
+    Body(u8),
+}
+
+/// One frame, still undecoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Id of the request.
+    pub id: u64,
+    kind: u8,
+    body: Bytes,
+}
+
+/// Cuts a stream of bytes into frames. It holds no more than was received, whatever lengths are claimed.
+#[derive(Debug)]
+pub struct FrameReader {
+    buf: BytesMut,
+    limit: usize,
+}
+
+impl FrameReader {
+    /// Refuses frames of more than `limit` bytes (without the length field).
+    pub fn new(limit: usize) -> Self {
+        FrameReader { buf: BytesMut::new(), limit }
+    }
+
+    /// Takes what arrived.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buf.extend_from_slice(bytes);
+    }
+
+    /// The next complete frame, if there is one. After an error the stream is of no further use.
+    ///
+    /// # Errors
+    /// [`FrameError`].
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
+        let Some(&length) = self.buf.first_chunk() else { return Ok(None) };
+        let length = u32::from_le_bytes(length) as usize;
+        if length > self.limit {
+            return Err(FrameError::TooLong { length, limit: self.limit });
+        }
+        if length < ID_AND_KIND {
+            return Err(FrameError::TooShort(0));
+        }
+        if self.buf.len() < 4 + length {
+            return Ok(None);
+        }
+        self.buf.advance(4);
+        let mut body = self.buf.split_to(length).freeze();
+        let (id, kind) = (body.get_u64_le(), body.get_u8());
+        Ok(Some(Frame { id, kind, body }))
+    }
+}
+
+impl Frame {
+    /// Reads it as a request.
+    ///
+    /// # Errors
+    /// [`FrameError`].
+    pub fn into_request(self) -> Result<Request, FrameError> {
+        let Frame { kind, mut body, .. } = self;
+        let too_short = |_| FrameError::TooShort(kind);
+        if !(WRITE..=STATUS).contains(&kind) {
+            return Err(FrameError::Kind(kind));
+        }
+        let group = GroupId(body.try_get_u64_le().map_err(too_short)?);
+        Ok(match kind {
+            WRITE => Request::Write { group, command: body },
+            READ => {
+                let consistency = match body.try_get_u8().map_err(too_short)? {
+                    0 => Consistency::Linearizable,
+                    1 => Consistency::Stale,
+                    _ => return Err(FrameError::Body(kind)),
+                };
+                Request::Read { group, consistency, query: body }
+            }
+            _ if body.is_empty() => Request::Status { group },
+            _ => return Err(FrameError::Body(kind)),
+        })
+    }
+
+    /// Reads it as a response.
+    ///
+    /// # Errors
+    /// [`FrameError`].
+    pub fn into_response(self) -> Result<Response, FrameError> {
+        let Frame { kind, body, .. } = self;
+        let malformed = |_| FrameError::Body(kind);
+        Ok(match kind {
+            DONE => Response::Done(body),
+            NOT_LEADER => Response::NotLeader { hint: postcard::from_bytes(&body).map_err(malformed)? },
+            TOO_LARGE => {
+                let (size, limit) = postcard::from_bytes(&body).map_err(malformed)?;
+                Response::TooLarge { size, limit }
+            }
+            BAD_REQUEST => Response::BadRequest(String::from_utf8_lossy(&body).into_owned()),
+            BUSY | UNKNOWN | SHUTTING_DOWN if !body.is_empty() => return Err(FrameError::Body(kind)),
+            BUSY => Response::Busy,
+            UNKNOWN => Response::Unknown,
+            SHUTTING_DOWN => Response::ShuttingDown,
+            _ => return Err(FrameError::Kind(kind)),
+        })
+    }
+}
+
+impl Request {
+    /// Appends the request as a frame. `None` (and nothing appended) if it is longer than a frame can be (4 GiB).
+    pub fn encode_to(&self, id: u64, out: &mut BytesMut) -> Option<()> {
+        match self {
+            Request::Write { group, command } => frame(out, id, WRITE, &[&group.0.to_le_bytes(), command]),
+            Request::Read { group, consistency, query } => {
+                let consistency = match consistency {
+                    Consistency::Linearizable => 0,
+                    Consistency::Stale => 1,
+                };
+                frame(out, id, READ, &[&group.0.to_le_bytes(), &[consistency], query])
+            }
+            Request::Status { group } => frame(out, id, STATUS, &[&group.0.to_le_bytes()]),
+        }
+    }
+}
+
+impl Response {
+    /// Appends the response as a frame.
+    pub fn encode_to(&self, id: u64, out: &mut BytesMut) {
+        // These never fail: the parts are short and plain.
+        match self {
+            Response::Done(body) => encode_done(id, body, out),
+            Response::NotLeader { hint } => encode_parts(id, NOT_LEADER, hint, out),
+            Response::TooLarge { size, limit } => encode_parts(id, TOO_LARGE, &(size, limit), out),
+            Response::BadRequest(why) => drop(frame(out, id, BAD_REQUEST, &[why.as_bytes()])),
+            Response::Busy => drop(frame(out, id, BUSY, &[])),
+            Response::Unknown => drop(frame(out, id, UNKNOWN, &[])),
+            Response::ShuttingDown => drop(frame(out, id, SHUTTING_DOWN, &[])),
+        }
+    }
+
+    /// The response to a request that failed. `address` tells where a node can be reached.
+    pub fn from_error(error: &RequestError, address: impl Fn(NodeId) -> Option<String>) -> Self {
+        match *error {
+            RequestError::NotLeader { hint } => {
+                Response::NotLeader { hint: hint.and_then(|id| Some((id, address(id)?))) }
+            }
+            RequestError::Busy => Response::Busy,
+            RequestError::TooLarge { size, limit } => {
+                Response::TooLarge { size: size as u64, limit: limit as u64 }
+            }
+            RequestError::OutcomeUnknown => Response::Unknown,
+            RequestError::ShuttingDown => Response::ShuttingDown,
+        }
+    }
+}
+
+/// Appends a [`Response::Done`], without the detour over owned bytes.
+pub fn encode_done(id: u64, body: &[u8], out: &mut BytesMut) {
+    if frame(out, id, DONE, &[body]).is_none() {
+        // No state machine should answer with 4 GiB, but the client must not wait for ever.
+        Response::BadRequest("the answer is longer than a frame can be".into()).encode_to(id, out);
+    }
+}
+
+fn encode_parts<T: Serialize>(id: u64, kind: u8, parts: &T, out: &mut BytesMut) {
+    // Writing plain numbers and a short text to memory does not fail; an empty body would only be refused by the client.
+    let body = postcard::to_stdvec(parts).unwrap_or_default();
+    drop(frame(out, id, kind, &[&body]));
+}
+
+fn frame(out: &mut BytesMut, id: u64, kind: u8, parts: &[&[u8]]) -> Option<()> {
+    let length = ID_AND_KIND + parts.iter().map(|part| part.len()).sum::<usize>();
+    let header = u32::try_from(length).ok()?.to_le_bytes();
+    out.reserve(4 + length);
+    out.extend_from_slice(&header);
+    out.extend_from_slice(&id.to_le_bytes());
+    out.extend_from_slice(&[kind]);
+    parts.iter().for_each(|part| out.extend_from_slice(part));
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GROUP: GroupId = GroupId(1);
+
+    fn frames(bytes: &[u8]) -> Vec<Frame> {
+        let mut reader = FrameReader::new(1 << 20);
+        let mut frames = Vec::new();
+        // Byte by byte: a frame must come out the moment it is complete, never before.
+        for byte in bytes {
+            reader.push(&[*byte]);
+            frames.extend(reader.next_frame().unwrap());
+        }
+        assert!(reader.buf.is_empty());
+        frames
+    }
+
+    /// Clients and servers of different versions exchange these bytes.
+    #[test]
+    fn requests_are_fixed() {
+        let requests: [(Request, &[u8]); 4] = [
+            (
+                Request::Write { group: GROUP, command: Bytes::from_static(b"cmd") },
+                b"\x14\0\0\0\x07\0\0\0\0\0\0\0\x01\x01\0\0\0\0\0\0\0cmd",
+            ),
+            (
+                Request::Read { group: GROUP, consistency: Consistency::Linearizable, query: Bytes::from_static(b"q") },
+                b"\x13\0\0\0\x07\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0\0\0q",
+            ),
+            (
+                Request::Read { group: GROUP, consistency: Consistency::Stale, query: Bytes::new() },
+                b"\x12\0\0\0\x07\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0\0\x01",
+            ),
+            (Request::Status { group: GROUP }, b"\x11\0\0\0\x07\0\0\0\0\0\0\0\x03\x01\0\0\0\0\0\0\0"),
+        ];
+        for (request, golden) in requests {
+            let mut out = BytesMut::new();
+            request.encode_to(7, &mut out).unwrap();
+            assert_eq!(&out[..], golden, "{request:?}");
+            let [frame] = &frames(golden)[..] else { panic!("one frame expected") };
+            assert_eq!((frame.id, frame.clone().into_request()), (7, Ok(request)));
+            assert!(frame.clone().into_response().is_err());
+        }
+    }
+
+    #[test]
+    fn responses_are_fixed() {
+        let responses: [(Response, &[u8]); 8] = [
+            (Response::Done(Bytes::from_static(b"ok")), b"\x0b\0\0\0\x09\0\0\0\0\0\0\0\x80ok"),
+            (Response::NotLeader { hint: None }, b"\x0a\0\0\0\x09\0\0\0\0\0\0\0\x81\0"),
+            (
+                Response::NotLeader { hint: Some((NodeId(2), "h:1".into())) },
+                b"\x0f\0\0\0\x09\0\0\0\0\0\0\0\x81\x01\x02\x03h:1",
+            ),
+            (Response::Busy, b"\x09\0\0\0\x09\0\0\0\0\0\0\0\x82"),
+            (Response::TooLarge { size: 3, limit: 2 }, b"\x0b\0\0\0\x09\0\0\0\0\0\0\0\x83\x03\x02"),
+            (Response::Unknown, b"\x09\0\0\0\x09\0\0\0\0\0\0\0\x84"),
+            (Response::BadRequest("no".into()), b"\x0b\0\0\0\x09\0\0\0\0\0\0\0\x85no"),
+            (Response::ShuttingDown, b"\x09\0\0\0\x09\0\0\0\0\0\0\0\x86"),
+        ];
+        for (response, golden) in responses {
+            let mut out = BytesMut::new();
+            response.encode_to(9, &mut out);
+            assert_eq!(&out[..], golden, "{response:?}");
+            let [frame] = &frames(golden)[..] else { panic!("one frame expected") };
+            assert_eq!((frame.id, frame.clone().into_response()), (9, Ok(response)));
+            assert!(frame.clone().into_request().is_err());
+        }
+    }
+
+    #[test]
+    fn many_frames_come_out_of_one_read() {
+        let mut out = BytesMut::new();
+        for id in 0..100 {
+            Request::Status { group: GroupId(id) }.encode_to(id, &mut out).unwrap();
+        }
+        let mut reader = FrameReader::new(64);
+        reader.push(&out);
+        for id in 0..100 {
+            let frame = reader.next_frame().unwrap().unwrap();
+            assert_eq!((frame.id, frame.into_request().unwrap()), (id, Request::Status { group: GroupId(id) }));
+        }
+        assert_eq!(reader.next_frame(), Ok(None));
+    }
+
+    #[test]
+    fn bad_lengths_are_refused_before_anything_is_allocated() {
+        let mut reader = FrameReader::new(1000);
+        reader.push(&1001u32.to_le_bytes());
+        assert_eq!(reader.next_frame(), Err(FrameError::TooLong { length: 1001, limit: 1000 }));
+        let mut reader = FrameReader::new(1000);
+        reader.push(&1000u32.to_le_bytes());
+        assert_eq!(reader.next_frame(), Ok(None));
+        assert!(reader.buf.capacity() < 1000, "claimed, not received");
+        let mut reader = FrameReader::new(1000);
+        reader.push(&8u32.to_le_bytes());
+        assert_eq!(reader.next_frame(), Err(FrameError::TooShort(0)));
+    }
+
+    #[test]
+    fn bad_bodies_are_refused() {
+        let frame = |kind, body: &'static [u8]| Frame { id: 1, kind, body: Bytes::from_static(body) };
+        assert_eq!(frame(WRITE, b"short").into_request(), Err(FrameError::TooShort(WRITE)));
+        assert_eq!(frame(READ, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::TooShort(READ)));
+        assert_eq!(frame(READ, b"\x01\0\0\0\0\0\0\0\x02").into_request(), Err(FrameError::Body(READ)));
+        assert_eq!(frame(STATUS, b"\x01\0\0\0\0\0\0\0x").into_request(), Err(FrameError::Body(STATUS)));
+        assert_eq!(frame(4, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::Kind(4)));
+        assert_eq!(frame(NOT_LEADER, b"\x02").into_response(), Err(FrameError::Body(NOT_LEADER)));
+        assert_eq!(frame(BUSY, b"x").into_response(), Err(FrameError::Body(BUSY)));
+        assert_eq!(frame(200, b"").into_response(), Err(FrameError::Kind(200)));
+    }
+
+    /// Any bytes at all: an error or a wait for more, never a panic.
+    #[test]
+    fn garbage_does_no_harm() {
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..20_000 {
+            let mut bytes = Vec::new();
+            for _ in 0..seed % 40 {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                bytes.push((seed >> 33) as u8);
+            }
+            seed = seed.wrapping_add(1);
+            // Half of them with a plausible length, so that the bodies are reached.
+            if seed & 1 == 0 && bytes.len() >= FRAME_HEADER {
+                let length = bytes.len() as u32 - 4;
+                bytes[..4].copy_from_slice(&length.to_le_bytes());
+            }
+            let mut reader = FrameReader::new(4096);
+            reader.push(&bytes);
+            while let Ok(Some(frame)) = reader.next_frame() {
+                let _ = frame.clone().into_request();
+                let _ = frame.into_response();
+            }
+        }
+    }
+}

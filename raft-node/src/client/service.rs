@@ -1,0 +1,282 @@
+//! The node's side of the client protocol: reads requests, hands them to the raft handle in batches, writes the
+//! replies that come back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{RecvStream, SendStream, VarInt};
+use raft_core::{GroupId, NodeId, Status};
+use raft_net::ClientConnection;
+use tokio::sync::mpsc;
+
+use super::protocol::{FRAME_HEADER, Frame, FrameError, FrameReader, NodeStatus, Request, Response};
+use super::sink::{Addresses, ConnectionSink, SinkLimits};
+use crate::handle::{Proposal, Raft, ReadRequest};
+use crate::reply::Responder;
+
+/// How long a connection may take to open its stream.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
+
+const CLOSE_DONE: VarInt = VarInt::from_u32(0);
+const CLOSE_PROTOCOL: VarInt = VarInt::from_u32(1);
+const CLOSE_TOO_MANY: VarInt = VarInt::from_u32(2);
+
+/// Limits of the client service. Beyond them the node stops reading, and the transport makes the client wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceLimits {
+    /// Connections at a time; more are closed at once.
+    pub connections: usize,
+    /// Requests without a reply, for each connection.
+    pub in_flight: usize,
+    /// Longest command or query, in bytes.
+    pub request_bytes: usize,
+    /// Bytes of replies that a client has not taken yet, for each connection.
+    pub reply_bytes: usize,
+}
+
+impl Default for ServiceLimits {
+    fn default() -> Self {
+        ServiceLimits { connections: 1024, in_flight: 4096, request_bytes: 8 << 20, reply_bytes: 16 << 20 }
+    }
+}
+
+/// Decides at the node's edge whether a command may be proposed; the error is what the client gets instead.
+pub type Admission = Arc<dyn Fn(&[u8]) -> Result<(), Response> + Send + Sync>;
+/// Counters to show in the node's status.
+pub type Metrics = Arc<dyn Fn() -> BTreeMap<String, u64> + Send + Sync>;
+
+/// Serves clients; see [`run`](Self::run).
+pub struct Service {
+    raft: Raft,
+    cluster: String,
+    limits: ServiceLimits,
+    addresses: Addresses,
+    admission: Admission,
+    metrics: Metrics,
+    connections: AtomicUsize,
+}
+
+impl Service {
+    /// A service for the clients of `raft`, a node of `cluster`, which admits every command.
+    pub fn new(raft: Raft, cluster: impl Into<String>, limits: ServiceLimits) -> Self {
+        Service {
+            raft,
+            cluster: cluster.into(),
+            limits,
+            addresses: Arc::new(|_| None),
+            admission: Arc::new(|_| Ok(())),
+            metrics: Arc::new(BTreeMap::new),
+            connections: AtomicUsize::new(0),
+        }
+    }
+
+    /// Where the other nodes are, for clients that ask the wrong one.
+    #[must_use]
+    pub fn addresses(mut self, addresses: BTreeMap<NodeId, String>) -> Self {
+        self.addresses = Arc::new(move |id| addresses.get(&id).cloned());
+        self
+    }
+
+    /// What may be proposed.
+    #[must_use]
+    pub fn admission(mut self, admission: Admission) -> Self {
+        self.admission = admission;
+        self
+    }
+
+    /// What the status shows besides the state of the protocol.
+    #[must_use]
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// Serves the connections that arrive on `clients`, until that channel closes. To be spawned on the node's runtime.
+    pub async fn run(self, mut clients: mpsc::Receiver<ClientConnection>) {
+        let service = Arc::new(self);
+        while let Some(client) = clients.recv().await {
+            if service.connections.load(Ordering::Relaxed) >= service.limits.connections {
+                tracing::warn!(client = client.name, limit = service.limits.connections, "too many client connections");
+                client.connection.close(CLOSE_TOO_MANY, b"too many connections");
+                continue;
+            }
+            service.connections.fetch_add(1, Ordering::Relaxed);
+            let service = service.clone();
+            tokio::spawn(async move {
+                service.serve(client).await;
+                service.connections.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+    }
+
+    async fn serve(&self, client: ClientConnection) {
+        let ClientConnection { connection, name } = client;
+        let Ok(Ok((send, recv))) = tokio::time::timeout(STREAM_TIMEOUT, connection.accept_bi()).await else {
+            connection.close(CLOSE_PROTOCOL, b"no stream was opened");
+            return;
+        };
+        let limits = SinkLimits { requests: self.limits.in_flight, reply_bytes: self.limits.reply_bytes };
+        let sink = Arc::new(ConnectionSink::new(limits, self.addresses.clone()));
+        let mut writer = tokio::spawn(write_replies(sink.clone(), send));
+        match self.read_requests(recv, &sink).await {
+            Ok(()) => {
+                // The client has sent all it wants: it gets its replies, unless it goes away.
+                tokio::select! {
+                    () = sink.idle() => sink.finish(),
+                    _ = connection.closed() => sink.close(),
+                }
+                // An error here means that nobody is there to hear of it.
+                let _ = (&mut writer).await;
+                connection.close(CLOSE_DONE, b"done");
+            }
+            Err(ReadFailure::Protocol(error)) => {
+                tracing::warn!(client = name, %error, "closing a client connection");
+                connection.close(CLOSE_PROTOCOL, error.to_string().as_bytes());
+            }
+            Err(ReadFailure::Lost(error)) => tracing::debug!(client = name, %error, "client connection lost"),
+        }
+        sink.close();
+        writer.abort();
+    }
+
+    async fn read_requests(&self, mut recv: RecvStream, sink: &Arc<ConnectionSink>) -> Result<(), ReadFailure> {
+        // A command of the greatest size, its group, and the flag of a read.
+        let mut reader = FrameReader::new(self.limits.request_bytes.saturating_add(FRAME_HEADER + 9));
+        let mut chunks = [const { Bytes::new() }; 32];
+        let mut batch = Batch::default();
+        loop {
+            let room = sink.room().await;
+            if !batch.fill(&mut reader, room)? {
+                match recv.read_chunks(&mut chunks).await.map_err(|e| ReadFailure::Lost(e.to_string()))? {
+                    Some(count) => chunks[..count].iter_mut().for_each(|c| reader.push(&std::mem::take(c))),
+                    None => return Ok(()),
+                }
+                batch.fill(&mut reader, room)?;
+            }
+            self.submit(&mut batch, sink).await;
+        }
+    }
+
+    /// Hands everything that was read to the node: one message to its loop for all commands, one for all queries.
+    async fn submit(&self, batch: &mut Batch, sink: &Arc<ConnectionSink>) {
+        let requests = std::mem::take(&mut batch.requests);
+        sink.expect(requests.len());
+        let (mut proposals, mut reads, mut answered) = (Vec::new(), Vec::new(), false);
+        for (id, request) in requests {
+            match self.admit(&request) {
+                Err(response) => {
+                    sink.respond(id, &response);
+                    answered = true;
+                }
+                Ok(()) => match request {
+                    Request::Write { command, .. } => {
+                        proposals.push(Proposal { command, responder: Responder::new(sink.clone(), id) });
+                    }
+                    Request::Read { consistency, query, .. } => {
+                        reads.push(ReadRequest { query, consistency, responder: Responder::new(sink.clone(), id) });
+                    }
+                    Request::Status { .. } => {
+                        sink.respond(id, &self.status().await);
+                        answered = true;
+                    }
+                },
+            }
+        }
+        if !proposals.is_empty() {
+            self.raft.propose_batch(proposals);
+        }
+        if !reads.is_empty() {
+            self.raft.read_batch(reads);
+        }
+        if answered {
+            crate::reply::ReplySink::flush(&**sink);
+        }
+    }
+
+    fn admit(&self, request: &Request) -> Result<(), Response> {
+        let group = match request {
+            Request::Write { group, .. } | Request::Read { group, .. } | Request::Status { group } => *group,
+        };
+        if group != GroupId::FIRST {
+            return Err(Response::BadRequest(format!("this node does not serve group {group}")));
+        }
+        match request {
+            Request::Write { command, .. } => (self.admission)(command),
+            _ => Ok(()),
+        }
+    }
+
+    async fn status(&self) -> Response {
+        let Ok(status) = self.raft.status().await else { return Response::ShuttingDown };
+        let status = self.describe(&status);
+        match postcard::to_stdvec(&status) {
+            Ok(body) => Response::Done(body.into()),
+            Err(error) => Response::BadRequest(format!("the status cannot be encoded: {error}")),
+        }
+    }
+
+    fn describe(&self, status: &Status) -> NodeStatus {
+        NodeStatus {
+            node: self.raft.id(),
+            cluster: self.cluster.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            role: status.role.to_string(),
+            term: status.current_term.0,
+            leader: status.leader,
+            commit_index: status.commit_index.0,
+            applied_index: status.applied_index.0,
+            last_index: status.last_log.index.0,
+            durable_index: status.durable_index.0,
+            followers: status.followers.iter().map(|f| (f.id, f.match_index.0)).collect(),
+            metrics: (self.metrics)(),
+        }
+    }
+}
+
+/// Why reading from a client ended before the client wanted it to.
+enum ReadFailure {
+    Protocol(FrameError),
+    Lost(String),
+}
+
+impl From<FrameError> for ReadFailure {
+    fn from(error: FrameError) -> Self {
+        ReadFailure::Protocol(error)
+    }
+}
+
+/// Requests that are handed over together.
+#[derive(Default)]
+struct Batch {
+    requests: Vec<(u64, Request)>,
+}
+
+impl Batch {
+    /// Takes complete requests, up to `room` of them. Whether there was any.
+    fn fill(&mut self, reader: &mut FrameReader, room: usize) -> Result<bool, FrameError> {
+        while self.requests.len() < room
+            && let Some(frame) = reader.next_frame()?
+        {
+            let Frame { id, .. } = frame;
+            self.requests.push((id, frame.into_request()?));
+        }
+        Ok(!self.requests.is_empty())
+    }
+}
+
+async fn write_replies(sink: Arc<ConnectionSink>, mut send: SendStream) {
+    while let Some(bytes) = sink.take().await {
+        if send.write_chunk(bytes).await.is_err() {
+            // The reader notices that the connection is gone.
+            sink.close();
+            return;
+        }
+    }
+    if send.finish().is_ok() {
+        // Until the client has it all, or is gone; either way there is nothing left to do.
+        let _ = send.stopped().await;
+    }
+}

@@ -1,0 +1,133 @@
+//! The configuration files of a node and of a client.
+//!
+//! Both are TOML. Relative paths in a file are relative to the file. A key that does not exist is an error, as is a
+//! value that cannot work: the message names the file, the key, and what to do about it.
+
+mod client;
+mod node;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use raft_core::NodeId;
+use raft_net::TlsIdentity;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+pub use client::ClientFile;
+pub use node::{Limits, LogFormat, LogSettings, NodeConfig, Overrides};
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
+    /// The file is not TOML of the expected shape.
+    #[error("{}: {message}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, key and problem.
+        message: String,
+    },
+    /// A value cannot work.
+    #[error("{}: `{key}` {problem}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// The key, with its section.
+        key: String,
+        /// What is wrong, and what to do about it.
+        problem: String,
+    },
+}
+
+/// Where certificate and key lie.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFiles {
+    /// Certificate of the authority, PEM.
+    pub ca: PathBuf,
+    /// Own certificate, PEM.
+    pub cert: PathBuf,
+    /// Key of the own certificate, PEM.
+    pub key: PathBuf,
+}
+
+impl TlsFiles {
+    /// Loads them.
+    ///
+    /// # Errors
+    /// When a file is missing, or is not what it should be.
+    pub fn load(&self) -> Result<TlsIdentity, raft_net::TlsError> {
+        TlsIdentity::load(&self.ca, &self.cert, &self.key)
+    }
+
+    fn relative_to(self, file: &Path) -> Self {
+        TlsFiles {
+            ca: beside(file, &self.ca),
+            cert: beside(file, &self.cert),
+            key: beside(file, &self.key),
+        }
+    }
+}
+
+/// Collects what is needed to complain about a file.
+struct Source<'a> {
+    path: &'a Path,
+}
+
+impl Source<'_> {
+    fn invalid(&self, key: impl Into<String>, problem: impl Into<String>) -> ConfigError {
+        ConfigError::Invalid { path: self.path.to_owned(), key: key.into(), problem: problem.into() }
+    }
+
+    fn parse<T: DeserializeOwned>(&self, text: &str) -> Result<T, ConfigError> {
+        toml::from_str(text).map_err(|error| ConfigError::Parse {
+            path: self.path.to_owned(),
+            message: error.to_string().trim_end().to_owned(),
+        })
+    }
+
+    fn read<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
+        let text = std::fs::read_to_string(self.path)
+            .map_err(|source| ConfigError::Read { path: self.path.to_owned(), source })?;
+        self.parse(&text)
+    }
+
+    /// A table of node ids and addresses.
+    fn addresses(&self, section: &str, table: BTreeMap<String, String>) -> Result<BTreeMap<NodeId, String>, ConfigError> {
+        let mut addresses = BTreeMap::new();
+        for (id, address) in table {
+            let key = format!("{section}.{id}");
+            let id = match id.parse() {
+                Ok(0) | Err(_) => return Err(self.invalid(key, "must be a node id, a number from 1 on")),
+                Ok(id) => NodeId(id),
+            };
+            let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+            if !matches!(port, Some(Ok(1..))) {
+                return Err(self.invalid(key, format!("is `{address}`, but must be an address like \"127.0.0.1:7401\"")));
+            }
+            if addresses.insert(id, address).is_some() {
+                return Err(self.invalid(key, format!("names node {id} a second time")));
+            }
+        }
+        if addresses.is_empty() {
+            return Err(self.invalid(section, "must name at least one node, like 1 = \"127.0.0.1:7401\""));
+        }
+        Ok(addresses)
+    }
+}
+
+fn beside(file: &Path, path: &Path) -> PathBuf {
+    // `join` keeps an absolute path as it is.
+    file.parent().unwrap_or(Path::new("")).join(path)
+}
