@@ -116,11 +116,9 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>], right: &[usize]) -> S
         let mut text = String::from(" ");
         for (column, (cell, &width)) in cells.zip(&widths).enumerate() {
             text.push(' ');
-            if right.contains(&column) {
-                text.push_str(&format!("{cell:>width$}"));
-            } else {
-                text.push_str(&format!("{cell:<width$}"));
-            }
+            let padding = " ".repeat(width - cell.chars().count());
+            let (before, after) = if right.contains(&column) { (padding.as_str(), "") } else { ("", padding.as_str()) };
+            text.extend([before, cell, after]);
             text.push(' ');
         }
         text.truncate(text.trim_end().len());
@@ -157,10 +155,7 @@ mod tests {
     #[test]
     fn tables_align() {
         let rows = vec![vec!["fmt".to_owned(), "1.0 s".to_owned()], vec!["clippy".to_owned(), "42 s".to_owned()]];
-        let expected = "  step    time\n  ------  -----\n  fmt     1.0 s\n  clippy   42 s\n";
-        assert_eq!(
-            table(&["step", "time"], &rows, &[1]).replace("   time", "   time"),
-            expected.replace("    time", "     time")
-        );
+        let expected = "  step     time\n  ------  -----\n  fmt     1.0 s\n  clippy   42 s\n";
+        assert_eq!(table(&["step", "time"], &rows, &[1]), expected);
     }
 }

@@ -13,11 +13,11 @@ use crate::{setup, workspace};
 
 /// Runs all tests: unit tests, integration tests with real processes, the lab tests in simulation, examples and doc tests.
 ///
-/// Takes a few minutes once everything is compiled. Benchmarks are not run. RAFT_TEST_SEEDS is the number of seeds of each lab test (200
+/// Takes a few minutes once everything is compiled. Benchmarks are not run. `RAFT_TEST_SEEDS` is the number of seeds of each lab test (200
 /// unless set).
 #[derive(clap::Args, Default)]
 pub(crate) struct Args {
-    /// Seeds of each lab test; sets RAFT_TEST_SEEDS
+    /// Seeds of each lab test; sets `RAFT_TEST_SEEDS`
     #[arg(long)]
     seeds: Option<u64>,
     /// Only this package

@@ -128,7 +128,16 @@ impl Cluster {
         }
         let mut message = format!("no leader within {}; `raft-node status`: {last}", human(LEADER_WITHIN));
         for process in &self.processes {
-            message.push_str(&format!("\n\nend of the log of node {}:\n{}", process.id, self.log_tail(process)));
+            let (id, log) = (process.id.to_string(), self.log_tail(process));
+            message.extend([
+                "
+
+end of the log of node ",
+                &id,
+                ":
+",
+                &log,
+            ]);
         }
         bail!(message)
     }
