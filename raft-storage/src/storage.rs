@@ -1,0 +1,76 @@
+//! The two traits, and what recovery tells.
+
+use raft_core::{Entries, GroupId, HardState, LogId, LogIndex, Write};
+
+use crate::error::StorageError;
+
+/// Durable logs and hard states of all groups of a node. One thread, the writer, owns it; other threads read through
+/// clones of its [`StorageReader`].
+///
+/// # Rules
+///
+/// - Writes of a group become durable in the order in which they were given, and each one entirely or not at all.
+/// - A write is refused with [`StorageError::BadWrite`] when it would leave a gap in the log, lower a term (of the log or
+///   of the hard state), append an entry of a term above the hard state's, or change or withdraw a vote within a term. No correct caller
+///   does any of these; a store that lets them pass turns a defect into lost data.
+/// - After any error of [`write`](Storage::write) the storage is *poisoned*: every later call of it fails with
+///   [`StorageError::Poisoned`]. A failed sync must not be tried again, since the operating system may have marked
+///   the pages clean.
+pub trait Storage: Send + 'static {
+    /// What reads the entries back.
+    type Reader: StorageReader;
+
+    /// What this group's log and hard state hold now. A group that was never written to has the defaults.
+    ///
+    /// # Errors
+    /// [`StorageError::Poisoned`] after a failed write.
+    fn recover(&mut self, group: GroupId) -> Result<RecoveredLog, StorageError>;
+
+    /// Makes all of `batch` durable, in order, with one sync. Returns when it is on the disk.
+    ///
+    /// # Errors
+    /// All are final: acknowledge nothing of this batch and stop.
+    fn write(&mut self, batch: &[(GroupId, Write)]) -> Result<(), StorageError>;
+
+    /// A reader of this storage.
+    fn reader(&self) -> Self::Reader;
+}
+
+/// Reads entries that were written, from any thread, while the writer goes on.
+pub trait StorageReader: Clone + Send + Sync + 'static {
+    /// The entries `first ..= last`, as far as they are in the log. Stops before `max_bytes` (headers included) would be exceeded, but
+    /// delivers at least one entry. Empty when `first` is not, or not any more, in the log.
+    ///
+    /// # Errors
+    /// The log is damaged, or cannot be read.
+    fn entries(
+        &self,
+        group: GroupId,
+        first: LogIndex,
+        last: LogIndex,
+        max_bytes: usize,
+    ) -> Result<Entries, StorageError>;
+}
+
+/// A group's log and hard state, without the entries. This is what the core wants to know when it starts: it never needs the
+/// entries themselves to take a decision.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveredLog {
+    /// Term and vote.
+    pub hard_state: HardState,
+    /// The entry before the first one of the log; [`LogId::ZERO`] unless a prefix was purged.
+    pub log_start: LogId,
+    /// The first entry of each term in the log, oldest first.
+    pub runs: Vec<LogId>,
+    /// Index of the last entry; `log_start.index` when the log is empty.
+    pub last_index: LogIndex,
+    /// Size of the log's entries in bytes, entry headers included.
+    pub bytes: u64,
+}
+
+impl RecoveredLog {
+    /// Term and index of the last entry; `log_start` when the log is empty.
+    pub fn last(&self) -> LogId {
+        LogId::new(self.runs.last().unwrap_or(&self.log_start).term, self.last_index)
+    }
+}

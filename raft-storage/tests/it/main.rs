@@ -1,0 +1,43 @@
+//! Integration tests of the stores.
+
+mod conformance;
+mod damage;
+mod failing_disk;
+mod identity;
+mod model;
+
+use raft_core::{Entries, EntryKind, GroupId, HardState, LogIndex, NodeId, Segment, Term, Write, WriteSeq};
+use raft_storage::{Identity, Options, RocksStorage, Storage, StorageError, StorageReader};
+use std::path::Path;
+
+const GROUP: GroupId = GroupId::FIRST;
+
+fn me() -> Identity {
+    Identity::new("test", NodeId(1))
+}
+
+fn open(dir: &Path) -> Result<RocksStorage, StorageError> {
+    RocksStorage::open(dir, &me(), &Options::default())
+}
+
+/// A write of one entry for each payload, in `term`.
+fn append(first: u64, term: u64, payloads: &[&[u8]]) -> (GroupId, Write) {
+    let entries = Segment::pack(LogIndex(first), Term(term), EntryKind::Command, payloads);
+    let hard_state = Some(HardState { current_term: Term(term), voted_for: None });
+    let entries = entries.map(Entries::from).unwrap_or_default();
+    (GROUP, Write { seq: WriteSeq(first), hard_state, truncate_from: None, entries })
+}
+
+fn payloads(storage: &RocksStorage) -> Vec<Vec<u8>> {
+    let entries = storage.reader().entries(GROUP, LogIndex(1), LogIndex::MAX, usize::MAX).unwrap();
+    entries.iter().map(|entry| entry.payload.to_vec()).collect()
+}
+
+/// The state of a directory as a killed process leaves it: whatever it handed to the operating system.
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
