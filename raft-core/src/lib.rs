@@ -42,7 +42,8 @@
 //! while applied.iter().any(|commands| commands.is_empty()) {
 //!     for (server, commands) in servers.iter_mut().zip(&mut applied) {
 //!         // 1, 2: what has arrived, the clock, and a client that proposes once.
-//!         for message in network.extract_if(.., |m| m.to == server.status().id) {
+//!         let id = server.status().id;
+//!         for message in network.extract_if(.., |m| m.to == id) {
 //!             server.step(now, Input::Message(message));
 //!         }
 //!         server.step(now, Input::Wake);

@@ -49,6 +49,8 @@ struct Inflight {
     prev: LogIndex,
     last: LogIndex,
     bytes: usize,
+    /// The follower's `match_index` as it was known then.
+    matched: LogIndex,
     sent_at: Instant,
 }
 
@@ -92,7 +94,8 @@ impl Progress {
     pub(crate) fn sent(&mut self, last: LogIndex, bytes: usize, now: Instant) -> u64 {
         let seq = self.seq;
         self.seq += 1;
-        self.inflight.push_back(Inflight { seq, prev: self.next_index.prev(), last, bytes, sent_at: now });
+        let (prev, matched) = (self.next_index.prev(), self.match_index);
+        self.inflight.push_back(Inflight { seq, prev, last, bytes, matched, sent_at: now });
         self.inflight_bytes += bytes;
         self.next_index = self.next_index.max(last.next());
         seq
@@ -125,9 +128,10 @@ impl Progress {
         seq >= self.rewound_at && self.inflight.iter().any(|sent| sent.seq == seq)
     }
 
-    /// Whether append `seq` began right after what the follower had acknowledged, so that it had no right to refuse it.
+    /// Whether append `seq` began at or before what the follower had acknowledged when it was sent, so that it had no right to
+    /// refuse it. An acknowledgement that came since proves nothing: appends and replies may have overtaken one another.
     pub(crate) fn contradicts_ack(&self, seq: u64) -> bool {
-        self.inflight.iter().any(|sent| sent.seq == seq && sent.prev <= self.match_index)
+        self.inflight.iter().any(|sent| sent.seq == seq && sent.prev <= sent.matched)
     }
 
     /// Starts again after `matched`: `exact` when that is known to be the meeting point, else as a probe.

@@ -28,7 +28,17 @@ pub struct Checker {
     committed: Vec<(LogId, Term)>,
     /// What was seen of each server last.
     views: BTreeMap<NodeId, View>,
-    /// Refusals of each follower in each term since it last acknowledged something.
+    search: Search,
+}
+
+/// How long leaders look for the point where a follower's log parts from theirs.
+#[derive(Debug, Default)]
+struct Search {
+    /// Appends on their way to each follower: leader's term and number, and last index.
+    on_their_way: BTreeMap<NodeId, BTreeMap<(Term, u64), LogIndex>>,
+    /// Whether the append that each follower handled last had overtaken one that it builds upon.
+    overtook: BTreeMap<NodeId, bool>,
+    /// Refusals of each follower since it last acknowledged something to the leader of the term.
     refusals: BTreeMap<(Term, NodeId), u64>,
     most_refusals: u64,
 }
@@ -91,12 +101,13 @@ impl Checker {
             _ => true,
         };
         match &envelope.body {
-            Message::AppendReject(_) => {
-                let count = self.refusals.entry((envelope.term, id)).or_default();
+            // Nothing is learned about the logs when an append merely came before its predecessor.
+            Message::AppendReject(_) if self.search.overtook.get(&id) != Some(&true) => {
+                let count = self.search.refusals.entry((envelope.term, id)).or_default();
                 *count += 1;
-                self.most_refusals = self.most_refusals.max(*count);
+                self.search.most_refusals = self.search.most_refusals.max(*count);
             }
-            Message::AppendAck(_) => _ = self.refusals.remove(&(envelope.term, id)),
+            Message::AppendAck(_) => _ = self.search.refusals.remove(&(envelope.term, id)),
             _ => {}
         }
         if kept { Ok(()) } else { Err(format!("{id:?} says what its disk does not back: {envelope:?}")) }
@@ -139,9 +150,30 @@ impl Checker {
         *view = View { hard_state: view.hard_state, ..View::default() };
     }
 
-    /// The greatest number of refusals in a row that a leader needed to find where a follower's log parts from its own.
+    /// A message is on its way and will arrive.
+    pub fn posted(&mut self, envelope: &Envelope) {
+        if let Message::AppendEntries(append) = &envelope.body {
+            let last = append.prev_log.index + append.entries.len() as u64;
+            let to = self.search.on_their_way.entry(envelope.to).or_default();
+            to.insert((envelope.term, append.seq), last);
+        }
+    }
+
+    /// A message has arrived and is about to be handled, if there is still anyone to handle it.
+    pub fn delivered(&mut self, envelope: &Envelope) {
+        if let Message::AppendEntries(append) = &envelope.body {
+            let to = self.search.on_their_way.entry(envelope.to).or_default();
+            to.remove(&(envelope.term, append.seq));
+            let mut earlier = to.range((envelope.term, 0)..(envelope.term, append.seq));
+            let overtook = earlier.any(|(_, last)| *last >= append.prev_log.index);
+            self.search.overtook.insert(envelope.to, overtook);
+        }
+    }
+
+    /// The greatest number of round trips that a leader needed to find where a follower's log parts from its own: refusals in a
+    /// row, save those of appends that overtook their predecessors.
     pub fn most_refusals(&self) -> u64 {
-        self.most_refusals
+        self.search.most_refusals
     }
 
     /// Looks at a server after an event. `disks` are those of all servers, stopped ones included, by position: server n at n-1.

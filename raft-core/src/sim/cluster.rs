@@ -273,6 +273,7 @@ impl Cluster {
     }
 
     fn request_arrives(&mut self, call: Call, envelope: Envelope) {
+        self.checker.delivered(&envelope);
         if self.nodes[call.to].life() != Some(call.to_life) {
             self.call_fails(call, Duration::ZERO);
             return;
@@ -391,7 +392,10 @@ impl Cluster {
         let weather = self.network.weather();
         let call = Call { from: i, to, from_life, to_life: to_life.unwrap_or(0), kind, weather };
         match self.network.request(i, to, to_life.is_some(), bytes) {
-            Fate::Arrives(delay) => self.schedule.after(delay, Event::Request(call, envelope)),
+            Fate::Arrives(delay) => {
+                self.checker.posted(&envelope);
+                self.schedule.after(delay, Event::Request(call, envelope));
+            }
             Fate::Lost(delay) => {
                 trace!(self, "n{} -> n{}  lost: t{} {:?}", i + 1, to + 1, envelope.term, envelope.body);
                 self.call_fails(call, delay);
