@@ -144,7 +144,10 @@ end of the log of node ",
 
     fn status(&self) -> Result<serde_json::Value> {
         let mut command = Command::new(&self.description.program);
-        command.args(["status", "--json", "--config"]).arg(&self.description.client.config).stdin(Stdio::null());
+        command
+            .args(["status", "--json", "--timeout", "1s", "--config"])
+            .arg(&self.description.client.config)
+            .stdin(Stdio::null());
         // Some nodes may be unreachable (and the exit code then not zero) while others already answer.
         let output = command.output().with_context(|| format!("cannot start `{}`", workspace::show(&command)))?;
         serde_json::from_slice(&output.stdout)
