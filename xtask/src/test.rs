@@ -41,11 +41,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     eprintln!("tests: built in {}; running", human(built));
 
     let mut suites = Vec::new();
-    let targets =
-        execute(args, &["--lib", "--bins", "--tests", "--examples", "--no-fail-fast"], &programs, &mut suites)?;
-    let docs = execute(args, &["--doc", "--no-fail-fast"], &programs, &mut suites)?;
+    let passed = execute(args, &programs, &mut suites)?;
     summarize(&suites, built, started.elapsed());
-    if !targets || !docs {
+    if !passed {
         bail!("tests failed; see above");
     }
     if args.filter.is_none() && suites.iter().all(|suite| suite.passed == 0) {
@@ -54,6 +52,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Without flags that select targets `cargo test` takes libraries, programs, integration tests, examples and doc tests, but no
+/// benchmarks.
 fn cargo_test(args: &Args, flags: &[&str]) -> Command {
     let mut command = workspace::cargo();
     command.arg("test");
@@ -70,8 +70,7 @@ fn cargo_test(args: &Args, flags: &[&str]) -> Command {
 
 /// Compiles the test programs, with cargo's own progress, and returns which package and target each one belongs to.
 fn build(args: &Args) -> Result<BTreeMap<String, String>> {
-    let flags = ["--lib", "--bins", "--tests", "--examples", "--no-run", "--message-format=json-render-diagnostics"];
-    let mut command = cargo_test(args, &flags);
+    let mut command = cargo_test(args, &["--no-run", "--message-format=json-render-diagnostics"]);
     let shown = workspace::show(&command);
     let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start `{shown}`"))?;
     if !output.status.success() {
@@ -114,10 +113,10 @@ struct Suite {
 }
 
 /// Runs `cargo test`, shows its output as it comes, and adds the suites to `suites`. Returns whether all passed.
-fn execute(args: &Args, flags: &[&str], programs: &BTreeMap<String, String>, suites: &mut Vec<Suite>) -> Result<bool> {
+fn execute(args: &Args, programs: &BTreeMap<String, String>, suites: &mut Vec<Suite>) -> Result<bool> {
     // One pipe for both streams keeps their order: the name of a suite is on one, its result on the other.
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
-    let mut command = cargo_test(args, flags);
+    let mut command = cargo_test(args, &["--no-fail-fast"]);
     if args.filter.is_some() || !args.rest.is_empty() {
         command.arg("--").args(&args.filter).args(&args.rest);
     }
