@@ -1,0 +1,277 @@
+//! The way to one peer: who it is, and the session over which it can be reached at present.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use quinn::Connection;
+use raft_core::{Envelope, GroupId, Message, NodeId};
+use tokio::sync::{Notify, watch};
+
+use crate::codec::{self, Channel, Preface};
+use crate::config::Limits;
+use crate::error::CloseCode;
+use crate::frame::FrameSink;
+use crate::metrics::{NetMetrics, bump};
+
+/// A peer. Lives as long as the peer is configured; sessions come and go.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) peer: NodeId,
+    address: Mutex<String>,
+    /// The session that is used for sending. A newer one replaces it, never the other way round.
+    session: Mutex<Option<Arc<Session>>>,
+    stopped: watch::Sender<bool>,
+}
+
+impl Link {
+    pub(crate) fn new(peer: NodeId, address: String) -> Self {
+        let (stopped, _) = watch::channel(false);
+        Link { peer, address: Mutex::new(address), session: Mutex::new(None), stopped }
+    }
+
+    pub(crate) fn address(&self) -> String {
+        lock(&self.address).clone()
+    }
+
+    /// Where to dial next time. A connection that stands is left alone.
+    pub(crate) fn set_address(&self, address: &str) {
+        address.clone_into(&mut lock(&self.address));
+    }
+
+    /// Queues a message, or drops and counts it. Never blocks.
+    pub(crate) fn post(&self, group: GroupId, envelope: &Envelope, limits: &Limits, metrics: &NetMetrics) {
+        match &*lock(&self.session) {
+            Some(session) => session.lane(Channel::of(&envelope.body)).post(group, envelope, limits, metrics),
+            None => bump(&metrics.dropped_unconnected, 1),
+        }
+    }
+
+    /// Makes `session` the one that is used, and returns the one that was. Nothing is installed on a stopped link.
+    pub(crate) fn install(&self, session: &Arc<Session>) -> Option<Arc<Session>> {
+        let mut current = lock(&self.session);
+        if self.is_stopped() {
+            CloseCode::Removed.close(&session.connection, "no longer a peer");
+            return None;
+        }
+        current.replace(session.clone())
+    }
+
+    /// Stops using `session`, if it is still in use.
+    pub(crate) fn uninstall(&self, session: &Arc<Session>) -> bool {
+        let mut current = lock(&self.session);
+        let is_current = current.as_ref().is_some_and(|current| Arc::ptr_eq(current, session));
+        if is_current {
+            *current = None;
+        }
+        is_current
+    }
+
+    /// Ends the session and all dialling, for good.
+    pub(crate) fn stop(&self, code: CloseCode, reason: &str) {
+        self.stopped.send_replace(true);
+        if let Some(session) = &*lock(&self.session) {
+            code.close(&session.connection, reason);
+        }
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        *self.stopped.borrow()
+    }
+
+    /// Resolves once the link is stopped.
+    pub(crate) async fn stopped(&self) {
+        // The sender is in `self`: it cannot be gone.
+        let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
+    }
+}
+
+/// A connection to a peer with the queues that lead into it. The queues end with it: messages that were meant for a lost
+/// connection are stale by the time there is another.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) connection: Connection,
+    lanes: [Lane; 2],
+    /// The peer has sent a valid preface: it has accepted us, not only finished the handshake.
+    proven: AtomicBool,
+    /// Channels for which the peer has opened a stream, a bit each.
+    opened: AtomicU8,
+}
+
+impl Session {
+    pub(crate) fn new(connection: Connection, from: NodeId, to: NodeId) -> Self {
+        let lane = |channel| Lane::new(Preface { channel, from, to });
+        Session {
+            connection,
+            lanes: [lane(Channel::Control), lane(Channel::Append)],
+            proven: AtomicBool::new(false),
+            opened: AtomicU8::new(0),
+        }
+    }
+
+    pub(crate) fn lane(&self, channel: Channel) -> &Lane {
+        &self.lanes[channel.index()]
+    }
+
+    /// Notes that the peer opened its stream for `channel`; false when it had one already.
+    pub(crate) fn open(&self, channel: Channel) -> bool {
+        self.proven.store(true, Ordering::Relaxed);
+        let bit = 1 << channel.index();
+        self.opened.fetch_or(bit, Ordering::Relaxed) & bit == 0
+    }
+
+    pub(crate) fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Relaxed)
+    }
+
+    /// Number of messages that wait in vain.
+    pub(crate) fn stranded(&self) -> u64 {
+        self.lanes.iter().map(|lane| lock(&lane.queue).frames).sum()
+    }
+}
+
+/// A bounded queue of encoded frames: filled by [`Link::post`], emptied by one task that writes all there is at once.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    channel: Channel,
+    queue: Mutex<Queue>,
+    /// Bytes queued or being written.
+    waiting: AtomicUsize,
+    wake: Notify,
+}
+
+#[derive(Debug)]
+struct Queue {
+    sink: FrameSink,
+    frames: u64,
+}
+
+impl Lane {
+    fn new(preface: Preface) -> Self {
+        let mut sink = FrameSink::new();
+        codec::encode_preface(preface, &mut sink);
+        let waiting = AtomicUsize::new(sink.len());
+        Lane { channel: preface.channel, queue: Mutex::new(Queue { sink, frames: 0 }), waiting, wake: Notify::new() }
+    }
+
+    fn post(&self, group: GroupId, envelope: &Envelope, limits: &Limits, metrics: &NetMetrics) {
+        let (max_frame, max_waiting) = match self.channel {
+            Channel::Control => (limits.max_control_frame, limits.control_queue_bytes),
+            Channel::Append => (limits.max_append_frame, limits.append_queue_bytes),
+        };
+        let size = match &envelope.body {
+            Message::AppendEntries(append) => append.entries.byte_len(),
+            _ => 0,
+        };
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        // What is larger than the queue passes when the queue is (almost) empty: otherwise it would never pass.
+        if waiting.saturating_add(size) > max_waiting && waiting > codec::PREFACE_LIMIT {
+            bump(&metrics.dropped_full, 1);
+            return;
+        }
+        let mut queue = lock(&self.queue);
+        let was_empty = queue.sink.is_empty();
+        let Some(written) = codec::encode(envelope, group, max_frame, &mut queue.sink) else {
+            bump(&metrics.dropped_oversized, 1);
+            return;
+        };
+        queue.frames += 1;
+        self.waiting.fetch_add(written, Ordering::Relaxed);
+        drop(queue);
+        if was_empty {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Waits until there is something, moves all of it into the empty `batch`, and returns the number of messages.
+    pub(crate) async fn take(&self, batch: &mut Vec<Bytes>) -> u64 {
+        loop {
+            {
+                let mut queue = lock(&self.queue);
+                queue.sink.take_into(batch);
+                if !batch.is_empty() {
+                    return std::mem::take(&mut queue.frames);
+                }
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    /// `bytes` of what was taken now belong to QUIC.
+    pub(crate) fn written(&self, bytes: usize) {
+        self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Nothing that is locked here is left half-done by a panic: each critical section is a few assignments.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use raft_core::{AppendAck, AppendEntries, EntryKind, LogId, LogIndex, Segment, Term};
+
+    fn lane(channel: Channel) -> Lane {
+        Lane::new(Preface { channel, from: NodeId(1), to: NodeId(2) })
+    }
+
+    fn envelope(body: Message) -> Envelope {
+        Envelope { from: NodeId(1), to: NodeId(2), term: Term(1), body }
+    }
+
+    fn append(bytes: usize) -> Envelope {
+        let segment = Segment::pack(LogIndex(1), Term(1), EntryKind::Command, &[vec![0; bytes]]).unwrap();
+        let (prev_log, leader_commit) = (LogId::ZERO, LogIndex::ZERO);
+        envelope(Message::AppendEntries(AppendEntries {
+            epoch: 0,
+            seq: 0,
+            prev_log,
+            leader_commit,
+            entries: segment.into(),
+        }))
+    }
+
+    #[test]
+    fn a_full_queue_drops_and_counts() {
+        let limits = Limits { append_queue_bytes: 1000, max_append_frame: 5000, ..Limits::default() };
+        let (lane, metrics) = (lane(Channel::Append), NetMetrics::default());
+        lane.post(GroupId::FIRST, &append(600), &limits, &metrics);
+        lane.post(GroupId::FIRST, &append(600), &limits, &metrics);
+        assert_eq!(metrics.snapshot().dropped_full, 1);
+        lane.post(GroupId::FIRST, &append(300), &limits, &metrics);
+        assert_eq!((metrics.snapshot().dropped_full, lock(&lane.queue).frames), (1, 2));
+    }
+
+    #[test]
+    fn what_exceeds_the_queue_passes_alone_and_what_exceeds_the_frame_never() {
+        let limits = Limits { append_queue_bytes: 1000, max_append_frame: 5000, ..Limits::default() };
+        let (lane, metrics) = (lane(Channel::Append), NetMetrics::default());
+        lane.post(GroupId::FIRST, &append(6000), &limits, &metrics);
+        assert_eq!((metrics.snapshot().dropped_oversized, lock(&lane.queue).frames), (1, 0));
+        lane.post(GroupId::FIRST, &append(3000), &limits, &metrics);
+        assert_eq!(lock(&lane.queue).frames, 1);
+    }
+
+    #[tokio::test]
+    async fn everything_queued_is_taken_at_once_and_room_returns_when_it_is_written() {
+        let limits = Limits { control_queue_bytes: 200, ..Limits::default() };
+        let (lane, metrics) = (lane(Channel::Control), NetMetrics::default());
+        let ack = envelope(Message::AppendAck(AppendAck { epoch: 1, match_index: LogIndex(2) }));
+        for _ in 0..50 {
+            lane.post(GroupId::FIRST, &ack, &limits, &metrics);
+        }
+        let dropped = metrics.snapshot().dropped_full;
+        assert!(dropped > 0);
+        let mut batch = Vec::new();
+        assert_eq!(lane.take(&mut batch).await, 50 - dropped);
+        lane.post(GroupId::FIRST, &ack, &limits, &metrics);
+        assert_eq!(metrics.snapshot().dropped_full, dropped + 1, "bytes being written count as well");
+        lane.written(batch.iter().map(Bytes::len).sum());
+        lane.post(GroupId::FIRST, &ack, &limits, &metrics);
+        assert_eq!(metrics.snapshot().dropped_full, dropped + 1);
+        batch.clear();
+        assert_eq!(lane.take(&mut batch).await, 1);
+    }
+}

@@ -1,0 +1,221 @@
+//! A connection between two nodes at work: two streams out, two streams in, one task each.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quinn::{Connection, RecvStream};
+use raft_core::{Envelope, GroupId};
+use tokio::task::JoinSet;
+
+use crate::Inbound;
+use crate::codec::{self, Channel, Decoded, PREFACE_LIMIT, Preface};
+use crate::error::CloseCode;
+use crate::frame::{Decoder, FrameError};
+use crate::link::{Link, Session};
+use crate::metrics::{Reject, bump};
+use crate::quic::Shared;
+
+/// Pieces of a stream that are looked at in one go. QUIC delivers one for each packet.
+const PIECES: usize = 64;
+
+/// Serves an authenticated connection to `link`'s peer until it ends. Returns whether the peer had accepted it.
+pub(crate) async fn run(shared: &Arc<Shared>, link: &Arc<Link>, connection: Connection) -> bool {
+    let metrics = &shared.metrics;
+    let session = Arc::new(Session::new(connection.clone(), shared.node, link.peer));
+    metrics.add_peer(&connection);
+    bump(&metrics.connects, 1);
+    match link.install(&session) {
+        Some(old) => {
+            bump(&metrics.disconnects, 1);
+            CloseCode::Replaced.close(&old.connection, "there is a newer connection");
+        }
+        None => bump(&metrics.peers_connected, 1),
+    }
+    tracing::info!(peer = %link.peer, address = %connection.remote_address(), "connected");
+    // An error means that nobody listens any more: the node is going down.
+    let _ = shared.inbound.send(Inbound::LinkReset { peer: link.peer }).await;
+
+    let mut tasks = JoinSet::new();
+    for channel in [Channel::Control, Channel::Append] {
+        tasks.spawn(write(shared.clone(), session.clone(), channel));
+    }
+    let reason = loop {
+        tokio::select! {
+            stream = connection.accept_uni() => match stream {
+                Ok(stream) => {
+                    tasks.spawn(read_or_cut_off(shared.clone(), link.clone(), session.clone(), stream));
+                }
+                Err(reason) => break reason,
+            },
+            Some(_) = tasks.join_next() => {}
+        }
+    };
+    tasks.shutdown().await;
+    let was_current = link.uninstall(&session);
+    bump(&metrics.dropped_disconnected, session.stranded());
+    metrics.retire(&connection);
+    if was_current {
+        tracing::info!(peer = %link.peer, %reason, "disconnected");
+        bump(&metrics.disconnects, 1);
+        metrics.peers_connected.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        let _ = shared.inbound.send(Inbound::LinkReset { peer: link.peer }).await;
+    }
+    session.is_proven()
+}
+
+/// Writes what the lane of `channel` collects. Ends with the connection.
+async fn write(shared: Arc<Shared>, session: Arc<Session>, channel: Channel) {
+    let lane = session.lane(channel);
+    let Ok(mut stream) = session.connection.open_uni().await else { return };
+    // Heartbeats, votes and acknowledgements go ahead of entries; snapshots will come last.
+    let _ = stream.set_priority(match channel {
+        Channel::Control => 10,
+        Channel::Append => 0,
+    });
+    let mut batch = Vec::new();
+    loop {
+        let frames = lane.take(&mut batch).await;
+        let bytes: usize = batch.iter().map(Bytes::len).sum();
+        shared.metrics.flow_out(channel).add(frames, bytes as u64);
+        let mut rest = &mut batch[..];
+        while !rest.is_empty() {
+            match stream.write_chunks(rest).await {
+                Ok(written) => {
+                    lane.written(written.bytes);
+                    rest = &mut rest[written.chunks..];
+                }
+                Err(error) => {
+                    // Either the connection is gone, and closing it changes nothing, or the peer wants this stream
+                    // to stop, and without it the connection is of no use.
+                    CloseCode::Malformed.close(&session.connection, &error.to_string());
+                    return;
+                }
+            }
+        }
+        batch.clear();
+    }
+}
+
+/// What a peer did to have its connection cut off.
+enum Violation {
+    Frame(FrameError),
+    /// A message that names somebody else as its sender or receiver.
+    Misaddressed,
+    /// No preface at the beginning, or one where there must be none, or a second stream for a channel, or a
+    /// message on the wrong channel.
+    Stream(&'static str),
+}
+
+impl From<FrameError> for Violation {
+    fn from(error: FrameError) -> Self {
+        Violation::Frame(error)
+    }
+}
+
+async fn read_or_cut_off(shared: Arc<Shared>, link: Arc<Link>, session: Arc<Session>, stream: RecvStream) {
+    let (reject, code, detail) = match read(&shared, &link, &session, stream).await {
+        Ok(()) => return,
+        Err(Violation::Frame(error @ FrameError::TooLarge { .. })) => {
+            (Reject::FrameTooLarge, CloseCode::FrameTooLarge, error.to_string())
+        }
+        Err(Violation::Frame(error)) => (Reject::Malformed, CloseCode::Malformed, error.to_string()),
+        Err(Violation::Stream(what)) => (Reject::Malformed, CloseCode::Malformed, what.to_owned()),
+        Err(Violation::Misaddressed) => {
+            (Reject::Misaddressed, CloseCode::Misaddressed, "message from or for somebody else".to_owned())
+        }
+    };
+    shared.reject(&session.connection, reject, code, &detail);
+}
+
+/// Reads one stream until the connection ends.
+async fn read(shared: &Shared, link: &Link, session: &Session, mut stream: RecvStream) -> Result<(), Violation> {
+    let mut reader = Reader { shared, link, session, decoder: Decoder::new(PREFACE_LIMIT), channel: None };
+    let mut pieces: [Bytes; PIECES] = std::array::from_fn(|_| Bytes::new());
+    loop {
+        let count = match stream.read_chunks(&mut pieces).await {
+            Ok(Some(count)) => count,
+            Err(quinn::ReadError::ConnectionLost(_)) => return Ok(()),
+            // These streams live as long as their connection.
+            Ok(None) | Err(_) => return Err(FrameError::Ended.into()),
+        };
+        let mut batches = Batches::default();
+        for piece in &mut pieces[..count] {
+            reader.push(std::mem::take(piece), &mut batches)?;
+        }
+        if let Some(channel) = reader.channel {
+            shared.metrics.flow_in(channel).add(batches.frames, batches.bytes);
+        }
+        for (group, messages) in batches.groups {
+            // When the core does not keep up we wait here, QUIC's windows fill, and the sender waits in turn.
+            if shared.inbound.send(Inbound::Messages { group, messages }).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// All messages that arrived together, by group.
+#[derive(Default)]
+struct Batches {
+    groups: Vec<(GroupId, Vec<Envelope>)>,
+    frames: u64,
+    bytes: u64,
+}
+
+impl Batches {
+    fn push(&mut self, group: GroupId, envelope: Envelope) {
+        match self.groups.iter_mut().find(|(other, _)| *other == group) {
+            Some((_, messages)) => messages.push(envelope),
+            None => self.groups.push((group, vec![envelope])),
+        }
+    }
+}
+
+struct Reader<'a> {
+    shared: &'a Shared,
+    link: &'a Link,
+    session: &'a Session,
+    decoder: Decoder,
+    /// Known once the preface has arrived.
+    channel: Option<Channel>,
+}
+
+impl Reader<'_> {
+    fn push(&mut self, piece: Bytes, batches: &mut Batches) -> Result<(), Violation> {
+        batches.bytes += piece.len() as u64;
+        self.decoder.push(piece);
+        while let Some(frame) = self.decoder.next_frame()? {
+            match (codec::decode(&frame)?, self.channel) {
+                (Decoded::Preface(preface), None) => self.open(preface)?,
+                (Decoded::Message(group, envelope), Some(channel)) => {
+                    if envelope.from != self.link.peer || envelope.to != self.shared.node {
+                        return Err(Violation::Misaddressed);
+                    }
+                    if Channel::of(&envelope.body) != channel {
+                        return Err(Violation::Stream("a message on the wrong stream"));
+                    }
+                    batches.frames += 1;
+                    batches.push(group, envelope);
+                }
+                (Decoded::Preface(_), Some(_)) => return Err(Violation::Stream("a second preface")),
+                (Decoded::Message(..), None) => return Err(Violation::Stream("a stream without a preface")),
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, preface: Preface) -> Result<(), Violation> {
+        if preface.from != self.link.peer || preface.to != self.shared.node {
+            return Err(Violation::Misaddressed);
+        }
+        if !self.session.open(preface.channel) {
+            return Err(Violation::Stream("a second stream for one channel"));
+        }
+        self.decoder.set_limit(match preface.channel {
+            Channel::Control => self.shared.limits.max_control_frame,
+            Channel::Append => self.shared.limits.max_append_frame,
+        });
+        self.channel = Some(preface.channel);
+        Ok(())
+    }
+}
