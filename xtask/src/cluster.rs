@@ -3,6 +3,7 @@
 mod description;
 mod process;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use anyhow::{Result, bail};
 
 pub(crate) use self::description::FILE as DESCRIPTION;
 pub(crate) use self::process::{Cluster, Options, addresses};
-use crate::report::human;
+use crate::report::{human, say};
 use crate::{setup, signals, workspace};
 
 /// Runs a local cluster until Ctrl-C.
@@ -66,41 +67,34 @@ pub(crate) fn build(release: bool) -> Result<PathBuf> {
 
 fn introduce(cluster: &Cluster, leader: u64, took: Duration) {
     let description = cluster.description();
-    let nodes = description.nodes.len();
-    println!(
-        "\nCluster {:?} of {nodes} nodes is up after {}: node {leader} leads.\n",
-        description.cluster,
-        human(took)
-    );
+    let mut text = format!("\nCluster {:?} is up after {}: node {leader} leads.\n\n", description.cluster, human(took));
     for node in &description.nodes {
         let pid = node.pid.map_or("-".to_owned(), |pid| pid.to_string());
-        println!("  node {}  {}  process {pid:<7} log {}", node.id, node.listen, workspace::shorten(&node.log));
+        let log = workspace::shorten(&node.log);
+        text += &[&format!("  node {}  {}  process {pid:<7}", node.id, node.listen), " log ", &log, "\n"].concat();
     }
-    let client = |arguments: &str| {
-        let program = workspace::quote(&workspace::shorten(&description.program));
-        let config = workspace::quote(&workspace::shorten(&description.client.config));
-        let (subcommand, rest) = arguments.split_once(' ').unwrap_or((arguments, ""));
-        println!("  {}", format!("{program} {subcommand} --config {config} {rest}").trim_end());
-    };
-    println!("\nTalk to it:\n");
-    for arguments in ["put greeting hello", "get greeting", "scan", "status"] {
-        client(arguments);
+    let program = workspace::quote(&workspace::shorten(&description.program));
+    let config = workspace::quote(&workspace::shorten(&description.client.config));
+    text += "\nTalk to it:\n\n";
+    for (subcommand, rest) in [("put", " greeting hello"), ("get", " greeting"), ("scan", ""), ("status", "")] {
+        text += &["  ", &program, " ", subcommand, " --config ", &config, rest, "\n"].concat();
     }
-    let shown = workspace::shorten(cluster.dir());
-    println!(
-        "\nEverything it writes is in {shown} ({DESCRIPTION} describes it). Ctrl-C stops all nodes; the data stays."
-    );
+    let dir = workspace::shorten(cluster.dir());
+    text += &["\nEverything it writes is in ", &dir, " (", DESCRIPTION, " describes it). "].concat();
+    text += "Ctrl-C stops all nodes; the data stays.\n";
+    // Who closed the pipe has seen enough; the cluster goes on.
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 /// Waits for the end: a signal, or the death of all nodes. A single node may die (try it): the others go on.
 fn watch(cluster: &mut Cluster) -> Result<()> {
     while !signals::stop_requested() {
         for dead in cluster.take_dead() {
-            eprintln!("\nnode {} ended ({}); the end of its log:\n{}", dead.id, dead.status, dead.log);
+            say(&format!("\nnode {} ended ({}); the end of its log:\n{}", dead.id, dead.status, dead.log));
             let description = cluster.description();
             if let Some(node) = description.nodes.iter().find(|node| node.id == dead.id) {
                 let command = process::serve_command(&description.program, node);
-                eprintln!("\nto start it again: {}\n", workspace::show(&command));
+                say(&format!("\nto start it again: {}\n", workspace::show(&command)));
             }
         }
         if cluster.running() == 0 {
@@ -108,7 +102,7 @@ fn watch(cluster: &mut Cluster) -> Result<()> {
         }
         sleep(Duration::from_millis(100));
     }
-    eprintln!();
+    say("");
     cluster.stop();
     Ok(())
 }

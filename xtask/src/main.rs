@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("\nerror: {error:#}");
+            report::say(&format!("\nerror: {error:#}"));
             ExitCode::FAILURE
         }
     }

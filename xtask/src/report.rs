@@ -3,7 +3,7 @@
 //! On a terminal progress is a bar or a spinner that disappears at the end; elsewhere (CI, a pipe) it is a plain line every now
 //! and then, so that a log shows that something still happens without being flooded.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -42,7 +42,7 @@ impl Task {
             bar.enable_steady_tick(Duration::from_millis(120));
             Some(bar)
         } else {
-            eprintln!("{label} ...");
+            say(&format!("{label} ..."));
             None
         };
         Task { label, started: now, printed: now, bar }
@@ -63,7 +63,8 @@ impl Task {
             self.printed = Instant::now();
             let left = remaining(self.elapsed(), done, total)
                 .map_or(String::new(), |left| format!(", about {} left", human(left)));
-            eprintln!("{}: {done} of about {total} after {}{left}", self.label, human(self.elapsed()));
+            let elapsed = human(self.elapsed());
+            say(&format!("{}: {done} of about {total} after {elapsed}{left}", self.label));
         }
     }
 
@@ -72,7 +73,7 @@ impl Task {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        eprintln!("{}: {outcome} ({})", self.label, human(self.elapsed()));
+        say(&format!("{}: {outcome} ({})", self.label, human(self.elapsed())));
     }
 }
 
@@ -83,6 +84,11 @@ impl Drop for Task {
             bar.finish_and_clear();
         }
     }
+}
+
+/// A line on standard error. When nobody reads it any more that is no reason to end: there may be processes to stop.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The time left if the rest goes as fast as what is done; nothing before there is something to go by.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::description::{Description, Node, leader_in};
-use crate::report::{Task, human};
+use crate::report::{Task, human, say};
 use crate::{rocksdb, signals, workspace};
 
 /// How long nodes get to end by themselves after SIGTERM.
@@ -209,7 +209,7 @@ end of the log of node ",
             node.pid = None;
         }
         if let Err(error) = self.description.write(&self.dir) {
-            eprintln!("warning: {error:#}");
+            say(&format!("warning: {error:#}"));
         }
         if killed.is_empty() {
             task.finish("stopped");
