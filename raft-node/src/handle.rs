@@ -1,9 +1,14 @@
 //! The handle through which a program uses its node.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use raft_core::{LogIndex, NodeId, Proposed, Status};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::event_loop::Fatal;
+use crate::node::Metrics;
 use crate::reply::{Applied, OneShot, RequestError, Responder};
 
 /// How fresh a read must be.
@@ -47,21 +52,64 @@ pub(crate) enum Request {
     Shutdown,
 }
 
-/// A running node. Clones share it; it stops when [`shutdown`](Self::shutdown) is called.
+/// How a node ended, once it has.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stopped(pub(crate) Option<Result<(), Arc<Fatal>>>);
+
+/// A running node. Clones share it; it runs until [`shutdown`](Self::shutdown) is called or something fatal happens, whether
+/// handles are left or not.
 #[derive(Clone, Debug)]
 pub struct Raft {
     id: NodeId,
     requests: mpsc::UnboundedSender<Request>,
+    address: Option<SocketAddr>,
+    metrics: Metrics,
+    leader: watch::Receiver<Option<NodeId>>,
+    stopped: watch::Receiver<Stopped>,
 }
 
 impl Raft {
-    pub(crate) fn new(id: NodeId, requests: mpsc::UnboundedSender<Request>) -> Self {
-        Raft { id, requests }
+    pub(crate) fn new(
+        id: NodeId,
+        requests: mpsc::UnboundedSender<Request>,
+        address: Option<SocketAddr>,
+        metrics: Metrics,
+        leader: watch::Receiver<Option<NodeId>>,
+        stopped: watch::Receiver<Stopped>,
+    ) -> Self {
+        Raft { id, requests, address, metrics, leader, stopped }
     }
 
     /// This node.
     pub fn id(&self) -> NodeId {
         self.id
+    }
+
+    /// Where the node listens, if it does.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// Counters of the node's parts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The leader of the current term, as it changes.
+    pub fn leader(&self) -> watch::Receiver<Option<NodeId>> {
+        self.leader.clone()
+    }
+
+    /// Waits until the node has stopped and its threads are gone.
+    ///
+    /// # Errors
+    /// What made it stop, if nobody asked for it.
+    pub async fn stopped(&self) -> Result<(), Arc<Fatal>> {
+        let mut stopped = self.stopped.clone();
+        match stopped.wait_for(|stopped| stopped.0.is_some()).await {
+            Ok(stopped) => stopped.0.clone().unwrap_or(Ok(())),
+            Err(_) => Err(Arc::new(Fatal::ThreadLost("node"))),
+        }
     }
 
     /// Proposes a command and waits until it is committed, and applied on this node.

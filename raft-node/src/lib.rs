@@ -3,11 +3,19 @@
 
 pub mod client;
 pub mod config;
+mod applier;
+mod driver;
+mod event_loop;
 mod handle;
 pub mod kv;
+mod node;
+mod reader;
 mod reply;
 mod state_machine;
+mod writer;
 
+pub use event_loop::Fatal;
+pub use node::{Builder, Metrics, StartError};
 pub use handle::{Consistency, Proposal, Raft, ReadRequest};
 pub use reply::{Applied, Outcome, ReplySink, RequestError, Responder};
 pub use state_machine::{Replies, StateMachine};

@@ -1,0 +1,343 @@
+//! Starting and stopping a node: everything opened, checked and wired, on a thread of its own.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use raft_core::{Config, ConfigError, GroupId, Instant, Membership, NodeId, Raft as Core, Recovered};
+use raft_net::{ClientConnection, Inbound, NetConfig, NetError, NetMetrics, QuicTransport, TlsIdentity, Transport};
+use raft_storage::{Identity, Options, RocksStorage, Storage, StorageError, StorageMetrics};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::applier::{self, Progress};
+use crate::driver::Driver;
+use crate::event_loop::{EventLoop, Fatal, Inbox, Inlets, Outlets};
+use crate::handle::{Raft, Stopped};
+use crate::state_machine::StateMachine;
+use crate::{reader, writer};
+
+/// Batches of messages that may wait for the loop before the transport stops reading.
+const INBOUND_QUEUE: usize = 1024;
+/// Client connections that may wait to be served.
+const CLIENT_QUEUE: usize = 64;
+
+/// Why a node did not start. Nothing of it is left running.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A setting is missing.
+    #[error("`{0}` must be set before the node can start")]
+    Missing(&'static str),
+    /// The log's directory cannot be opened, or what is in it must not be used.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The network cannot be set up.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// Settings of the protocol, or the recovered state, contradict themselves.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The operating system refused a thread or a runtime.
+    #[error("cannot start the node's threads: {0}")]
+    Threads(#[from] std::io::Error),
+    /// The node's thread died while starting.
+    #[error("the node's thread ended while starting")]
+    Died,
+}
+
+/// Serves the clients of a node; see [`Builder::serve_clients`].
+type ClientService =
+    Box<dyn FnOnce(Raft, mpsc::Receiver<ClientConnection>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+
+/// Collects what a node needs. [`Raft::builder`] makes one.
+#[must_use = "a builder does nothing until it is started"]
+pub struct Builder<M> {
+    machine: M,
+    id: Option<NodeId>,
+    cluster: Option<String>,
+    data_dir: Option<PathBuf>,
+    listen: Option<SocketAddr>,
+    tls: Option<TlsIdentity>,
+    peers: BTreeMap<NodeId, String>,
+    limits: raft_net::Limits,
+    storage: Options,
+    tune: Box<dyn FnOnce(&mut Config) + Send>,
+    clients: Option<ClientService>,
+}
+
+impl Raft {
+    /// Begins to describe a node around this state machine.
+    pub fn builder<M: StateMachine>(machine: M) -> Builder<M> {
+        Builder {
+            machine,
+            id: None,
+            cluster: None,
+            data_dir: None,
+            listen: None,
+            tls: None,
+            peers: BTreeMap::new(),
+            limits: raft_net::Limits::default(),
+            storage: Options::default(),
+            tune: Box::new(|_| {}),
+            clients: None,
+        }
+    }
+}
+
+impl<M: StateMachine> Builder<M> {
+    /// This node's id, and the name of its cluster. Both are written into the data directory and the certificate.
+    pub fn identity(mut self, id: NodeId, cluster: impl Into<String>) -> Self {
+        self.id = Some(id);
+        self.cluster = Some(cluster.into());
+        self
+    }
+
+    /// Where the log lives. The node makes a directory `log` in it, and keeps the keys of its network identity there.
+    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.data_dir = Some(dir.into());
+        self
+    }
+
+    /// Where to listen for peers and clients (UDP). Port 0 takes any free port.
+    pub fn listen(mut self, address: SocketAddr) -> Self {
+        self.listen = Some(address);
+        self
+    }
+
+    /// All voters of the cluster and their addresses (`host:port`); this node may be among them.
+    pub fn peers(mut self, peers: impl IntoIterator<Item = (NodeId, String)>) -> Self {
+        self.peers.extend(peers);
+        self
+    }
+
+    /// Certificates and key.
+    pub fn tls(mut self, tls: TlsIdentity) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Limits and times of the network.
+    pub fn net_limits(mut self, limits: raft_net::Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Settings of the log's storage.
+    pub fn storage_options(mut self, options: Options) -> Self {
+        self.storage = options;
+        self
+    }
+
+    /// Changes settings of the protocol, such as timeouts and limits.
+    pub fn tune(mut self, tune: impl FnOnce(&mut Config) + Send + 'static) -> Self {
+        self.tune = Box::new(tune);
+        self
+    }
+
+    /// Runs `service` on the node's thread, with the handle and the clients that connect (authenticated already). Without
+    /// a service clients are turned away.
+    pub fn serve_clients<F, S>(mut self, service: S) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+        S: FnOnce(Raft, mpsc::Receiver<ClientConnection>) -> F + Send + 'static,
+    {
+        self.clients = Some(Box::new(|raft, clients| Box::pin(service(raft, clients))));
+        self
+    }
+
+    /// Starts the node on a thread of its own, with RocksDB and QUIC. Returns when it is listening.
+    ///
+    /// # Errors
+    /// Nothing is left running. The message says what to mend.
+    pub async fn start(self) -> Result<Raft, StartError> {
+        let id = self.id.ok_or(StartError::Missing("identity"))?;
+        let cluster = self.cluster.ok_or(StartError::Missing("identity"))?;
+        let data_dir = self.data_dir.ok_or(StartError::Missing("data_dir"))?;
+        let listen = self.listen.ok_or(StartError::Missing("listen"))?;
+        let tls = self.tls.ok_or(StartError::Missing("tls"))?;
+        let (options, limits, peers) = (self.storage, self.limits, self.peers);
+        let open = move |voters: BTreeMap<NodeId, String>, config: &Config| {
+            let storage =
+                RocksStorage::open(data_dir.join("log"), &Identity { cluster: cluster.clone(), node: id }, &options)?;
+            let storage_metrics = storage.metrics();
+            let (inbound, network) = mpsc::channel(INBOUND_QUEUE);
+            let (client_sender, clients) = mpsc::channel(CLIENT_QUEUE);
+            let mut net = NetConfig::new(id, cluster, listen, tls);
+            net.peers = voters;
+            net.data_dir = Some(data_dir);
+            net.limits = limits;
+            // An entry of the largest size must fit into a frame.
+            net.limits.max_append_frame =
+                net.limits.max_append_frame.max(config.max_entry_bytes.max(config.max_append_bytes) + (64 << 10));
+            let transport = QuicTransport::bind(net, inbound, client_sender)?;
+            let address = Some(transport.local_addr()?);
+            let metrics = Metrics { storage: Some(storage_metrics), net: Some(transport.metrics()) };
+            Ok(Parts { storage, transport, network, clients: Some(clients), address, metrics })
+        };
+        launch(id, peers, self.machine, self.tune, self.clients, open).await
+    }
+
+    /// Starts the node with another store and another transport. `network` is where the transport delivers.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub async fn start_with<S: Storage, T: Transport + Send + 'static>(
+        self,
+        storage: S,
+        transport: T,
+        network: mpsc::Receiver<Inbound>,
+    ) -> Result<Raft, StartError> {
+        let id = self.id.ok_or(StartError::Missing("identity"))?;
+        let open = move |_: BTreeMap<NodeId, String>, _: &Config| {
+            Ok(Parts { storage, transport, network, clients: None, address: None, metrics: Metrics::default() })
+        };
+        launch(id, self.peers, self.machine, self.tune, self.clients, open).await
+    }
+}
+
+/// The counters of a node's parts; absent where the part was brought by the user.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    /// Of the log's storage.
+    pub storage: Option<Arc<StorageMetrics>>,
+    /// Of the network.
+    pub net: Option<Arc<NetMetrics>>,
+}
+
+/// What is opened on the node's thread.
+struct Parts<S, T> {
+    storage: S,
+    transport: T,
+    network: mpsc::Receiver<Inbound>,
+    clients: Option<mpsc::Receiver<ClientConnection>>,
+    address: Option<SocketAddr>,
+    metrics: Metrics,
+}
+
+async fn launch<M, S, T, O>(
+    id: NodeId,
+    mut voters: BTreeMap<NodeId, String>,
+    machine: M,
+    tune: Box<dyn FnOnce(&mut Config) + Send>,
+    service: Option<ClientService>,
+    open: O,
+) -> Result<Raft, StartError>
+where
+    M: StateMachine,
+    S: Storage,
+    T: Transport + Send + 'static,
+    O: FnOnce(BTreeMap<NodeId, String>, &Config) -> Result<Parts<S, T>, StartError> + Send + 'static,
+{
+    let mut config = Config::new(id);
+    config.seed = RandomState::new().hash_one(id.0);
+    tune(&mut config);
+    voters.entry(id).or_default();
+    let (ready, started) = oneshot::channel();
+    std::thread::Builder::new().name(format!("raft-node-{id}")).spawn(move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(ready.send(Err(StartError::Threads(error)))),
+        };
+        let local = async {
+            let members = Membership::of_voters(voters.keys().copied());
+            match open(voters, &config).and_then(|parts| wire(config, members, machine, parts)) {
+                Ok((wired, clients)) => {
+                    if let (Some(service), Some(clients)) = (service, clients) {
+                        tokio::spawn(service(wired.raft.clone(), clients));
+                    }
+                    // Whoever started the node may be gone; then it stops when the handle is dropped unused.
+                    if ready.send(Ok(wired.raft.clone())).is_ok() {
+                        wired.run().await;
+                    }
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        };
+        runtime.block_on(local);
+        // Replies that were just written still want to leave.
+        runtime.shutdown_timeout(Duration::from_secs(1));
+    })?;
+    started.await.unwrap_or(Err(StartError::Died))
+}
+
+/// A node that is ready to run.
+struct Wired<T> {
+    raft: Raft,
+    event_loop: EventLoop<T>,
+    threads: Vec<JoinHandle<()>>,
+    stopped: watch::Sender<Stopped>,
+}
+
+type WiredParts<T> = (Wired<T>, Option<mpsc::Receiver<ClientConnection>>);
+
+fn wire<M: StateMachine, S: Storage, T: Transport>(
+    config: Config,
+    membership: Membership,
+    machine: M,
+    parts: Parts<S, T>,
+) -> Result<WiredParts<T>, StartError> {
+    let Parts { mut storage, transport, network, clients, address, metrics } = parts;
+    let (id, group, max_entry_bytes) = (config.id, GroupId::FIRST, config.max_entry_bytes);
+    let log = storage.recover(group)?;
+    let recovered = Recovered {
+        hard_state: log.hard_state,
+        log_start: log.log_start,
+        runs: log.runs,
+        last_index: log.last_index,
+        applied: machine.applied(),
+        membership,
+    };
+    tracing::info!(last = %recovered.last_index, applied = %recovered.applied, term = %recovered.hard_state.current_term,
+        "recovered");
+    let origin = std::time::Instant::now();
+    let core = Core::new(config, recovered, Instant(0))?;
+
+    let (internal_sender, internal) = mpsc::unbounded_channel();
+    let inbox = Inbox(internal_sender);
+    let progress = Progress::default();
+    let (reader, reader_thread) = reader::spawn(storage.reader(), group, inbox.clone())?;
+    let (writer, writer_thread) = writer::spawn(storage, group, inbox.clone())?;
+    let (applier, applier_thread) = applier::spawn(machine, progress.clone(), inbox)?;
+
+    let (request_sender, requests) = mpsc::unbounded_channel();
+    let (leader, leader_seen) = watch::channel(None);
+    let (stopped, stopped_seen) = watch::channel(Stopped::default());
+    let event_loop = EventLoop {
+        driver: Driver::new(core, max_entry_bytes),
+        inlets: Inlets { internal, network, requests },
+        outlets: Outlets { group, transport, writer, applier, reader, lost: None },
+        progress,
+        leader,
+        origin,
+    };
+    let raft = Raft::new(id, request_sender, address, metrics, leader_seen, stopped_seen);
+    let threads = vec![writer_thread, applier_thread, reader_thread];
+    Ok((Wired { raft, event_loop, threads, stopped }, clients))
+}
+
+impl<T: Transport> Wired<T> {
+    /// Runs the node to its end, and makes sure that what was handed to its threads is finished.
+    async fn run(self) {
+        let Wired { raft, event_loop, threads, stopped } = self;
+        let result: Result<(), Arc<Fatal>> = event_loop.run().await.map_err(Arc::new);
+        if let Err(error) = &result {
+            tracing::error!(%error, "the node stops");
+        }
+        drop(raft);
+        // The loop is gone and with it the senders: the threads finish what is queued and end.
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the node panicked");
+            }
+        }
+        // Replies made meanwhile are on their way to the clients.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        stopped.send_replace(Stopped(Some(result)));
+    }
+}
