@@ -6,7 +6,6 @@ use std::path::Path;
 
 use raft_core::{GroupId, HardState, LogId, LogIndex, NodeId, Term};
 
-use super::record::NO_LINK;
 use crate::error::StorageError;
 
 /// Format of the directory that this version writes. Raised whenever an older version must not open the result.
@@ -133,10 +132,6 @@ pub(crate) struct LogStart {
     pub(crate) id: LogId,
     /// Checksum of the record that it was the last entry of, which the first record must name as its predecessor.
     pub(crate) link: u32,
-}
-
-impl LogStart {
-    pub(crate) const ZERO: LogStart = LogStart { id: LogId::ZERO, link: NO_LINK };
 }
 
 pub(crate) fn decode_log_start(key: &[u8], group: GroupId, value: &[u8]) -> Result<LogStart, StorageError> {

@@ -6,9 +6,12 @@ mod failing_disk;
 mod identity;
 mod model;
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::Path;
+
 use raft_core::{Entries, EntryKind, GroupId, HardState, LogIndex, NodeId, Segment, Term, Write, WriteSeq};
 use raft_storage::{Identity, Options, RocksStorage, Storage, StorageError, StorageReader};
-use std::path::Path;
 
 const GROUP: GroupId = GroupId::FIRST;
 
@@ -33,11 +36,26 @@ fn payloads(storage: &RocksStorage) -> Vec<Vec<u8>> {
     entries.iter().map(|entry| entry.payload.to_vec()).collect()
 }
 
-/// The state of a directory as a killed process leaves it: whatever it handed to the operating system.
+/// The state of a directory as a killed process leaves it: whatever it handed to the operating system. A kill takes all files at one
+/// moment, a copy does not, so it is repeated until no file came or went meanwhile.
 fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for file in std::fs::read_dir(from).unwrap() {
-        let file = file.unwrap();
-        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    while try_copy(from, to).is_none_or(|names| names != list(from)) {
+        std::fs::remove_dir_all(to).unwrap();
     }
+}
+
+fn list(dir: &Path) -> BTreeSet<OsString> {
+    std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().file_name()).collect()
+}
+
+fn try_copy(from: &Path, to: &Path) -> Option<BTreeSet<OsString>> {
+    std::fs::create_dir_all(to).unwrap();
+    let names = list(from);
+    for name in &names {
+        match std::fs::copy(from.join(name), to.join(name)) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            copied => assert!(copied.is_ok(), "{copied:?}"),
+        }
+    }
+    Some(names)
 }
