@@ -188,13 +188,17 @@ impl Raft {
     /// Enters a newer term as a follower, or gives up candidacy or leadership within the present one. The vote is cleared only
     /// with a newer term.
     pub(crate) fn become_follower(&mut self, term: Term, reason: StepDownReason) {
+        // A newer term alone is no reason to wait longer: else candidates that cannot win would keep the one that can from standing
+        // (paper, section 5.2: the timer starts anew on hearing the leader and on giving a vote). A leader has no timer running.
+        if matches!(self.role, RoleState::Leader(_)) {
+            self.reset_election_timer();
+        }
         self.leave_role(reason);
         if term > self.hard_state.current_term {
             self.hard_state = HardState { current_term: term, voted_for: None };
             self.durability.hard_state_changed();
         }
         self.forget_leader();
-        self.reset_election_timer();
     }
 
     /// Ends the present role. A leader's unanswered reads are lost.
