@@ -5,7 +5,7 @@
 //! only, and if every entry of a given term and index has the same content and the same predecessor wherever it is written, then
 //! logs that share an entry share everything before it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::disk::Disk;
 use crate::entries::{EntryKind, Segment};
@@ -28,19 +28,26 @@ pub struct Checker {
     committed: Vec<(LogId, Term)>,
     /// What was seen of each server last.
     views: BTreeMap<NodeId, View>,
-    search: Search,
+    searches: BTreeMap<NodeId, Search>,
+    most_round_trips: u64,
 }
 
-/// How long leaders look for the point where a follower's log parts from theirs.
+/// How many round trips the leader of a term needs to find where one follower's log parts from its own.
+///
+/// A refusal is not a round trip if the append was sent before the last one came back, or if it had merely overtaken an append
+/// that it builds upon.
 #[derive(Debug, Default)]
 struct Search {
-    /// Appends on their way to each follower: leader's term and number, and last index.
-    on_their_way: BTreeMap<NodeId, BTreeMap<(Term, u64), LogIndex>>,
-    /// Whether the append that each follower handled last had overtaken one that it builds upon.
-    overtook: BTreeMap<NodeId, bool>,
-    /// Refusals of each follower since it last acknowledged something to the leader of the term.
-    refusals: BTreeMap<(Term, NodeId), u64>,
-    most_refusals: u64,
+    term: Term,
+    /// Number of the latest append.
+    sent: u64,
+    /// Appends that will arrive: number and last index.
+    on_their_way: BTreeMap<u64, LogIndex>,
+    /// Appends that overtook one that they build upon.
+    excused: BTreeSet<u64>,
+    /// Refusals of appends up to this one count no more.
+    counted: u64,
+    round_trips: u64,
 }
 
 /// What was seen of a server. Terms and votes are remembered across restarts, the rest starts anew.
@@ -100,16 +107,6 @@ impl Checker {
             Message::Heartbeat(_) => self.leaders.get(&envelope.term) == Some(&id),
             _ => true,
         };
-        match &envelope.body {
-            // Nothing is learned about the logs when an append merely came before its predecessor.
-            Message::AppendReject(_) if self.search.overtook.get(&id) != Some(&true) => {
-                let count = self.search.refusals.entry((envelope.term, id)).or_default();
-                *count += 1;
-                self.search.most_refusals = self.search.most_refusals.max(*count);
-            }
-            Message::AppendAck(_) => _ = self.search.refusals.remove(&(envelope.term, id)),
-            _ => {}
-        }
         if kept { Ok(()) } else { Err(format!("{id:?} says what its disk does not back: {envelope:?}")) }
     }
 
@@ -150,30 +147,48 @@ impl Checker {
         *view = View { hard_state: view.hard_state, ..View::default() };
     }
 
-    /// A message is on its way and will arrive.
-    pub fn posted(&mut self, envelope: &Envelope) {
-        if let Message::AppendEntries(append) = &envelope.body {
-            let last = append.prev_log.index + append.entries.len() as u64;
-            let to = self.search.on_their_way.entry(envelope.to).or_default();
-            to.insert((envelope.term, append.seq), last);
+    /// A message is sent, and `arrives` or does not.
+    pub fn posted(&mut self, envelope: &Envelope, arrives: bool) {
+        let Message::AppendEntries(append) = &envelope.body else { return };
+        let search = self.searches.entry(envelope.to).or_default();
+        if search.term < envelope.term {
+            *search = Search { term: envelope.term, ..Search::default() };
+        }
+        if search.term == envelope.term {
+            search.sent = append.seq;
+            if arrives {
+                search.on_their_way.insert(append.seq, append.prev_log.index + append.entries.len() as u64);
+            }
         }
     }
 
     /// A message has arrived and is about to be handled, if there is still anyone to handle it.
     pub fn delivered(&mut self, envelope: &Envelope) {
-        if let Message::AppendEntries(append) = &envelope.body {
-            let to = self.search.on_their_way.entry(envelope.to).or_default();
-            to.remove(&(envelope.term, append.seq));
-            let mut earlier = to.range((envelope.term, 0)..(envelope.term, append.seq));
-            let overtook = earlier.any(|(_, last)| *last >= append.prev_log.index);
-            self.search.overtook.insert(envelope.to, overtook);
+        let follower = match &envelope.body {
+            Message::AppendEntries(_) => envelope.to,
+            _ => envelope.from,
+        };
+        let Some(search) = self.searches.get_mut(&follower).filter(|search| search.term == envelope.term) else { return };
+        match &envelope.body {
+            Message::AppendEntries(append) => {
+                search.on_their_way.remove(&append.seq);
+                if search.on_their_way.range(..append.seq).any(|(_, last)| *last >= append.prev_log.index) {
+                    search.excused.insert(append.seq);
+                }
+            }
+            Message::AppendReject(reject) if reject.seq > search.counted && !search.excused.contains(&reject.seq) => {
+                search.counted = search.sent;
+                search.round_trips += 1;
+                self.most_round_trips = self.most_round_trips.max(search.round_trips);
+            }
+            Message::AppendAck(_) => search.round_trips = 0,
+            _ => {}
         }
     }
 
-    /// The greatest number of round trips that a leader needed to find where a follower's log parts from its own: refusals in a
-    /// row, save those of appends that overtook their predecessors.
-    pub fn most_refusals(&self) -> u64 {
-        self.search.most_refusals
+    /// The greatest number of round trips that any leader needed to find where a follower's log parts from its own.
+    pub fn most_round_trips(&self) -> u64 {
+        self.most_round_trips
     }
 
     /// Looks at a server after an event. `disks` are those of all servers, stopped ones included, by position: server n at n-1.

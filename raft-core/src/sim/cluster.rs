@@ -287,6 +287,7 @@ impl Cluster {
         if self.nodes[call.from].life() != Some(call.from_life) {
             return;
         }
+        self.checker.delivered(&envelope);
         self.network.replied(network::encoded_len(&envelope));
         trace!(self, "n{} <= n{}  t{} {:?}", call.from + 1, call.to + 1, envelope.term, envelope.body);
         self.step(call.from, Input::Message(envelope), None);
@@ -391,11 +392,10 @@ impl Cluster {
         let kind = network::asks(&envelope.body);
         let weather = self.network.weather();
         let call = Call { from: i, to, from_life, to_life: to_life.unwrap_or(0), kind, weather };
-        match self.network.request(i, to, to_life.is_some(), bytes) {
-            Fate::Arrives(delay) => {
-                self.checker.posted(&envelope);
-                self.schedule.after(delay, Event::Request(call, envelope));
-            }
+        let fate = self.network.request(i, to, to_life.is_some(), bytes);
+        self.checker.posted(&envelope, matches!(fate, Fate::Arrives(_)));
+        match fate {
+            Fate::Arrives(delay) => self.schedule.after(delay, Event::Request(call, envelope)),
             Fate::Lost(delay) => {
                 trace!(self, "n{} -> n{}  lost: t{} {:?}", i + 1, to + 1, envelope.term, envelope.body);
                 self.call_fails(call, delay);

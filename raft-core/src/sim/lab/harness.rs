@@ -136,9 +136,9 @@ impl Lab {
         self.cluster(|cluster| cluster.network().traffic())
     }
 
-    /// The most refusals that any leader needed to find where a follower's log parts from its own.
-    pub(super) fn most_refusals(&self) -> u64 {
-        self.cluster(|cluster| cluster.checker().most_refusals())
+    /// The most round trips that any leader needed to find where a follower's log parts from its own.
+    pub(super) fn most_round_trips(&self) -> u64 {
+        self.cluster(|cluster| cluster.checker().most_round_trips())
     }
 
     /// Term of a server and whether it leads; `None` while it is down.

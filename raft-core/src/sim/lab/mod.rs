@@ -187,7 +187,7 @@ pub fn run(test: &LabTest, seed: u64, tracer: Option<Tracer>) -> Report {
 /// Ten heartbeats a second, and elections well within the five seconds that the tests allow. Commands alone take indices.
 fn config(variant: Variant) -> Config {
     Config {
-        election_timeout: Duration::from_millis(300),
+        election_timeout: Duration::from_millis(400),
         heartbeat_interval: Duration::from_millis(100),
         pre_vote: variant.pre_vote,
         check_quorum: variant.check_quorum,
