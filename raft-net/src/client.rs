@@ -35,8 +35,8 @@ impl ClientEndpoint {
         let endpoint_config = socket::endpoint_config(None, limits.max_udp_payload)?;
         // Both families, if the machine has both.
         let everywhere = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-        let socket = socket::bind(everywhere, limits.socket_buffer)
-            .or_else(|_| socket::bind((Ipv4Addr::UNSPECIFIED, 0).into(), limits.socket_buffer))?;
+        let socket = socket::bind(everywhere, limits.socket_buffer, socket::Role::Client)
+            .or_else(|_| socket::bind((Ipv4Addr::UNSPECIFIED, 0).into(), limits.socket_buffer, socket::Role::Client))?;
         let endpoint =
             Endpoint::new(endpoint_config, None, socket, Arc::new(quinn::TokioRuntime)).map_err(NetError::Endpoint)?;
         Ok(ClientEndpoint { endpoint, config, cluster: tls.name().cluster.clone(), limits })

@@ -130,6 +130,9 @@ impl Limits {
         if IdleTimeout::try_from(self.idle_timeout).is_err() || self.idle_timeout.is_zero() {
             return Err(("idle_timeout", "must be more than zero and less than 2^62 ms"));
         }
+        if self.keep_alive.is_zero() || self.keep_alive >= self.idle_timeout {
+            return Err(("keep_alive", "must be more than zero and less than idle_timeout"));
+        }
         if self.dial_backoff_min.is_zero() || self.dial_backoff_min > self.dial_backoff_max {
             return Err(("dial_backoff_min", "must be more than zero and at most dial_backoff_max"));
         }

@@ -11,6 +11,7 @@ use rand::Rng;
 use crate::error::DialError;
 use crate::identity::CertifiedName;
 use crate::link::Link;
+use crate::metrics::bump;
 use crate::quic::Shared;
 use crate::session;
 
@@ -69,6 +70,7 @@ pub(crate) async fn keep_dialling(shared: Arc<Shared>, link: Arc<Link>) {
         let accepted = match connected {
             Ok(connection) => session::run(&shared, &link, connection).await,
             Err(error) => {
+                bump(&shared.metrics.dial_failures, 1);
                 // A peer that is down is no news after the first time.
                 if failures == 0 {
                     tracing::info!(peer = %link.peer, %error, "cannot connect; will keep trying");

@@ -47,14 +47,11 @@ impl Link {
         }
     }
 
-    /// Makes `session` the one that is used, and returns the one that was. Nothing is installed on a stopped link.
-    pub(crate) fn install(&self, session: &Arc<Session>) -> Option<Arc<Session>> {
+    /// Makes `session` the one that is used, and returns the one that was, if any. An error when the link is stopped.
+    pub(crate) fn install(&self, session: &Arc<Session>) -> Result<Option<Arc<Session>>, Stopped> {
         let mut current = lock(&self.session);
-        if self.is_stopped() {
-            CloseCode::Removed.close(&session.connection, "no longer a peer");
-            return None;
-        }
-        current.replace(session.clone())
+        // Looked at under the lock that `stop` takes after it has set it: one of the two sees the other.
+        if self.is_stopped() { Err(Stopped) } else { Ok(current.replace(session.clone())) }
     }
 
     /// Stops using `session`, if it is still in use.
@@ -85,6 +82,10 @@ impl Link {
         let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
     }
 }
+
+/// The peer is no longer one.
+#[derive(Debug)]
+pub(crate) struct Stopped;
 
 /// A connection to a peer with the queues that lead into it. The queues end with it: messages that were meant for a lost
 /// connection are stale by the time there is another.

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use quinn::Connection;
+use serde::Serialize;
 
 use crate::codec::Channel;
 
@@ -50,7 +51,7 @@ impl Reject {
 }
 
 /// Traffic of one channel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Traffic {
     /// Messages.
     pub frames: u64,
@@ -59,7 +60,8 @@ pub struct Traffic {
 }
 
 /// The counters of an endpoint at one moment. They only grow, except `peers_connected` and `clients_connected`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct NetStats {
     /// Handed to QUIC, by channel: control, append.
     pub sent: [Traffic; 2],
@@ -77,6 +79,8 @@ pub struct NetStats {
     pub connects: u64,
     /// Connections to peers that were lost or replaced.
     pub disconnects: u64,
+    /// Attempts to reach a peer that failed.
+    pub dial_failures: u64,
     /// Peers connected at present.
     pub peers_connected: u64,
     /// Clients connected at present.
@@ -130,6 +134,7 @@ pub struct NetMetrics {
     pub(crate) dropped_disconnected: AtomicU64,
     pub(crate) connects: AtomicU64,
     pub(crate) disconnects: AtomicU64,
+    pub(crate) dial_failures: AtomicU64,
     pub(crate) peers_connected: AtomicU64,
     rejected: [AtomicU64; Reject::ALL.len()],
     connections: Mutex<Connections>,
@@ -181,6 +186,7 @@ impl NetMetrics {
             dropped_disconnected: load(&self.dropped_disconnected),
             connects: load(&self.connects),
             disconnects: load(&self.disconnects),
+            dial_failures: load(&self.dial_failures),
             peers_connected: load(&self.peers_connected),
             clients_connected: clients as u64,
             rejected: self.rejected.each_ref().map(load),

@@ -14,13 +14,13 @@ use time::OffsetDateTime;
 
 use crate::identity::{CertifiedName, NameError, PeerIdentity};
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const DAY: Duration = Duration::from_hours(24);
 
 /// Nothing is valid for longer than this (a century): beyond it dates stop fitting into certificates.
-const MAX_VALIDITY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+const MAX_VALIDITY: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// How long certificates are valid unless the caller wants something else.
-pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+pub const DEFAULT_VALIDITY: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Why a certificate could not be made or stored.
 #[derive(Debug, thiserror::Error)]

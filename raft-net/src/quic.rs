@@ -85,7 +85,7 @@ impl QuicTransport {
         tls.expect_node(&cluster, node)?;
         let runtime = Handle::try_current().map_err(|_| NetError::NoRuntime)?;
         let endpoint_config = socket::endpoint_config(data_dir.as_deref(), limits.max_udp_payload)?;
-        let socket = socket::bind(listen, limits.socket_buffer)?;
+        let socket = socket::bind(listen, limits.socket_buffer, socket::Role::Node)?;
         let endpoint =
             Endpoint::new(endpoint_config, Some(accepting(&tls, &limits)?), socket, Arc::new(quinn::TokioRuntime))
                 .map_err(NetError::Endpoint)?;
@@ -132,8 +132,8 @@ impl QuicTransport {
         Ok(())
     }
 
-    /// Closes all connections, telling the other ends, and waits until they know (a second at most). Afterwards the port is free
-    /// as soon as the transport is dropped.
+    /// Closes all connections, telling the other ends, and waits until they know (a second at most). The port is free soon after
+    /// the transport and its inbox have been dropped.
     pub async fn close(&mut self) {
         self.stop();
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.shared.endpoint.wait_idle()).await;

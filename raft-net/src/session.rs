@@ -11,7 +11,7 @@ use crate::Inbound;
 use crate::codec::{self, Channel, Decoded, PREFACE_LIMIT, Preface};
 use crate::error::CloseCode;
 use crate::frame::{Decoder, FrameError};
-use crate::link::{Link, Session};
+use crate::link::{Link, Session, Stopped};
 use crate::metrics::{Reject, bump};
 use crate::quic::Shared;
 
@@ -22,15 +22,19 @@ const PIECES: usize = 64;
 pub(crate) async fn run(shared: &Arc<Shared>, link: &Arc<Link>, connection: Connection) -> bool {
     let metrics = &shared.metrics;
     let session = Arc::new(Session::new(connection.clone(), shared.node, link.peer));
-    metrics.add_peer(&connection);
-    bump(&metrics.connects, 1);
     match link.install(&session) {
-        Some(old) => {
+        Ok(Some(old)) => {
             bump(&metrics.disconnects, 1);
             CloseCode::Replaced.close(&old.connection, "there is a newer connection");
         }
-        None => bump(&metrics.peers_connected, 1),
+        Ok(None) => bump(&metrics.peers_connected, 1),
+        Err(Stopped) => {
+            CloseCode::Removed.close(&connection, "no longer a peer");
+            return false;
+        }
     }
+    metrics.add_peer(&connection);
+    bump(&metrics.connects, 1);
     tracing::info!(peer = %link.peer, address = %connection.remote_address(), "connected");
     // An error means that nobody listens any more: the node is going down.
     let _ = shared.inbound.send(Inbound::LinkReset { peer: link.peer }).await;

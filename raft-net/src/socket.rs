@@ -13,8 +13,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::error::NetError;
 use crate::pki::{PkiError, write_file};
 
-/// Binds `address` with buffers of `buffer` bytes, or as much as the kernel allows.
-pub(crate) fn bind(address: SocketAddr, buffer: usize) -> Result<UdpSocket, NetError> {
+/// Binds `address` with buffers of `buffer` bytes, or as much as the kernel allows. That it allows less is worth a
+/// warning in a node; for a client `role` tells that it is not.
+pub(crate) fn bind(address: SocketAddr, buffer: usize, role: Role) -> Result<UdpSocket, NetError> {
     let open = || -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.is_ipv6() && address.ip().is_unspecified() {
@@ -28,26 +29,37 @@ pub(crate) fn bind(address: SocketAddr, buffer: usize) -> Result<UdpSocket, NetE
         io::ErrorKind::AddrInUse => NetError::AddressInUse(address),
         _ => NetError::Bind { address, source },
     })?;
-    enlarge("receive", buffer, |n| socket.set_recv_buffer_size(n), || socket.recv_buffer_size());
-    enlarge("send", buffer, |n| socket.set_send_buffer_size(n), || socket.send_buffer_size());
+    enlarge("receive", role, buffer, |n| socket.set_recv_buffer_size(n), || socket.recv_buffer_size());
+    enlarge("send", role, buffer, |n| socket.set_send_buffer_size(n), || socket.send_buffer_size());
     Ok(socket.into())
 }
 
-/// Small buffers lose packets in bursts; that costs speed, not correctness, so it is worth a warning and no more.
-fn enlarge(what: &str, wanted: usize, set: impl Fn(usize) -> io::Result<()>, get: impl Fn() -> io::Result<usize>) {
-    let result = set(wanted).and_then(|()| get());
-    match result {
-        // Linux reports twice what it grants, for its own bookkeeping.
-        Ok(got) if got < wanted || (cfg!(target_os = "linux") && got < 2 * wanted) => {
-            let granted = if cfg!(target_os = "linux") { got / 2 } else { got };
-            tracing::warn!(
-                wanted,
-                granted,
-                "the kernel limits the socket's {what} buffer; raise net.core.{}mem_max",
-                if what == "send" { 'w' } else { 'r' }
-            );
+/// Who needs the socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// A server, whose administrator can do something about small buffers.
+    Node,
+    /// Anybody.
+    Client,
+}
+
+/// Small buffers lose packets in bursts. That costs speed, not correctness.
+fn enlarge(
+    what: &str,
+    role: Role,
+    wanted: usize,
+    set: impl Fn(usize) -> io::Result<()>,
+    get: impl Fn() -> io::Result<usize>,
+) {
+    match set(wanted).and_then(|()| get()) {
+        Ok(reported) => {
+            // Linux reports twice what it grants, for its own bookkeeping.
+            let granted = if cfg!(target_os = "linux") { reported / 2 } else { reported };
+            if granted < wanted && role == Role::Node {
+                let limit = if what == "send" { "net.core.wmem_max" } else { "net.core.rmem_max" };
+                tracing::warn!(wanted, granted, "the kernel limits the socket's {what} buffer: raise {limit}");
+            }
         }
-        Ok(_) => {}
         Err(error) => tracing::warn!(%error, wanted, "cannot set the socket's {what} buffer"),
     }
 }
@@ -99,10 +111,12 @@ impl ResetKeys {
 
     fn load_or_create(path: &Path) -> Result<Self, PkiError> {
         match std::fs::read(path) {
-            Ok(bytes) => match <&[u8; Self::LEN]>::try_from(bytes.as_slice()) {
-                Ok(bytes) => return Ok(Self::from_bytes(bytes)),
-                Err(_) => tracing::warn!(path = %path.display(), "not a key file: replacing it"),
-            },
+            Ok(bytes) => {
+                if let Ok(bytes) = <&[u8; Self::LEN]>::try_from(bytes.as_slice()) {
+                    return Ok(Self::from_bytes(bytes));
+                }
+                tracing::warn!(path = %path.display(), "not a key file: replacing it");
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(PkiError::File { path: path.to_owned(), source }),
         }
@@ -131,9 +145,9 @@ mod tests {
 
     #[test]
     fn an_address_in_use_is_named() {
-        let first = bind(([127, 0, 0, 1], 0).into(), 1 << 16).unwrap();
+        let first = bind(([127, 0, 0, 1], 0).into(), 1 << 16, Role::Node).unwrap();
         let address = first.local_addr().unwrap();
-        let error = bind(address, 1 << 16).unwrap_err();
+        let error = bind(address, 1 << 16, Role::Node).unwrap_err();
         assert!(matches!(error, NetError::AddressInUse(a) if a == address), "{error}");
         assert!(error.to_string().contains(&address.to_string()));
     }

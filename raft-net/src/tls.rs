@@ -240,7 +240,7 @@ mod tests {
     use crate::pki::{CertificateAuthority, Credentials};
     use std::time::Duration;
 
-    const DAY: Duration = Duration::from_secs(24 * 3600);
+    const DAY: Duration = Duration::from_hours(24);
 
     fn ca() -> CertificateAuthority {
         CertificateAuthority::generate(DAY).unwrap()

@@ -181,7 +181,7 @@ fn a_node_that_died_is_missed_at_once_when_it_is_back() {
     let dir = tempfile::tempdir().unwrap();
     let patient = |id| {
         let mut config = pki.config(id);
-        config.limits.idle_timeout = Duration::from_secs(3600);
+        config.limits.idle_timeout = Duration::from_hours(1);
         config.limits.keep_alive = Duration::from_millis(200);
         config
     };

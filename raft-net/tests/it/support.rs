@@ -24,10 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Awaits something that must happen.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("{what}: did not happen"),
-    }
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what}: did not happen"))
 }
 
 pub(crate) struct Pki(CertificateAuthority);
