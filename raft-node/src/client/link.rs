@@ -165,7 +165,8 @@ impl Link {
         }
         // No one waits for this id, so its response is dropped.
         let id = state.next_id;
-        if Request::Status { group: GroupId::FIRST }.encode_to(id, &mut state.out).is_some() {
+        let sign = Request::Status { group: GroupId::FIRST };
+        if sign.encode_to(id, &mut state.out).is_some() {
             state.next_id += 1;
         }
         drop(state);

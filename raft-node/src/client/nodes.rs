@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use raft_core::NodeId;
-use raft_net::{ClientEndpoint, TlsIdentity};
+use raft_net::{ClientEndpoint, Limits, TlsIdentity};
 use tokio::time::Instant;
 
 use super::error::Error;
@@ -48,7 +48,8 @@ impl Nodes {
         dial_timeout: Duration,
         silence: Duration,
     ) -> Result<Self, Error> {
-        let endpoint = ClientEndpoint::new(tls).map_err(|e| Error::Config(e.to_string()))?;
+        let limits = Limits { handshake_timeout: dial_timeout, ..Limits::default() };
+        let endpoint = ClientEndpoint::new(tls, limits).map_err(|e| Error::Config(e.to_string()))?;
         let slots = addresses.into_iter().map(|(id, address)| (id, Slot::new(address))).collect();
         Ok(Nodes { endpoint, slots: Mutex::new(slots), dial_timeout, silence })
     }
@@ -123,20 +124,19 @@ impl Nodes {
 
     async fn dial(&self, node: NodeId, address: &str) -> Result<Arc<Link>, String> {
         let dial = async {
-            let connection =
-                self.endpoint.connect(node, address).await.map_err(|e| format!("unreachable at {address}: {e}"))?;
+            let connection = self.endpoint.connect(node, address).await.map_err(|e| e.to_string())?;
             Link::open(connection, self.silence).await
         };
         match tokio::time::timeout(self.dial_timeout, dial).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(format!("unreachable at {address}: no answer within {} ms", self.dial_timeout.as_millis())),
+            Err(_) => Err(format!("{address} does not answer")),
         }
     }
 
     pub(super) async fn close(&self) {
         self.close_links();
         // Farewells are a courtesy: a node that misses them finds out by itself.
-        let _ = tokio::time::timeout(FAREWELL, self.endpoint.wait_idle()).await;
+        let _ = tokio::time::timeout(FAREWELL, self.endpoint.close()).await;
     }
 
     fn close_links(&self) {

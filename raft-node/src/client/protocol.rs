@@ -269,16 +269,17 @@ impl Request {
 impl Response {
     /// Appends the response as a frame.
     pub fn encode_to(&self, id: u64, out: &mut BytesMut) {
-        // These never fail: the parts are short and plain.
-        match self {
-            Response::Done(body) => encode_done(id, body, out),
-            Response::NotLeader { hint } => encode_parts(id, NOT_LEADER, hint, out),
-            Response::TooLarge { size, limit } => encode_parts(id, TOO_LARGE, &(size, limit), out),
-            Response::BadRequest(why) => drop(frame(out, id, BAD_REQUEST, &[why.as_bytes()])),
-            Response::Busy => drop(frame(out, id, BUSY, &[])),
-            Response::Unknown => drop(frame(out, id, UNKNOWN, &[])),
-            Response::ShuttingDown => drop(frame(out, id, SHUTTING_DOWN, &[])),
-        }
+        let (kind, text) = match self {
+            Response::Done(body) => return encode_done(id, body, out),
+            Response::NotLeader { hint } => return encode_parts(id, NOT_LEADER, hint, out),
+            Response::TooLarge { size, limit } => return encode_parts(id, TOO_LARGE, &(size, limit), out),
+            Response::BadRequest(why) => (BAD_REQUEST, why.as_str()),
+            Response::Busy => (BUSY, ""),
+            Response::Unknown => (UNKNOWN, ""),
+            Response::ShuttingDown => (SHUTTING_DOWN, ""),
+        };
+        // A short text fits into a frame.
+        let _ = frame(out, id, kind, &[text.as_bytes()]);
     }
 
     /// The response to a request that failed. `address` tells where a node can be reached.
@@ -308,7 +309,7 @@ pub fn encode_done(id: u64, body: &[u8], out: &mut BytesMut) {
 fn encode_parts<T: Serialize>(id: u64, kind: u8, parts: &T, out: &mut BytesMut) {
     // Writing plain numbers and a short text to memory does not fail; an empty body would only be refused by the client.
     let body = postcard::to_stdvec(parts).unwrap_or_default();
-    drop(frame(out, id, kind, &[&body]));
+    let _ = frame(out, id, kind, &[&body]);
 }
 
 fn frame(out: &mut BytesMut, id: u64, kind: u8, parts: &[&[u8]]) -> Option<()> {

@@ -1,0 +1,141 @@
+//! `raft-node status`: every node is asked, and each line says what that node knows of itself.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+
+use anyhow::Result;
+use raft_core::NodeId;
+use raft_node::client::Error;
+use raft_node::client::protocol::NodeStatus;
+use serde_json::{Value, json};
+
+use super::{ClientArgs, Done, commands, output};
+
+type Answers = BTreeMap<NodeId, Result<NodeStatus, Error>>;
+
+const HEADERS: [&str; 9] = ["NODE", "ROLE", "TERM", "LEADER", "COMMIT", "APPLIED", "DURABLE", "LAST", "NOTE"];
+
+pub(super) fn run(args: &ClientArgs) -> Result<Done> {
+    commands::with_client(args, false, async |client| {
+        let answers = client.status_of_all().await;
+        if args.json {
+            output::json(&as_json(&answers))?;
+        } else {
+            std::io::stdout().write_all(as_table(&answers).as_bytes())?;
+        }
+        let led = answers.values().flatten().any(|status| status.role == "leader");
+        Ok(if led { Done::Ok } else { Done::NoLeader })
+    })
+}
+
+fn as_json(answers: &Answers) -> Value {
+    let nodes = answers.iter().map(|(id, answer)| match answer {
+        Ok(status) => {
+            let mut value = json!(status);
+            if let Value::Object(fields) = &mut value {
+                fields.insert("reachable".into(), true.into());
+            }
+            value
+        }
+        Err(error) => json!({ "node": id, "reachable": false, "error": error.to_string() }),
+    });
+    json!({ "nodes": nodes.collect::<Vec<_>>() })
+}
+
+fn as_table(answers: &Answers) -> String {
+    let mut rows = vec![HEADERS.map(str::to_owned)];
+    for (id, answer) in answers {
+        rows.push(match answer {
+            Ok(status) => [
+                id.to_string(),
+                status.role.clone(),
+                status.term.to_string(),
+                status.leader.map_or("-".into(), |leader| leader.to_string()),
+                status.commit_index.to_string(),
+                status.applied_index.to_string(),
+                status.durable_index.to_string(),
+                status.last_index.to_string(),
+                note(status),
+            ],
+            Err(error) => {
+                let mut row = [const { String::new() }; HEADERS.len()];
+                (row[0], row[1]) = (id.to_string(), "unreachable".into());
+                row[HEADERS.len() - 1] = reason(*id, error);
+                row
+            }
+        });
+    }
+    let widths: [usize; HEADERS.len()] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0));
+    let mut table = String::new();
+    for row in &rows {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        table.push_str(cells.join("  ").trim_end());
+        table.push('\n');
+    }
+    table
+}
+
+/// How far the followers are, where the node leads.
+fn note(status: &NodeStatus) -> String {
+    let followers: Vec<String> =
+        status.followers.iter().map(|(id, matched)| format!("node {id} has {matched}")).collect();
+    followers.join(", ")
+}
+
+/// What the node itself was heard to say, without the frame of a search that never was.
+fn reason(id: NodeId, error: &Error) -> String {
+    match error {
+        Error::Timeout { nodes, .. } => nodes.0.get(&id).cloned().unwrap_or_else(|| error.to_string()),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use raft_node::client::{Complaints, Missing};
+
+    use super::*;
+
+    fn answers() -> Answers {
+        let leader = NodeStatus {
+            node: NodeId(1),
+            cluster: "demo".into(),
+            version: "0.1.0".into(),
+            role: "leader".into(),
+            term: 3,
+            leader: Some(NodeId(1)),
+            commit_index: 120,
+            applied_index: 119,
+            last_index: 121,
+            durable_index: 121,
+            followers: [(NodeId(2), 117)].into(),
+            metrics: [("log.syncs".into(), 9)].into(),
+        };
+        let nodes = Complaints([(NodeId(2), "no answer".into())].into());
+        let lost = Error::Timeout { waited: Duration::from_secs(1), reason: Missing::Answer, nodes };
+        [(NodeId(1), Ok(leader)), (NodeId(2), Err(lost))].into()
+    }
+
+    #[test]
+    fn the_table_has_a_line_for_each_node() {
+        let expected = "\
+NODE  ROLE         TERM  LEADER  COMMIT  APPLIED  DURABLE  LAST  NOTE
+1     leader       3     1       120     119      121      121   node 2 has 117
+2     unreachable                                                no answer
+";
+        assert_eq!(as_table(&answers()), expected);
+    }
+
+    #[test]
+    fn json_names_who_is_reachable() {
+        let json = as_json(&answers());
+        let nodes = json["nodes"].as_array().unwrap();
+        assert_eq!((&nodes[0]["node"], &nodes[0]["role"]), (&json!(1), &json!("leader")));
+        assert_eq!((&nodes[0]["reachable"], &nodes[0]["metrics"]["log.syncs"]), (&json!(true), &json!(9)));
+        assert_eq!((&nodes[1]["node"], &nodes[1]["reachable"]), (&json!(2), &json!(false)));
+        assert!(nodes[1]["error"].as_str().unwrap().contains("no answer"));
+    }
+}
