@@ -24,7 +24,8 @@ pub struct ClientEndpoint {
 }
 
 impl ClientEndpoint {
-    /// Opens a socket on any free port. The cluster is the one that the certificate names. Must be called within a tokio runtime.
+    /// Opens a socket on any free port. The cluster is the one that the certificate names. Must be called within a
+    /// tokio runtime.
     ///
     /// # Errors
     /// The certificate or a setting is not usable, or there is no socket to be had.
@@ -42,8 +43,8 @@ impl ClientEndpoint {
         Ok(ClientEndpoint { endpoint, config, cluster: tls.name().cluster.clone(), limits })
     }
 
-    /// Connects to `node` at `address` (`host:port`). The other end has proved that it is that node of this cluster; whether it
-    /// welcomes us shows with the first use of the connection.
+    /// Connects to `node` at `address` (`host:port`). The other end has proved that it is that node of this cluster;
+    /// whether it welcomes us shows with the first use of the connection.
     ///
     /// # Errors
     /// [`DialError`]: nobody there, or not who was expected, within [`Limits::handshake_timeout`].

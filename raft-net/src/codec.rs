@@ -1,8 +1,9 @@
 //! The wire format of messages.
 //!
-//! A frame (see [`FrameSink`], [`Decoder`](crate::Decoder)) carries one [`Envelope`]: its header as postcard, and behind it, for
-//! AppendEntries, the packed entries exactly as they lie in the leader's memory and on its disk. The first frame of every
-//! stream is a [`Preface`]. The ALPN token names the version of all of this; `tests/golden` pins it.
+//! A frame (see [`FrameSink`], [`Decoder`](crate::Decoder)) carries one [`Envelope`]: its header as postcard, and
+//! behind it, for AppendEntries, the packed entries exactly as they lie in the leader's memory and on its disk. The
+//! first frame of every stream is a [`Preface`]. The ALPN token names the version of all of this; `tests/golden` pins
+//! it.
 
 use bytes::{Bytes, BytesMut};
 use raft_core::{
@@ -27,7 +28,8 @@ mod kind {
     pub(super) const HEARTBEAT_REPLY: u8 = 9;
 }
 
-/// Limit for the first frame of a stream, in bytes: nobody may make us buffer more before we know what the stream is for.
+/// Limit for the first frame of a stream, in bytes: nobody may make us buffer more before we know what the stream is
+/// for.
 pub(crate) const PREFACE_LIMIT: usize = 64;
 
 /// What a stream between nodes is for.
@@ -140,7 +142,8 @@ pub fn encode(envelope: &Envelope, group: GroupId, limit: usize, sink: &mut Fram
     }
 }
 
-/// Reads a frame that [`Decoder::next_frame`](crate::Decoder::next_frame) returned. Entries are validated, and stay slices of `frame`.
+/// Reads a frame that [`Decoder::next_frame`](crate::Decoder::next_frame) returned. Entries are validated, and stay
+/// slices of `frame`.
 ///
 /// # Errors
 /// The frame is not one that [`encode`] or [`encode_preface`] makes.
@@ -179,7 +182,8 @@ fn append_entries(frame: &Bytes, body: &[u8]) -> Result<AppendEntries, FrameErro
     Ok(AppendEntries { epoch, seq, prev_log, leader_commit, entries })
 }
 
-/// Size of the largest frame that an AppendEntries with `entry_bytes` bytes of packed entries can make, as the limit counts it.
+/// Size of the largest frame that an AppendEntries with `entry_bytes` bytes of packed entries can make, as the limit
+/// counts it.
 pub const fn append_frame_len(entry_bytes: usize) -> usize {
     // Eight varints of at most ten bytes each.
     FRAME_HEADER - LENGTH_BYTES + 80 + entry_bytes

@@ -21,7 +21,8 @@ pub struct NetConfig {
     pub cluster: String,
     /// Where to listen (UDP). Port 0 takes any free port.
     pub listen: SocketAddr,
-    /// The other nodes and their addresses, `host:port`, resolved at each dial. An entry for this node itself is ignored.
+    /// The other nodes and their addresses, `host:port`, resolved at each dial. An entry for this node itself is
+    /// ignored.
     pub peers: BTreeMap<NodeId, String>,
     /// Certificates and key.
     pub tls: TlsIdentity,
@@ -58,8 +59,8 @@ pub struct Limits {
     pub append_queue_bytes: usize,
     /// Bytes of other messages that may wait for one peer; what comes on top is dropped (and counted).
     pub control_queue_bytes: usize,
-    /// QUIC flow control window of one stream, in bytes. Larger does not speed up a LAN, it only queues: heartbeats then
-    /// wait behind bulk data.
+    /// QUIC flow control window of one stream, in bytes. Larger does not speed up a LAN, it only queues: heartbeats
+    /// then wait behind bulk data.
     pub stream_receive_window: u32,
     /// QUIC flow control window of a connection, in bytes.
     pub receive_window: u32,

@@ -90,8 +90,8 @@ pub(crate) async fn keep_dialling(shared: Arc<Shared>, link: Arc<Link>) {
     }
 }
 
-/// Full jitter: anything from zero to the bound, which doubles with each failure. So nodes that lost each other at the same moment
-/// do not come back at the same moment.
+/// Full jitter: anything from zero to the bound, which doubles with each failure. So nodes that lost each other at the
+/// same moment do not come back at the same moment.
 fn backoff(min: Duration, max: Duration, failures: u32) -> Duration {
     let bound = min.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(max);
     bound.mul_f64(rand::rng().random::<f64>())

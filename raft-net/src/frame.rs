@@ -51,8 +51,8 @@ pub enum FrameError {
 /// Cuts frames out of a byte stream, whatever the pieces are in which it arrives.
 ///
 /// Invariants: it holds no more than one unfinished frame besides the piece that was pushed last, and never
-/// allocates more than twice what has arrived of that frame; a frame that arrives in one piece is not copied at all, any
-/// other is copied once.
+/// allocates more than twice what has arrived of that frame; a frame that arrives in one piece is not copied at all,
+/// any other is copied once.
 #[derive(Debug)]
 pub struct Decoder {
     limit: usize,
@@ -73,7 +73,8 @@ impl Decoder {
         self.limit = limit;
     }
 
-    /// Takes the next piece of the stream. Call [`next_frame`](Self::next_frame) until it returns `None` before the next one.
+    /// Takes the next piece of the stream. Call [`next_frame`](Self::next_frame) until it returns `None` before the
+    /// next one.
     pub fn push(&mut self, piece: Bytes) {
         if self.piece.is_empty() {
             self.piece = piece;
@@ -86,8 +87,8 @@ impl Decoder {
         }
     }
 
-    /// The next complete frame, from its kind on, or `None` until more has been pushed. After an error the stream cannot be
-    /// followed any more: every further call fails.
+    /// The next complete frame, from its kind on, or `None` until more has been pushed. After an error the stream
+    /// cannot be followed any more: every further call fails.
     ///
     /// # Errors
     /// [`FrameError::TooLarge`] and [`FrameError::TooShort`].
@@ -166,8 +167,8 @@ pub struct FrameSink {
 }
 
 impl FrameSink {
-    /// Payloads from this size on are sent from where they lie; a copy of less costs no more than the reference count and the
-    /// bookkeeping of a chunk of its own.
+    /// Payloads from this size on are sent from where they lie; a copy of less costs no more than the reference count
+    /// and the bookkeeping of a chunk of its own.
     const BY_REFERENCE: usize = 4096;
     /// Memory is taken in blocks of this size.
     const BLOCK: usize = 16 * 1024;

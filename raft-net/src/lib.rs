@@ -8,12 +8,13 @@
 //!   meant for this one. Connections of strangers, of other clusters and of clients never get that far; whoever sends
 //!   what does not parse is cut off and counted ([`Reject`]), and nothing else happens.
 //! - **Integrity.** Entries have passed their checksums ([`Segment::unpack`](raft_core::Segment::unpack)).
-//! - **Order, as far as it goes.** Messages of one [`Channel`] to one peer arrive in order, or not at all. The control channel may overtake
-//!   the other.
-//! - **No waiting.** [`Transport::send`] never blocks. A message for a peer that is not connected, or whose queue is full, is dropped and
-//!   counted: Raft repeats itself.
+//! - **Order, as far as it goes.** Messages of one [`Channel`] to one peer arrive in order, or not at all. The control
+//!   channel may overtake the other.
+//! - **No waiting.** [`Transport::send`] never blocks. A message for a peer that is not connected, or whose queue is
+//!   full, is dropped and counted: Raft repeats itself.
 //! - **News.** [`Inbound::LinkReset`] tells that messages on their way to or from a peer may be gone.
-//! - **Bounded memory**, against a slow peer (queues in bytes) and a hostile one (nothing is allocated for a length that was only claimed).
+//! - **Bounded memory**, against a slow peer (queues in bytes) and a hostile one (nothing is allocated for a length
+//!   that was only claimed).
 //!
 //! It does not detect failures: that is Raft's business. Idle time-outs only recycle connections.
 //!

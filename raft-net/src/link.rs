@@ -87,8 +87,8 @@ impl Link {
 #[derive(Debug)]
 pub(crate) struct Stopped;
 
-/// A connection to a peer with the queues that lead into it. The queues end with it: messages that were meant for a lost
-/// connection are stale by the time there is another.
+/// A connection to a peer with the queues that lead into it. The queues end with it: messages that were meant for a
+/// lost connection are stale by the time there is another.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) connection: Connection,

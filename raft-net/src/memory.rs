@@ -54,8 +54,8 @@ impl MemoryNetwork {
         MemoryNetwork::default()
     }
 
-    /// Connects `node`, whose messages go to `inbound`, to all others. A second endpoint for the same node replaces the first:
-    /// a restart.
+    /// Connects `node`, whose messages go to `inbound`, to all others. A second endpoint for the same node replaces
+    /// the first: a restart.
     pub fn endpoint(&self, node: NodeId, inbound: mpsc::Sender<Inbound>) -> MemoryTransport {
         let mut state = lock(&self.state);
         state.nodes.insert(node, inbound.clone());

@@ -163,7 +163,8 @@ fn valid_for(mut params: CertificateParams, validity: Duration) -> CertificatePa
     params
 }
 
-/// Writes `bytes` to `path` so that a crash leaves the old content or the new one, with the given permissions from the start.
+/// Writes `bytes` to `path` so that a crash leaves the old content or the new one, with the given permissions from the
+/// start.
 pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PkiError> {
     let failed = |source| PkiError::File { path: path.to_owned(), source };
     let mut name = path.file_name().unwrap_or_default().to_owned();

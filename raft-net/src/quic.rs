@@ -70,8 +70,8 @@ pub struct QuicTransport {
 }
 
 impl QuicTransport {
-    /// Opens the socket, begins to accept, and dials every peer with a higher id. Messages and link resets go to `inbound`,
-    /// authenticated clients to `clients`. Must be called within a tokio runtime, which then runs all of it.
+    /// Opens the socket, begins to accept, and dials every peer with a higher id. Messages and link resets go to
+    /// `inbound`, authenticated clients to `clients`. Must be called within a tokio runtime, which then runs all of it.
     ///
     /// # Errors
     /// [`NetError`]: the address is in use, the certificate is not this node's, a setting cannot work.
@@ -132,8 +132,8 @@ impl QuicTransport {
         Ok(())
     }
 
-    /// Closes all connections, telling the other ends, and waits until they know (a second at most). The port is free soon after
-    /// the transport and its inbox have been dropped.
+    /// Closes all connections, telling the other ends, and waits until they know (a second at most). The port is free
+    /// soon after the transport and its inbox have been dropped.
     pub async fn close(&mut self) {
         self.stop();
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.shared.endpoint.wait_idle()).await;
@@ -214,8 +214,8 @@ async fn accept(shared: Arc<Shared>) {
             shared.metrics.reject(Reject::Busy);
             incoming.refuse();
         } else if pending >= shared.limits.retry_above && !incoming.remote_address_validated() {
-            // Under load only those who receive at the address they claim cost us a handshake. It is not an error that a
-            // retry fails when the dialler has done one before.
+            // Under load only those who receive at the address they claim cost us a handshake. It is not an error that
+            // a retry fails when the dialler has done one before.
             let _ = incoming.retry();
         } else {
             let handshake = Handshake::begin(&shared);

@@ -64,8 +64,8 @@ fn enlarge(
     }
 }
 
-/// The endpoint's configuration. With the keys in `data_dir` a restarted node recognises the connection ids of its former
-/// life and answers them with a stateless reset, so that peers notice the restart with their next packet.
+/// The endpoint's configuration. With the keys in `data_dir` a restarted node recognises the connection ids of its
+/// former life and answers them with a stateless reset, so that peers notice the restart with their next packet.
 pub(crate) fn endpoint_config(data_dir: Option<&Path>, max_udp_payload: u16) -> Result<EndpointConfig, NetError> {
     let keys = match data_dir {
         Some(dir) => ResetKeys::load_or_create(&dir.join("quic.keys"))?,

@@ -172,8 +172,8 @@ async fn a_restarted_node_is_found_again() {
     }
 }
 
-/// As after `kill -9`: the process says nothing, its successor has the same keys, and so the survivor learns of it from the answer to
-/// its next packet instead of waiting for the idle time-out (here an hour).
+/// As after `kill -9`: the process says nothing, its successor has the same keys, and so the survivor learns of it
+/// from the answer to its next packet instead of waiting for the idle time-out (here an hour).
 #[test]
 fn a_node_that_died_is_missed_at_once_when_it_is_back() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

@@ -1,5 +1,5 @@
-//! Peers that are not who they should be, or do not say what they should. Each time: connection closed with the code that says
-//! why, counter raised, and nothing else happens.
+//! Peers that are not who they should be, or do not say what they should. Each time: connection closed with the code
+//! that says why, counter raised, and nothing else happens.
 
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError};
