@@ -1,0 +1,184 @@
+//! The figures of a scenario: what each is called, and how repetitions become one number and its uncertainty.
+
+use serde::{Deserialize, Serialize};
+
+use crate::scenario::Repetition;
+
+/// One number of a repetition.
+pub(crate) struct Figure {
+    /// Its name in files.
+    pub(crate) name: &'static str,
+    /// What it is measured in.
+    pub(crate) unit: &'static str,
+    /// Whether more is better.
+    pub(crate) more_is_better: bool,
+    /// Takes it out of a repetition.
+    pub(crate) of: fn(&Repetition) -> Option<f64>,
+}
+
+/// All figures, in the order of the tables.
+pub(crate) const FIGURES: &[Figure] = &[
+    Figure { name: "throughput", unit: "op/s", more_is_better: true, of: |r| Some(r.throughput) },
+    Figure { name: "p50", unit: "us", more_is_better: false, of: |r| Some(r.latency.p50) },
+    Figure { name: "p99", unit: "us", more_is_better: false, of: |r| Some(r.latency.p99) },
+    Figure { name: "p99.9", unit: "us", more_is_better: false, of: |r| Some(r.latency.p999) },
+    Figure { name: "max", unit: "us", more_is_better: false, of: |r| Some(r.latency.max) },
+    Figure { name: "node_cpu", unit: "us/op", more_is_better: false, of: |r| r.node_cpu },
+    Figure { name: "loader_cpu", unit: "us/op", more_is_better: false, of: |r| r.loader_cpu },
+    Figure { name: "fsyncs", unit: "/op", more_is_better: false, of: |r| r.fsyncs },
+    Figure { name: "peer_bytes", unit: "B/op", more_is_better: false, of: |r| r.peer_bytes },
+    Figure { name: "client_bytes", unit: "B/op", more_is_better: false, of: |r| r.client_bytes },
+    Figure { name: "log_bytes", unit: "B/op", more_is_better: false, of: |r| r.log_bytes },
+    Figure { name: "disk_bytes", unit: "B/op", more_is_better: false, of: |r| r.disk_bytes },
+    Figure { name: "udp_sends", unit: "/op", more_is_better: false, of: |r| r.udp_sends },
+    Figure { name: "resident", unit: "B", more_is_better: false, of: |r| r.resident.map(|bytes| bytes as f64) },
+];
+
+/// The median of repetitions, and between what they lie.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Summary {
+    /// The middle one, or the mean of the two in the middle.
+    pub(crate) median: f64,
+    /// The least.
+    pub(crate) min: f64,
+    /// The greatest.
+    pub(crate) max: f64,
+}
+
+impl Summary {
+    /// `None` when there are no values.
+    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let (&min, &max) = (values.first()?, values.last()?);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) };
+        Some(Summary { median, min, max })
+    }
+
+    /// A figure over all repetitions; `None` unless all have it.
+    pub(crate) fn of_figure(figure: &Figure, repetitions: &[Repetition]) -> Option<Self> {
+        Summary::of(repetitions.iter().map(figure.of).collect::<Option<Vec<f64>>>()?)
+    }
+
+    /// Half the distance between the extremes, in percent of the median.
+    pub(crate) fn spread(&self) -> f64 {
+        if self.median == 0.0 { 0.0 } else { (self.max - self.min) / 2.0 / self.median * 100.0 }
+    }
+}
+
+/// How the mean of some values relates to that of others, with what is certain of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Ratio {
+    /// The best guess.
+    pub(crate) ratio: f64,
+    /// Lower end of the 95 % interval.
+    pub(crate) low: f64,
+    /// Upper end of it.
+    pub(crate) high: f64,
+}
+
+impl Ratio {
+    /// `new / old`, from the logarithms of the values by Welch's method (means with unequal variances). `None` when there are fewer than two of
+    /// either, or one is not positive.
+    pub(crate) fn of(new: &[f64], old: &[f64]) -> Option<Self> {
+        let (new, old) = (Logs::of(new)?, Logs::of(old)?);
+        let (a, b) = (new.variance / new.count, old.variance / old.count);
+        let difference = new.mean - old.mean;
+        let half = if a + b > 0.0 {
+            let freedom = (a + b).powi(2) / (a.powi(2) / (new.count - 1.0) + b.powi(2) / (old.count - 1.0));
+            student(freedom) * (a + b).sqrt()
+        } else {
+            0.0
+        };
+        Some(Ratio { ratio: difference.exp(), low: (difference - half).exp(), high: (difference + half).exp() })
+    }
+
+    /// Whether it is certainly (at 95 %) not 1.
+    pub(crate) fn is_outside_noise(&self) -> bool {
+        self.low > 1.0 || self.high < 1.0
+    }
+}
+
+struct Logs {
+    count: f64,
+    mean: f64,
+    variance: f64,
+}
+
+impl Logs {
+    fn of(values: &[f64]) -> Option<Self> {
+        if values.len() < 2 || values.iter().any(|value| *value <= 0.0 || !value.is_finite()) {
+            return None;
+        }
+        let count = values.len() as f64;
+        let mean = values.iter().map(|value| value.ln()).sum::<f64>() / count;
+        let variance = values.iter().map(|value| (value.ln() - mean).powi(2)).sum::<f64>() / (count - 1.0);
+        Some(Logs { count, mean, variance })
+    }
+}
+
+/// The 97.5 % quantile of Student's t distribution, from a table; between its lines the larger value.
+fn student(freedom: f64) -> f64 {
+    const TABLE: [(f64, f64); 15] = [
+        (1.0, 12.706),
+        (2.0, 4.303),
+        (3.0, 3.182),
+        (4.0, 2.776),
+        (5.0, 2.571),
+        (6.0, 2.447),
+        (7.0, 2.365),
+        (8.0, 2.306),
+        (9.0, 2.262),
+        (10.0, 2.228),
+        (12.0, 2.179),
+        (15.0, 2.131),
+        (20.0, 2.086),
+        (30.0, 2.042),
+        (60.0, 2.000),
+    ];
+    let line = TABLE.iter().rev().find(|(degrees, _)| *degrees <= freedom);
+    line.map_or(TABLE[0].1, |(_, quantile)| *quantile)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        let odd = Summary::of([3.0, 1.0, 2.0]).unwrap();
+        assert_eq!((odd.median, odd.min, odd.max), (2.0, 1.0, 3.0));
+        assert_eq!(Summary::of([4.0, 1.0, 2.0, 8.0]).unwrap().median, 3.0);
+        assert_eq!(odd.spread(), 50.0);
+        assert_eq!(Summary::of([]), None);
+    }
+
+    #[test]
+    fn a_figure_that_one_repetition_lacks_is_unknown() {
+        let figure = FIGURES.iter().find(|figure| figure.name == "fsyncs").unwrap();
+        let with = Repetition { fsyncs: Some(3.0), ..Repetition::default() };
+        let summary = Summary::of_figure(figure, &[with.clone(), with.clone()]);
+        assert_eq!(summary.map(|summary| summary.median), Some(3.0));
+        assert_eq!(Summary::of_figure(figure, &[with, Repetition::default()]), None);
+    }
+
+    #[test]
+    fn noise_is_told_from_change() {
+        let old = [100.0, 103.0, 98.0, 101.0, 99.0];
+        let same = Ratio::of(&[101.0, 99.0, 102.0, 97.0, 104.0], &old).unwrap();
+        assert!(!same.is_outside_noise(), "{same:?}");
+        let faster = Ratio::of(&[111.0, 113.0, 108.0, 112.0, 110.0], &old).unwrap();
+        assert!(faster.is_outside_noise() && faster.low > 1.05 && faster.high < 1.16, "{faster:?}");
+        assert!((faster.ratio - 1.106).abs() < 0.005, "{faster:?}");
+        assert_eq!(Ratio::of(&[1.0], &old), None);
+        assert_eq!(Ratio::of(&[1.0, 0.0], &old), None);
+    }
+
+    #[test]
+    fn two_noisy_values_say_little() {
+        let ratio = Ratio::of(&[150.0, 90.0], &[100.0, 80.0]).unwrap();
+        assert!(!ratio.is_outside_noise(), "{ratio:?}");
+        assert!(student(1.5) > student(2.0) && student(1000.0) < 2.01);
+    }
+}

@@ -1,0 +1,198 @@
+//! One connection to the leader with many requests in progress.
+//!
+//! This speaks the client protocol itself instead of going through `raft_node::client::Client`: nothing is repeated behind the measurement's
+//! back, every answer other than "done" is seen, and a request costs neither an allocation nor a timer.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::{Bytes, BytesMut};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
+use raft_node::client::protocol::{Frame, FrameReader, Response};
+use raft_node::kv::Reply;
+use tokio::sync::Notify;
+
+use crate::meter::Meter;
+use crate::workload::Workload;
+
+/// Longest answer that is accepted, in bytes; a put's is a few.
+const MAX_ANSWER: usize = 1 << 20;
+/// What a client does when the cluster is busy, before it asks again.
+const REST: Duration = Duration::from_millis(1);
+
+/// What follows when a request is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loop {
+    /// The client sends its next one at once.
+    Closed,
+    /// Nothing: requests are sent by the clock.
+    Open,
+}
+
+/// A request in progress.
+struct Sent {
+    id: u64,
+    /// When it was sent, or should have been.
+    begin: Instant,
+    /// Whether an open loop measures it.
+    measured: bool,
+}
+
+struct State {
+    out: BytesMut,
+    slots: Vec<Option<Sent>>,
+    free: Vec<u32>,
+    sequence: u32,
+    workload: Workload,
+}
+
+/// One connection.
+pub(crate) struct Lane {
+    connection: Connection,
+    kind: Loop,
+    meter: Rc<Meter>,
+    stopping: Cell<bool>,
+    state: RefCell<State>,
+    /// Wakes the writer.
+    work: Notify,
+}
+
+impl Lane {
+    pub(crate) fn new(connection: Connection, kind: Loop, meter: Rc<Meter>, workload: Workload) -> Rc<Self> {
+        let state = State { out: BytesMut::new(), slots: Vec::new(), free: Vec::new(), sequence: 0, workload };
+        let (state, stopping) = (RefCell::new(state), Cell::new(false));
+        Rc::new(Lane { connection, kind, meter, stopping, state, work: Notify::new() })
+    }
+
+    /// Carries requests out and answers in, until the connection breaks or the leader refuses: never returns `Ok`.
+    pub(crate) async fn run(self: Rc<Self>) -> Result<()> {
+        let (send, recv) = self.connection.open_bi().await.context("the leader takes no requests")?;
+        tokio::select! {
+            result = self.clone().read(recv) => result,
+            result = self.write(send) => result,
+        }
+    }
+
+    /// Queues a request that begins at `begin`.
+    pub(crate) fn issue(&self, begin: Instant, measured: bool) {
+        issue(&mut self.state.borrow_mut(), begin, measured);
+        self.work.notify_one();
+    }
+
+    /// Sends nothing new from now on.
+    pub(crate) fn stop(&self) {
+        self.stopping.set(true);
+    }
+
+    /// Requests without an answer.
+    pub(crate) fn in_progress(&self) -> usize {
+        let state = self.state.borrow();
+        state.slots.len() - state.free.len()
+    }
+
+    /// Open loop: counts requests that were never answered as having taken until now, at least.
+    pub(crate) fn give_up(&self, now: Instant) -> u64 {
+        let mut state = self.state.borrow_mut();
+        let mut lost = 0;
+        for sent in state.slots.iter_mut().filter_map(Option::take) {
+            lost += 1;
+            if sent.measured {
+                self.meter.record(sent.begin, now);
+            }
+        }
+        lost
+    }
+
+    /// UDP payload of this connection so far, in bytes: sent and received.
+    pub(crate) fn udp_bytes(&self) -> (u64, u64) {
+        let stats = self.connection.stats();
+        (stats.udp_tx.bytes, stats.udp_rx.bytes)
+    }
+
+    /// Ends the connection.
+    pub(crate) fn close(&self) {
+        self.connection.close(VarInt::from_u32(0), b"done");
+    }
+
+    async fn write(&self, mut send: SendStream) -> Result<()> {
+        loop {
+            let bytes = self.state.borrow_mut().out.split().freeze();
+            if bytes.is_empty() {
+                self.work.notified().await;
+            } else {
+                send.write_chunk(bytes).await.context("the connection to the leader broke")?;
+            }
+        }
+    }
+
+    async fn read(self: Rc<Self>, mut recv: RecvStream) -> Result<()> {
+        let mut reader = FrameReader::new(MAX_ANSWER);
+        let mut chunks = [const { Bytes::new() }; 32];
+        loop {
+            let read = recv.read_chunks(&mut chunks).await.context("the connection to the leader broke")?;
+            let Some(count) = read else { bail!("the leader closed the connection") };
+            chunks[..count].iter_mut().for_each(|chunk| reader.push(&std::mem::take(chunk)));
+            let now = Instant::now();
+            let mut state = self.state.borrow_mut();
+            while let Some(frame) = reader.next_frame().context("the leader sent nonsense")? {
+                self.answered(&mut state, frame, now)?;
+            }
+            if !state.out.is_empty() {
+                self.work.notify_one();
+            }
+        }
+    }
+
+    fn answered(self: &Rc<Self>, state: &mut State, frame: Frame, now: Instant) -> Result<()> {
+        let slot = frame.id as u32;
+        let sent = state.slots.get_mut(slot as usize).and_then(Option::take);
+        let sent = sent.filter(|sent| sent.id == frame.id).context("the leader answered what nobody asked")?;
+        state.free.push(slot);
+        match frame.into_response().context("the leader sent nonsense")? {
+            Response::Done(reply) => {
+                ensure!(matches!(Reply::decode(&reply)?, Reply::Written { .. }), "a put was not carried out");
+                self.meter.count();
+                let measured = match self.kind {
+                    Loop::Closed => self.meter.is_measuring(),
+                    Loop::Open => sent.measured,
+                };
+                if measured {
+                    self.meter.record(sent.begin, now);
+                }
+                if self.kind == Loop::Closed && !self.stopping.get() {
+                    issue(state, now, false);
+                }
+            }
+            Response::Busy => {
+                self.meter.error("busy", 1);
+                if self.kind == Loop::Closed {
+                    tokio::task::spawn_local(self.clone().ask_again_later());
+                }
+            }
+            Response::NotLeader { .. } => bail!("leadership was lost: the node does not lead any more"),
+            Response::Unknown => bail!("leadership was lost with writes in the log"),
+            other => bail!("a put was refused: {other:?}"),
+        }
+        Ok(())
+    }
+
+    async fn ask_again_later(self: Rc<Self>) {
+        tokio::time::sleep(REST).await;
+        if !self.stopping.get() {
+            self.issue(Instant::now(), false);
+        }
+    }
+}
+
+fn issue(state: &mut State, begin: Instant, measured: bool) {
+    let slot = state.free.pop().unwrap_or_else(|| {
+        state.slots.push(None);
+        state.slots.len() as u32 - 1
+    });
+    state.sequence = state.sequence.wrapping_add(1);
+    let id = u64::from(state.sequence) << 32 | u64::from(slot);
+    state.slots[slot as usize] = Some(Sent { id, begin, measured });
+    state.workload.append(id, &mut state.out);
+}

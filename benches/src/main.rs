@@ -1,0 +1,101 @@
+//! `raft-load`: drives a running cluster and tells how fast it was and what that cost.
+//!
+//! It speaks the client protocol (QUIC with mutual TLS) to the processes that `cluster.json` describes, and takes the figures from three places: its own
+//! clock (throughput, latency), the operating system (CPU time, memory), and the nodes' counters (syncs, bytes). Repetitions of all scenarios
+//! are interleaved, so that a disturbance does not hit one of them alone; one with an election in it is rejected and made again.
+//!
+//! `lane` is one connection, `run` one repetition, `scenario` what is measured; `report`, `table` and `figures` are what comes out.
+#![forbid(unsafe_code)]
+
+mod args;
+mod cluster;
+mod figures;
+mod floors;
+mod lane;
+mod machine;
+mod meter;
+mod probe;
+mod progress;
+mod report;
+mod run;
+mod scenario;
+mod suite;
+mod table;
+mod ticker;
+mod workload;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+
+use crate::args::Args;
+use crate::cluster::Description;
+use crate::floors::FloorMeter;
+use crate::machine::Machine;
+use crate::progress::Progress;
+use crate::report::Report;
+use crate::run::Bench;
+
+/// Logs grow by about this many bytes for each operation and node, beyond the value itself.
+const LOG_OVERHEAD: u64 = 64;
+/// What to assume for the number of operations a second when looking for room on the disk.
+const ASSUMED_RATE: u64 = 100_000;
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let baseline = args.baseline.as_deref().map(Report::load).transpose()?;
+    let description = Description::load(&args.cluster)?;
+    let settings = args.settings();
+    let data_dir = description.nodes.first().map(|node| node.data_dir.clone()).unwrap_or_default();
+    check_room(&data_dir, &args, description.nodes.len())?;
+    let machine = Machine::find_out(&data_dir);
+    let mut report = Report::new(machine, machine::commit(), description.nodes.len(), settings);
+    let progress = Progress::new(args.duration());
+    progress.line(&format!("load: cluster {:?} on {}", description.cluster, report.machine));
+
+    let floors_dir = data_dir.parent().unwrap_or(Path::new(".")).to_owned();
+    let floor_time = args.floor_time();
+    let mut floors = FloorMeter::new()?;
+    progress.now("floors: fdatasync and UDP round trip");
+    floors.measure(&floors_dir, floor_time)?;
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    let outcome = tokio::task::LocalSet::new().block_on(&runtime, async {
+        let bench = Bench::new(description.clone(), description.tls()?)?;
+        let outcome = suite::run(&bench, &args.loads(), args.rate(), &mut report, &progress).await;
+        bench.close().await;
+        outcome
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome?;
+
+    progress.now("floors again");
+    floors.measure(&floors_dir, floor_time)?;
+    report.floors = floors.floors();
+    progress.finish();
+    let path = report.save(&args.out)?;
+    println!("{}", table::render(&report));
+    if let Some(baseline) = baseline {
+        println!("{}", table::compare(&report, &baseline));
+    }
+    println!("every repetition is in {}", path.display());
+    Ok(())
+}
+
+/// A log that fills the disk in the middle of a run would be a waste of everybody's time.
+fn check_room(data_dir: &Path, args: &Args, nodes: usize) -> Result<()> {
+    let Some(free) = machine::free_bytes(data_dir) else { return Ok(()) };
+    let each = args.value_size as u64 + LOG_OVERHEAD;
+    let needed = args.duration().as_secs() * ASSUMED_RATE / 2 * each * nodes as u64;
+    let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+    ensure!(
+        free > needed,
+        "{:.1} GiB are free on the disk of {}, but the logs may take {:.1} GiB; --quick or a smaller --seconds need less",
+        gib(free),
+        data_dir.display(),
+        gib(needed)
+    );
+    Ok(())
+}
