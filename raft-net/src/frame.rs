@@ -52,7 +52,7 @@ pub enum FrameError {
 ///
 /// Invariants: it holds no more than one unfinished frame besides the piece that was pushed last, and never
 /// allocates more than twice what has arrived of that frame; a frame that arrives in one piece is not copied at all,
-/// any other is copied once.
+/// any other is gathered in a buffer of its own.
 #[derive(Debug)]
 pub struct Decoder {
     limit: usize,
