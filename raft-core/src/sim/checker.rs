@@ -5,7 +5,7 @@
 //! only, and if every entry of a given term and index has the same content and the same predecessor wherever it is written, then
 //! logs that share an entry share everything before it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::disk::Disk;
 use crate::entries::{EntryKind, Segment};
@@ -43,8 +43,8 @@ struct Search {
     sent: u64,
     /// Appends that will arrive: number and last index.
     on_their_way: BTreeMap<u64, LogIndex>,
-    /// Appends that overtook one that they build upon.
-    excused: BTreeSet<u64>,
+    /// Appends that overtook one that they build upon, or that build upon such a one.
+    excused: BTreeMap<u64, LogIndex>,
     /// Refusals of appends up to this one count no more.
     counted: u64,
     round_trips: u64,
@@ -172,13 +172,15 @@ impl Checker {
         match &envelope.body {
             Message::AppendEntries(append) => {
                 search.on_their_way.remove(&append.seq);
-                if search.on_their_way.range(..append.seq).any(|(_, last)| *last >= append.prev_log.index) {
-                    search.excused.insert(append.seq);
+                let fresh = search.counted.saturating_add(1).min(append.seq);
+                let mut missing = search.on_their_way.range(..append.seq).chain(search.excused.range(fresh..append.seq));
+                if missing.any(|(_, last)| *last >= append.prev_log.index) {
+                    search.excused.insert(append.seq, append.prev_log.index + append.entries.len() as u64);
                 }
             }
-            Message::AppendReject(reject) if reject.seq > search.counted && !search.excused.contains(&reject.seq) => {
+            Message::AppendReject(reject) if reject.seq > search.counted => {
                 search.counted = search.sent;
-                search.round_trips += 1;
+                search.round_trips += u64::from(!search.excused.contains_key(&reject.seq));
                 self.most_round_trips = self.most_round_trips.max(search.round_trips);
             }
             Message::AppendAck(_) => search.round_trips = 0,
