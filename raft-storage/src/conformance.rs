@@ -343,10 +343,13 @@ fn many_small_writes<F: Factory>(factory: &mut F) {
     check_restarted(factory, storage, GROUP, &expected);
 }
 
+/// Makes a correct write incorrect.
+type Spoil = fn(&mut Write);
+
 fn bad_writes_poison<F: Factory>(factory: &mut F) {
     let base = |writer: &mut Writer| writer.append(false, 1, 3, &[b"a", b"b"]);
     let voted = |term, vote| HardState { current_term: Term(term), voted_for: vote };
-    let bad: [(&str, fn(&mut Write)); 6] = [
+    let bad: [(&str, Spoil); 6] = [
         ("a gap", |w| w.entries = one(4, 3)),
         ("an index that is taken", |w| w.entries = one(2, 3)),
         ("a falling term", |w| w.entries = one(3, 2)),

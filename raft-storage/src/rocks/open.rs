@@ -58,7 +58,7 @@ fn check_leftovers(dir: &Path) -> Result<(), StorageError> {
             matches!(name, "LOCK" | "LOG" | "IDENTITY" | "lost+found")
                 || name.starts_with("LOG.old.")
                 || name.starts_with("MANIFEST-")
-                || name.ends_with(".dbtmp")
+                || Path::new(name).extension().is_some_and(|extension| extension == "dbtmp")
         });
         if !leftover {
             return Err(not_a_log(dir, format!("it has no file CURRENT, but holds `{}`", name.to_string_lossy())));
