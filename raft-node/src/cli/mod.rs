@@ -113,14 +113,14 @@ enum CertCommand {
 #[derive(Debug, Args)]
 struct AuthorityArgs {
     /// Folder with the files that `cert ca` made
-    #[arg(long = "ca", value_name = "DIR")]
+    #[arg(id = "authority", long = "ca", value_name = "DIR")]
     dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
 struct OutArgs {
     /// Folder for the new files; created if need be
-    #[arg(long = "out", value_name = "DIR")]
+    #[arg(id = "out", long = "out", value_name = "DIR")]
     dir: PathBuf,
     /// How many days the certificate is valid
     #[arg(long, default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36_500))]
