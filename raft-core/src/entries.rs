@@ -142,6 +142,9 @@ impl Segment {
 
     /// Reads packed entries, the first of which has index `first`, and verifies every one of them: shape, kind,
     /// checksum, and that terms do not decrease. `Ok(None)` when `buf` is empty.
+    ///
+    /// # Errors
+    /// The bytes are not what was packed: refuse the record or the frame that they came in.
     pub fn unpack(first: LogIndex, buf: Bytes) -> Result<Option<Segment>, EntryError> {
         if buf.is_empty() {
             return Ok(None);
@@ -304,7 +307,10 @@ impl Entries {
         Entries { segments: Vec::new() }
     }
 
-    /// Appends a segment. Refused (and returned) unless it begins right after the present end with no lower term.
+    /// Appends a segment.
+    ///
+    /// # Errors
+    /// Returns the segment unless it begins right after the present end, with no lower term.
     pub fn push(&mut self, segment: Segment) -> Result<(), Segment> {
         match self.segments.last() {
             Some(last)

@@ -32,8 +32,8 @@ impl Raft {
         let heartbeat_due = now >= leader.heartbeat_at;
         let reads = &mut leader.reads;
         // Before an entry of its own term is committed, a leader does not know what is.
-        let wanted = own_term_committed && !reads.arrived.is_empty();
-        if !heartbeat_due && !(wanted && reads.round == reads.confirmed) {
+        let wanted = own_term_committed && !reads.arrived.is_empty() && reads.round == reads.confirmed;
+        if !heartbeat_due && !wanted {
             return;
         }
         reads.round += 1;
