@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use raft_core::{
-    AppendAck, AppendEntries, Entries, EntryKind, Envelope, GroupId, Heartbeat, HeartbeatReply, LogId, LogIndex, Message,
-    NodeId, Segment, Term,
+    AppendAck, AppendEntries, Entries, EntryKind, Envelope, GroupId, Heartbeat, HeartbeatReply, LogId, LogIndex,
+    Message, NodeId, Segment, Term,
 };
 use raft_net::pki::{CertificateAuthority, DEFAULT_VALIDITY};
 use raft_net::{Inbound, NetConfig, QuicTransport, TlsIdentity, Transport};

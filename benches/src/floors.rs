@@ -45,7 +45,8 @@ impl FloorMeter {
 
     /// Measures each floor for `time`, while the cluster is idle. `dir` is on the nodes' file system.
     pub(crate) fn measure(&mut self, dir: &Path, time: Duration) -> Result<()> {
-        fdatasync(&mut self.fdatasync, dir, time).with_context(|| format!("cannot measure a sync in {}", dir.display()))?;
+        fdatasync(&mut self.fdatasync, dir, time)
+            .with_context(|| format!("cannot measure a sync in {}", dir.display()))?;
         udp(&mut self.udp_round_trip, time).context("cannot measure a round trip")
     }
 

@@ -35,7 +35,8 @@ impl Machine {
             cpu: field(&cpuinfo, "model name").unwrap_or_else(unknown),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             is_virtual: field(&cpuinfo, "flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
-            memory: field(&meminfo, "MemTotal").and_then(|kib| kib.strip_suffix(" kB")?.parse().ok()).unwrap_or(0) * 1024,
+            memory: field(&meminfo, "MemTotal").and_then(|kib| kib.strip_suffix(" kB")?.parse().ok()).unwrap_or(0)
+                * 1024,
             kernel: format!("{} {}", std::env::consts::OS, release.trim()).trim_end().to_owned(),
             filesystem: filesystem(&read("/proc/self/mountinfo"), &real).unwrap_or_else(unknown),
         }

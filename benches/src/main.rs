@@ -63,7 +63,7 @@ fn main() -> Result<()> {
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let outcome = tokio::task::LocalSet::new().block_on(&runtime, async {
-        let bench = Bench::new(description.clone(), description.tls()?)?;
+        let bench = Bench::new(description.clone(), &description.tls()?)?;
         let outcome = suite::run(&bench, &args.loads(), args.rate(), &mut report, &progress).await;
         bench.close().await;
         outcome

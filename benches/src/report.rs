@@ -70,9 +70,9 @@ impl Scenario {
     /// Adds a repetition.
     pub(crate) fn push(&mut self, repetition: Repetition) {
         self.repetitions.push(repetition);
-        let figures = FIGURES.iter().filter_map(|figure| {
-            Some((figure.name.to_owned(), Summary::of_figure(figure, &self.repetitions)?))
-        });
+        let figures = FIGURES
+            .iter()
+            .filter_map(|figure| Some((figure.name.to_owned(), Summary::of_figure(figure, &self.repetitions)?)));
         self.summary = figures.collect();
     }
 
@@ -168,7 +168,7 @@ mod tests {
         let path = report.save(&dir.path().join("new")).unwrap();
         let read = Report::load(&path).unwrap();
         assert_eq!(read.scenarios[0].repetitions, report.scenarios[0].repetitions);
-        assert_eq!(read.scenarios[0].summary["throughput"].median, 110.0);
+        assert!((read.scenarios[0].summary["throughput"].median - 110.0).abs() < 1e-9);
         assert_eq!(read.scenarios[0].load, Load::Closed { clients: 16 });
         assert!(!read.scenarios[0].summary.contains_key("peer_bytes"), "unknown figures are left out");
         assert!(read.durability.contains("fsync on 2 of 3"), "{}", read.durability);

@@ -39,9 +39,9 @@ pub(crate) struct Bench {
 
 impl Bench {
     /// Must be called within a tokio runtime.
-    pub(crate) fn new(description: Description, tls: TlsIdentity) -> Result<Self> {
+    pub(crate) fn new(description: Description, tls: &TlsIdentity) -> Result<Self> {
         let observer = Observer::new(&description, tls.clone())?;
-        let endpoint = ClientEndpoint::new(&tls, Limits::default()).context("no UDP socket")?;
+        let endpoint = ClientEndpoint::new(tls, Limits::default()).context("no UDP socket")?;
         let pids = description.nodes.iter().filter_map(|node| node.pid).collect();
         Ok(Bench { description, pids, endpoint, observer })
     }
@@ -87,7 +87,8 @@ impl Bench {
             Load::Open { .. } => (Loop::Open, u32::MAX),
         };
         for lane in 0..settings.connections.min(most).max(1) {
-            let connection = self.endpoint.connect(leadership.leader, &address).await.context("cannot connect to the leader")?;
+            let connection =
+                self.endpoint.connect(leadership.leader, &address).await.context("cannot connect to the leader")?;
             let seed = settings.seed.wrapping_add(number << 16).wrapping_add(u64::from(lane));
             let workload = Workload::new(settings.keys, settings.value_size, seed)?;
             let lane = Lane::new(connection, kind, meter.clone(), workload);
@@ -136,7 +137,9 @@ impl Bench {
             // The pacer of an open loop ends well; a lane never does.
             failure = first_failure(tasks) => Err(failure),
         }?;
-        all.iter().for_each(|lane| lane.stop());
+        for lane in all.iter() {
+            lane.stop();
+        }
         let unanswered = drain(all, meter).await;
         if load_is_open(load) {
             meter.error("unanswered", unanswered);
@@ -158,7 +161,12 @@ impl Bench {
         let done_after = meter.done();
         let bytes = lanes.iter().map(|lane| lane.udp_bytes());
         let (sent, received) = bytes.fold((0, 0), |sum, lane| (sum.0 + lane.0, sum.1 + lane.1));
-        Ok(Look { done: done_before.midpoint(done_after), counters: Counters::read(&status, &self.pids), sent, received })
+        Ok(Look {
+            done: done_before.midpoint(done_after),
+            counters: Counters::read(&status, &self.pids),
+            sent,
+            received,
+        })
     }
 
     fn judge(&self, leadership: Leadership, before: &Look, after: &Look, used: &Used) -> Repetition {

@@ -12,7 +12,13 @@ use crate::scenario::{Load, Repetition};
 const MAX_REJECTED: u32 = 3;
 
 /// Runs the closed loops `loads`, and an open loop, in turn, and puts the outcome into `report`.
-pub(crate) async fn run(bench: &Bench, loads: &[Load], rate: Rate, report: &mut Report, progress: &Progress) -> Result<()> {
+pub(crate) async fn run(
+    bench: &Bench,
+    loads: &[Load],
+    rate: Rate,
+    report: &mut Report,
+    progress: &Progress,
+) -> Result<()> {
     report.scenarios = loads.iter().map(|&load| Scenario::new(load)).collect();
     if let Rate::Fixed(rate) = rate {
         report.scenarios.push(Scenario::new(Load::Open { rate }));

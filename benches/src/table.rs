@@ -147,7 +147,8 @@ fn remarks(report: &Report) -> String {
                     late.median
                 );
             }
-            let short = scenario.repetitions.iter().filter(|repetition| repetition.throughput < 0.98 * rate as f64).count();
+            let short =
+                scenario.repetitions.iter().filter(|repetition| repetition.throughput < 0.98 * rate as f64).count();
             if short > 0 {
                 let _ = writeln!(text, "{}: the cluster did not keep up in {short} repetitions", scenario.name);
             }
@@ -174,7 +175,8 @@ fn remarks(report: &Report) -> String {
 
 /// What has changed against an earlier run.
 pub(crate) fn compare(new: &Report, old: &Report) -> String {
-    let mut text = format!("\ncompared with {} (commit {}): ratio new/old with its 95 % interval\n", old.started, old.commit);
+    let mut text =
+        format!("\ncompared with {} (commit {}): ratio new/old with its 95 % interval\n", old.started, old.commit);
     if new.machine != old.machine {
         let _ = writeln!(text, "warning: another machine then: {}", old.machine);
     }
@@ -207,7 +209,7 @@ fn compare_figure(figure: &Figure, new: &Scenario, old: &Scenario) -> Option<[St
     let verdict = match ratio {
         _ if given => "given",
         Some(ratio) if !ratio.is_outside_noise() => "within the noise",
-        Some(ratio) if (ratio.ratio > 1.0) == figure.more_is_better => "BETTER",
+        Some(ratio) if (ratio.guess > 1.0) == figure.more_is_better => "BETTER",
         Some(_) => "WORSE",
         None => "too few values",
     };
@@ -217,7 +219,7 @@ fn compare_figure(figure: &Figure, new: &Scenario, old: &Scenario) -> Option<[St
         format!("{} [{}]", figure.name, figure.unit),
         median(old_values),
         median(new_values),
-        shown(ratio.map(|ratio| ratio.ratio), 3),
+        shown(ratio.map(|ratio| ratio.guess), 3),
         ratio.map_or("-".to_owned(), |ratio| format!("{:.3} .. {:.3}", ratio.low, ratio.high)),
         verdict.to_owned(),
     ])

@@ -21,8 +21,12 @@ impl Ticker {
         let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags).context("no timer")?;
         let period = Timespec { tv_sec: period.as_secs().try_into()?, tv_nsec: i64::from(period.subsec_nanos()) };
         let schedule = Itimerspec { it_interval: period, it_value: period };
-        rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &schedule).context("the timer does not start")?;
-        Ok(Ticker { timer: tokio::io::unix::AsyncFd::new(timer).context("no timer")? })
+        rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &schedule)
+            .context("the timer does not start")?;
+        // Its successor is unsafe because the type of a descriptor might close it in the meantime. `OwnedFd` does not.
+        #[expect(deprecated, reason = "sound for an OwnedFd")]
+        let timer = tokio::io::unix::AsyncFd::new(timer).context("no timer")?;
+        Ok(Ticker { timer })
     }
 
     /// Waits for the next tick.

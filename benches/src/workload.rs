@@ -103,7 +103,8 @@ mod tests {
             .collect();
         let keys: std::collections::BTreeSet<_> =
             frames.iter().map(|frame| frame[workload.key_at..workload.key_at + DIGITS].to_vec()).collect();
-        let values: std::collections::BTreeSet<_> = frames.iter().map(|frame| frame[workload.value_at..].to_vec()).collect();
+        let values: std::collections::BTreeSet<_> =
+            frames.iter().map(|frame| frame[workload.value_at..].to_vec()).collect();
         assert_eq!(keys.len(), 4);
         assert!(values.len() > 90);
     }
