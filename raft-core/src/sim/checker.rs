@@ -168,12 +168,15 @@ impl Checker {
             Message::AppendEntries(_) => envelope.to,
             _ => envelope.from,
         };
-        let Some(search) = self.searches.get_mut(&follower).filter(|search| search.term == envelope.term) else { return };
+        let Some(search) = self.searches.get_mut(&follower).filter(|search| search.term == envelope.term) else {
+            return;
+        };
         match &envelope.body {
             Message::AppendEntries(append) => {
                 search.on_their_way.remove(&append.seq);
                 let fresh = search.counted.saturating_add(1).min(append.seq);
-                let mut missing = search.on_their_way.range(..append.seq).chain(search.excused.range(fresh..append.seq));
+                let mut missing =
+                    search.on_their_way.range(..append.seq).chain(search.excused.range(fresh..append.seq));
                 if missing.any(|(_, last)| *last >= append.prev_log.index) {
                     search.excused.insert(append.seq, append.prev_log.index + append.entries.len() as u64);
                 }

@@ -7,7 +7,7 @@ use super::schedule::Dice;
 use crate::entries::{Entries, Segment};
 use crate::io::{Fetch, Recovered, Write};
 use crate::membership::Membership;
-use crate::types::{HardState, Instant, LogId, LogIndex, NodeId, WriteSeq};
+use crate::types::{HardState, Instant, LogId, LogIndex, NodeId, Term, WriteSeq};
 
 /// What a server has stored: term and vote, and the log.
 #[derive(Clone, Debug, Default)]
@@ -75,16 +75,21 @@ impl Image {
             }
             self.entries.truncate((from - self.start.index) as usize - 1);
         }
-        for entry in write.entries.iter() {
-            let last = self.last();
-            if entry.index != last.index.next() || entry.term < last.term {
-                return Err(format!("entry {} does not follow on {last}", entry.id()));
+        for segment in write.entries.segments() {
+            for entry in segment.iter() {
+                let last = self.last();
+                if entry.index != last.index.next() || entry.term < last.term {
+                    return Err(format!("entry {} does not follow on {last}", entry.id()));
+                }
+                if entry.term > self.hard_state.current_term {
+                    return Err(format!(
+                        "entry {} is of a later term than {}",
+                        entry.id(),
+                        self.hard_state.current_term
+                    ));
+                }
+                self.entries.extend(segment.slice(entry.index, entry.index));
             }
-            if entry.term > self.hard_state.current_term {
-                return Err(format!("entry {} is of a later term than {}", entry.id(), self.hard_state.current_term));
-            }
-            let segment = write.entries.segments().iter().find_map(|s| s.slice(entry.index, entry.index));
-            self.entries.extend(segment);
         }
         Ok(())
     }
@@ -197,7 +202,7 @@ impl Disk {
     }
 
     /// Whether it is durable here that this server voted for `candidate` in `term`, or is beyond that term.
-    pub fn has_voted(&self, term: crate::types::Term, candidate: NodeId) -> bool {
+    pub fn has_voted(&self, term: Term, candidate: NodeId) -> bool {
         let HardState { current_term, voted_for } = self.durable.hard_state;
         current_term > term || (current_term == term && voted_for == Some(candidate))
     }
@@ -208,7 +213,6 @@ mod tests {
     use super::*;
     use crate::entries::EntryKind;
     use crate::io::FetchId;
-    use crate::types::Term;
 
     fn disk(slowest: u64) -> Disk {
         Disk::new(Duration::from_millis(slowest), Dice::new(1, 1))

@@ -1,3 +1,6 @@
 //! Tests of the core from outside.
 
+mod bad_input;
+mod hand;
 mod lab;
+mod rules;
