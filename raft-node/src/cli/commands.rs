@@ -55,23 +55,21 @@ pub(super) fn delete(args: &DeleteArgs) -> Result<Done> {
 
 pub(super) fn cas(args: &CasArgs) -> Result<Done> {
     let value = read_value(&args.value)?;
-    with_client(&args.client, false, async |client| {
-        match client.cas(bytes(&args.key), args.expected, &value).await? {
-            CasOutcome::Written { revision } => {
-                let json = json!({ "written": true, "revision": revision });
-                output::line(&args.client, &json, &format!("revision {revision}"))?;
-                Ok(Done::Ok)
+    with_client(&args.client, false, async |client| match client.cas(bytes(&args.key), args.expected, &value).await? {
+        CasOutcome::Written { revision } => {
+            let json = json!({ "written": true, "revision": revision });
+            output::line(&args.client, &json, &format!("revision {revision}"))?;
+            Ok(Done::Ok)
+        }
+        CasOutcome::Mismatch { current } => {
+            if args.client.json {
+                output::json(&json!({ "written": false, "current": current }))?;
+            } else if current == 0 {
+                eprintln!("not written: the key does not exist");
+            } else {
+                eprintln!("not written: the key has revision {current}");
             }
-            CasOutcome::Mismatch { current } => {
-                if args.client.json {
-                    output::json(&json!({ "written": false, "current": current }))?;
-                } else if current == 0 {
-                    eprintln!("not written: the key does not exist");
-                } else {
-                    eprintln!("not written: the key has revision {current}");
-                }
-                Ok(Done::NotFound)
-            }
+            Ok(Done::NotFound)
         }
     })
 }

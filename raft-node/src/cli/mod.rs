@@ -67,7 +67,7 @@ struct ServeArgs {
     /// Instead of `node.listen`
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
-    /// Instead of `log.level`: error, warn, info, debug, trace, or directives like info,raft_net=debug
+    /// Instead of `log.level`: error, warn, info, debug, trace, or directives like `info,raft_net=debug`
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
     /// Instead of `log.format`

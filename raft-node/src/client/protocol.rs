@@ -289,9 +289,7 @@ impl Response {
                 Response::NotLeader { hint: hint.and_then(|id| Some((id, address(id)?))) }
             }
             RequestError::Busy => Response::Busy,
-            RequestError::TooLarge { size, limit } => {
-                Response::TooLarge { size: size as u64, limit: limit as u64 }
-            }
+            RequestError::TooLarge { size, limit } => Response::TooLarge { size: size as u64, limit: limit as u64 },
             RequestError::OutcomeUnknown => Response::Unknown,
             RequestError::ShuttingDown => Response::ShuttingDown,
         }

@@ -46,13 +46,7 @@ struct State {
 
 impl ConnectionSink {
     pub(super) fn new(limits: SinkLimits, addresses: Addresses) -> Self {
-        ConnectionSink {
-            state: Mutex::default(),
-            replies: Notify::new(),
-            room: Notify::new(),
-            limits,
-            addresses,
-        }
+        ConnectionSink { state: Mutex::default(), replies: Notify::new(), room: Notify::new(), limits, addresses }
     }
 
     /// Waits until at least one more request may be taken, and returns how many.

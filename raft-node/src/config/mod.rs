@@ -72,11 +72,7 @@ impl TlsFiles {
     }
 
     fn relative_to(self, file: &Path) -> Self {
-        TlsFiles {
-            ca: beside(file, &self.ca),
-            cert: beside(file, &self.cert),
-            key: beside(file, &self.key),
-        }
+        TlsFiles { ca: beside(file, &self.ca), cert: beside(file, &self.cert), key: beside(file, &self.key) }
     }
 }
 
@@ -104,7 +100,11 @@ impl Source<'_> {
     }
 
     /// A table of node ids and addresses.
-    fn addresses(&self, section: &str, table: BTreeMap<String, String>) -> Result<BTreeMap<NodeId, String>, ConfigError> {
+    fn addresses(
+        &self,
+        section: &str,
+        table: BTreeMap<String, String>,
+    ) -> Result<BTreeMap<NodeId, String>, ConfigError> {
         let mut addresses = BTreeMap::new();
         for (id, address) in table {
             let key = format!("{section}.{id}");
@@ -112,9 +112,12 @@ impl Source<'_> {
                 Ok(0) | Err(_) => return Err(self.invalid(key, "must be a node id, a number from 1 on")),
                 Ok(id) => NodeId(id),
             };
-            let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+            let port =
+                address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
             if !matches!(port, Some(Ok(1..))) {
-                return Err(self.invalid(key, format!("is `{address}`, but must be an address like \"127.0.0.1:7401\"")));
+                return Err(
+                    self.invalid(key, format!("is `{address}`, but must be an address like \"127.0.0.1:7401\""))
+                );
             }
             if addresses.insert(id, address).is_some() {
                 return Err(self.invalid(key, format!("names node {id} a second time")));

@@ -130,6 +130,7 @@ struct RaftSection {
 
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "the names are the keys of the file")]
 struct LimitsSection {
     max_value_bytes: Option<usize>,
     max_client_connections: Option<usize>,
@@ -168,7 +169,8 @@ impl NodeConfig {
         let listen = match overrides.listen {
             Some(listen) => listen,
             None => node.listen.parse().map_err(|_| {
-                let problem = format!("is `{}`, but must be an IP address and a port like \"127.0.0.1:7401\"", node.listen);
+                let problem =
+                    format!("is `{}`, but must be an IP address and a port like \"127.0.0.1:7401\"", node.listen);
                 source.invalid("node.listen", problem)
             })?,
         };
@@ -203,10 +205,13 @@ impl RaftSection {
         let millis = |key: &str, value: Option<u64>, default: Duration| match value {
             None => Ok(default),
             Some(ms @ 1..=3_600_000) => Ok(Duration::from_millis(ms)),
-            Some(ms) => Err(source.invalid(format!("raft.{key}"), format!("is {ms}, but must be from 1 to 3600000 (ms)"))),
+            Some(ms) => {
+                Err(source.invalid(format!("raft.{key}"), format!("is {ms}, but must be from 1 to 3600000 (ms)")))
+            }
         };
         config.election_timeout = millis("election_timeout_ms", self.election_timeout_ms, config.election_timeout)?;
-        config.heartbeat_interval = millis("heartbeat_interval_ms", self.heartbeat_interval_ms, config.heartbeat_interval)?;
+        config.heartbeat_interval =
+            millis("heartbeat_interval_ms", self.heartbeat_interval_ms, config.heartbeat_interval)?;
         config.max_write_stall = millis("max_write_stall_ms", self.max_write_stall_ms, config.max_write_stall)?;
         if config.heartbeat_interval * 2 > config.election_timeout {
             let problem = format!(
@@ -342,14 +347,22 @@ mod tests {
     fn complaints_name_the_key_and_the_fix() {
         for (original, replacement, expected) in [
             ("id = 1", "id = 0", "`node.id` must be at least 1"),
-            ("cluster = \"demo\"", "cluster = \"De mo\"", "`node.cluster` cannot be used: cluster name `De mo` must be"),
+            (
+                "cluster = \"demo\"",
+                "cluster = \"De mo\"",
+                "`node.cluster` cannot be used: cluster name `De mo` must be",
+            ),
             ("listen = \"127.0.0.1:7401\"", "listen = \"here\"", "`node.listen` is `here`, but must be an IP address"),
             ("2 = \"host-2:7402\"", "2 = \"host-2\"", "`peers.2` is `host-2`, but must be an address like"),
             ("2 = \"host-2:7402\"", "2 = \":7402\"", "`peers.2` is `:7402`"),
             ("2 = \"host-2:7402\"", "2 = \"host-2:0\"", "`peers.2` is `host-2:0`"),
             ("2 = \"host-2:7402\"", "two = \"host-2:7402\"", "`peers.two` must be a node id"),
             ("2 = \"host-2:7402\"", "01 = \"host-2:7402\"", "names node 1 a second time"),
-            ("        1 = \"127.0.0.1:7401\"", "        3 = \"127.0.0.1:7401\"", "`peers` must also name this node: add 1 ="),
+            (
+                "        1 = \"127.0.0.1:7401\"",
+                "        3 = \"127.0.0.1:7401\"",
+                "`peers` must also name this node: add 1 =",
+            ),
             ("data_dir", "datadir", "unknown field `datadir`, expected one of"),
             ("[peers]", "[[peers]]", "peers"),
             ("key = \"node-1.key\"", "", "missing field `key`"),

@@ -254,9 +254,7 @@ impl<'a> Answer<'a> {
 pub(super) fn check_key(key: &[u8]) -> Result<(), Refusal> {
     match key.len() {
         0 => Err(Refusal::EmptyKey),
-        size if size > MAX_KEY_BYTES => {
-            Err(Refusal::KeyTooLong { size: size as u64, limit: MAX_KEY_BYTES as u64 })
-        }
+        size if size > MAX_KEY_BYTES => Err(Refusal::KeyTooLong { size: size as u64, limit: MAX_KEY_BYTES as u64 }),
         _ => Ok(()),
     }
 }

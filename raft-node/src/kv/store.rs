@@ -210,8 +210,7 @@ impl StateMachine for KvStore {
     }
 
     fn apply(&mut self, entries: &Entries, replies: &mut Replies) -> Result<(), KvError> {
-        let (Some(first), Some(index), Some(term)) =
-            (entries.first_index(), entries.last_index(), entries.last_term())
+        let (Some(first), Some(index), Some(term)) = (entries.first_index(), entries.last_index(), entries.last_term())
         else {
             return Ok(());
         };

@@ -240,10 +240,7 @@ fn the_wrong_directory_is_refused() {
     assert!(matches!(refusal(dir.path(), &identity()), KvError::InUse { .. }));
     drop(store);
 
-    for other in [
-        KvIdentity { node: NodeId(2), ..identity() },
-        KvIdentity { cluster: "other".into(), ..identity() },
-    ] {
+    for other in [KvIdentity { node: NodeId(2), ..identity() }, KvIdentity { cluster: "other".into(), ..identity() }] {
         let error = refusal(dir.path(), &other);
         assert!(matches!(error, KvError::WrongIdentity { .. }), "{error}");
         assert!(error.to_string().contains("belongs to node 1 of cluster `test`"), "{error}");

@@ -97,6 +97,11 @@ impl Cluster {
         Client::new(config).expect("a client")
     }
 
+    /// The clients' certificate.
+    pub(crate) fn tls(&self) -> &TlsIdentity {
+        &self.tls
+    }
+
     /// Waits until a node leads that a majority agrees on, and says which.
     pub(crate) async fn leader(&self) -> NodeId {
         let start = Instant::now();
@@ -266,7 +271,9 @@ fn node_config(id: NodeId, address: &str, addresses: &BTreeMap<NodeId, String>, 
 }
 
 fn client_config(addresses: &BTreeMap<NodeId, String>) -> String {
-    let mut text = format!("cluster = \"{CLUSTER}\"\n[tls]\nca = \"ca.pem\"\ncert = \"client.pem\"\nkey = \"client.key\"\n[nodes]\n");
+    let mut text = format!(
+        "cluster = \"{CLUSTER}\"\n[tls]\nca = \"ca.pem\"\ncert = \"client.pem\"\nkey = \"client.key\"\n[nodes]\n"
+    );
     for (id, address) in addresses {
         writeln!(text, "{id} = \"{address}\"").expect("memory");
     }

@@ -1,5 +1,6 @@
 //! Tests with real `raft-node` processes.
 
+mod clients;
 mod cluster;
 mod command_line;
 mod failover;
