@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::protocol::{FRAME_HEADER, Frame, FrameError, FrameReader, NodeStatus, Request, Response};
 use super::sink::{Addresses, ConnectionSink, SinkLimits};
 use crate::handle::{Proposal, Raft, ReadRequest};
-use crate::reply::Responder;
+use crate::reply::{ReplySink as _, Responder};
 
 /// How long a connection may take to open its stream.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -192,7 +192,7 @@ impl Service {
             self.raft.read_batch(reads);
         }
         if answered {
-            crate::reply::ReplySink::flush(&**sink);
+            sink.flush();
         }
     }
 

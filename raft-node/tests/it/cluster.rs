@@ -17,7 +17,7 @@ use raft_node::client::{Client, ClientConfig};
 use rustix::process::{Pid, Signal, kill_process};
 
 const CLUSTER: &str = "test";
-const DAY: Duration = Duration::from_secs(24 * 3600);
+const DAY: Duration = Duration::from_hours(24);
 /// How long anything may take that should take a second, on a machine that is busy with other things.
 const PATIENCE: Duration = Duration::from_secs(30);
 
