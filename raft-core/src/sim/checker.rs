@@ -344,3 +344,202 @@ impl Checker {
         self.committed.iter().filter(is_command).count()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::entries::Entries;
+    use crate::message::{AppendAck, VoteReply};
+    use crate::sim::schedule::Dice;
+    use crate::types::{Instant, WriteSeq};
+
+    /// Three servers as the checker sees them: every write is durable at once.
+    struct Three {
+        checker: Checker,
+        disks: Vec<Disk>,
+        statuses: Vec<Status>,
+        writes: u64,
+    }
+
+    impl Three {
+        fn new() -> Self {
+            let status = |id| Status {
+                id: NodeId(id),
+                role: Role::Follower,
+                current_term: Term(0),
+                voted_for: None,
+                leader: None,
+                log_start: LogId::ZERO,
+                last_log: LogId::ZERO,
+                commit_index: LogIndex::ZERO,
+                durable_index: LogIndex::ZERO,
+                applied_index: LogIndex::ZERO,
+                uncommitted_bytes: 0,
+                unapplied_bytes: 0,
+                followers: Vec::new(),
+            };
+            let disks = (0..3).map(|i| Disk::new(Duration::ZERO, Dice::new(i, i))).collect();
+            Three { checker: Checker::default(), disks, statuses: (1..=3).map(status).collect(), writes: 0 }
+        }
+
+        fn term(&mut self, i: usize, term: u64, voted_for: Option<u64>) {
+            let vote = voted_for.map(NodeId);
+            let hard_state = HardState { current_term: Term(term), voted_for: vote };
+            self.write(i, Some(hard_state), None, Entries::new()).unwrap();
+            (self.statuses[i].current_term, self.statuses[i].voted_for) = (Term(term), vote);
+        }
+
+        fn append(&mut self, i: usize, first: u64, term: u64, payload: &str) -> Result<(), Violation> {
+            let entries = Segment::pack(LogIndex(first), Term(term), EntryKind::Command, &[payload]).unwrap();
+            let truncate = (first <= self.statuses[i].last_log.index.0).then_some(LogIndex(first));
+            self.write(i, None, truncate, entries.into())
+        }
+
+        fn write(
+            &mut self,
+            i: usize,
+            hard_state: Option<HardState>,
+            truncate_from: Option<LogIndex>,
+            entries: Entries,
+        ) -> Result<(), Violation> {
+            self.writes += 1;
+            let seq = WriteSeq(self.writes);
+            let write = Write { seq, hard_state, truncate_from, entries };
+            self.disks[i].submit(Instant(0), write.clone()).unwrap();
+            self.disks[i].complete(seq).unwrap();
+            self.statuses[i].last_log = self.disks[i].live().last();
+            self.statuses[i].durable_index = self.disks[i].live().last().index;
+            self.checker.wrote(NodeId(i as u64 + 1), &write, &self.disks[i])
+        }
+
+        fn look(&mut self, i: usize) -> Result<(), Violation> {
+            self.checker.observe(&self.statuses[i], &self.disks[i], self.disks.iter())
+        }
+
+        /// Server 0 leads term 1, and everybody has its entry.
+        fn settled() -> Self {
+            let mut three = Three::new();
+            for i in 0..3 {
+                three.term(i, 1, Some(1));
+                three.append(i, 1, 1, "a").unwrap();
+            }
+            three.statuses[0].role = Role::Leader;
+            (0..3).for_each(|i| three.look(i).unwrap());
+            three
+        }
+    }
+
+    #[test]
+    fn two_leaders_of_a_term_are_noticed() {
+        let mut three = Three::settled();
+        three.statuses[1].role = Role::Leader;
+        assert!(three.look(1).unwrap_err().contains("election safety"));
+    }
+
+    #[test]
+    fn entries_of_the_same_id_with_another_content_or_predecessor_are_noticed() {
+        let mut three = Three::settled();
+        assert!(three.append(1, 1, 1, "b").unwrap_err().contains("log matching"));
+        let mut three = Three::settled();
+        (0..3).for_each(|i| three.term(i, 3, None));
+        three.append(1, 2, 2, "x").unwrap();
+        three.append(1, 3, 3, "y").unwrap();
+        three.append(2, 2, 1, "z").unwrap();
+        assert!(three.append(2, 3, 3, "y").unwrap_err().contains("log matching"));
+    }
+
+    #[test]
+    fn a_commit_without_a_durable_majority_is_noticed() {
+        let mut three = Three::settled();
+        three.append(0, 2, 1, "b").unwrap();
+        three.statuses[0].commit_index = LogIndex(2);
+        assert!(three.look(0).unwrap_err().contains("durable on [true, false, false]"));
+    }
+
+    #[test]
+    fn an_old_entry_committed_by_counting_is_noticed() {
+        let mut three = Three::settled();
+        three.term(0, 2, Some(1));
+        three.statuses[0].commit_index = LogIndex(1);
+        assert!(three.look(0).unwrap_err().contains("by counting"));
+    }
+
+    #[test]
+    fn a_leader_without_a_committed_entry_is_noticed() {
+        let mut three = Three::settled();
+        three.append(0, 2, 1, "b").unwrap();
+        three.append(1, 2, 1, "b").unwrap();
+        three.statuses[0].commit_index = LogIndex(2);
+        three.look(0).unwrap();
+        three.term(2, 2, Some(3));
+        three.statuses[2].role = Role::Leader;
+        assert!(three.look(2).unwrap_err().contains("leader completeness"));
+    }
+
+    #[test]
+    fn a_commit_that_a_later_leader_lacks_is_noticed() {
+        let mut three = Three::settled();
+        three.term(2, 2, Some(3));
+        three.statuses[2].role = Role::Leader;
+        three.look(2).unwrap();
+        three.append(0, 2, 1, "b").unwrap();
+        three.append(1, 2, 1, "b").unwrap();
+        three.statuses[0].commit_index = LogIndex(2);
+        assert!(three.look(0).unwrap_err().contains("leader completeness"));
+    }
+
+    #[test]
+    fn cursors_out_of_order_are_noticed() {
+        type Twist = fn(&mut Status);
+        let twists: [Twist; 4] = [
+            |status| status.commit_index = LogIndex(2),
+            |status| status.durable_index = LogIndex(2),
+            |status| status.applied_index = LogIndex(1),
+            |status| status.last_log.index = LogIndex(0),
+        ];
+        for twist in twists {
+            let mut three = Three::settled();
+            twist(&mut three.statuses[1]);
+            assert!(three.look(1).is_err(), "{:?}", three.statuses[1]);
+        }
+        let mut three = Three::settled();
+        three.checker.applied(NodeId(2), LogId::new(Term(1), LogIndex(1))).unwrap();
+        assert!(three.look(1).unwrap_err().contains("cursors"), "applied before it is committed");
+    }
+
+    #[test]
+    fn what_is_applied_must_be_what_was_committed_and_in_order() {
+        let mut three = Three::settled();
+        three.statuses[0].commit_index = LogIndex(1);
+        three.look(0).unwrap();
+        assert!(three.checker.applied(NodeId(2), LogId::new(Term(2), LogIndex(1))).is_err());
+        assert!(three.checker.applied(NodeId(3), LogId::new(Term(1), LogIndex(2))).is_err());
+    }
+
+    #[test]
+    fn a_term_or_a_vote_taken_back_is_noticed() {
+        for (term, vote) in [(0, None), (1, Some(NodeId(3))), (1, None)] {
+            let mut three = Three::settled();
+            (three.statuses[1].current_term, three.statuses[1].voted_for) = (Term(term), vote);
+            assert!(three.look(1).unwrap_err().contains("takes back"));
+        }
+    }
+
+    #[test]
+    fn a_promise_that_the_disk_does_not_back_is_noticed() {
+        let mut three = Three::settled();
+        let mut says = |term, body| {
+            let envelope = Envelope { from: NodeId(2), to: NodeId(3), term: Term(term), body };
+            three.checker.said(NodeId(2), &envelope, &three.disks[1])
+        };
+        let ack = |index| Message::AppendAck(AppendAck { epoch: 1, match_index: LogIndex(index) });
+        assert!(says(1, ack(1)).is_ok());
+        assert!(says(1, ack(2)).is_err(), "an entry that it does not have");
+        let vote = |election, granted| Message::RequestVoteReply(VoteReply { election: Term(election), granted });
+        assert!(says(1, vote(1, false)).is_ok());
+        assert!(says(1, vote(1, true)).is_err(), "its vote went to server 1");
+        assert!(says(2, vote(2, true)).is_err(), "its disk knows nothing of that term");
+    }
+}

@@ -115,8 +115,9 @@ macro_rules! trace {
 
 impl Cluster {
     /// A cluster of stopped servers with empty disks on a network without links.
-    pub fn new(options: Options, applier: Box<dyn Applier>, tracer: Option<Tracer>) -> Self {
+    pub fn new(mut options: Options, applier: Box<dyn Applier>, tracer: Option<Tracer>) -> Self {
         let servers = options.servers;
+        options.config.seed = options.seed;
         let disk_dice = |i| Dice::new(options.seed, 100 + i as u64);
         Cluster {
             membership: Membership::of_voters((0..servers).map(id_of)),
@@ -195,9 +196,9 @@ impl Cluster {
     /// Starts server `i` from what is durable on its disk; one that runs is crashed first.
     pub fn start(&mut self, i: usize) {
         self.crash(i);
-        let config = Config { id: id_of(i), seed: self.options.seed, ..self.options.config.clone() };
         trace!(self, "n{} starts", i + 1);
-        if let Err(error) = self.nodes[i].start(config, self.membership.clone(), self.schedule.now()) {
+        let now = self.now();
+        if let Err(error) = self.nodes[i].start(&self.options.config, self.membership.clone(), now) {
             self.failed(format!("n{} cannot start: {error}", i + 1));
         }
         self.pump(i, None);

@@ -55,9 +55,9 @@ impl Node {
     }
 
     /// Starts from what is durable. Each life draws other timeouts.
-    pub(crate) fn start(&mut self, config: Config, membership: Membership, now: Instant) -> Result<(), ConfigError> {
+    pub(crate) fn start(&mut self, config: &Config, membership: Membership, now: Instant) -> Result<(), ConfigError> {
         self.life += 1;
-        let config = Config { id: self.id, seed: config.seed.wrapping_add(self.life << 32), ..config };
+        let config = Config { id: self.id, seed: config.seed.wrapping_add(self.life << 32), ..config.clone() };
         self.raft = Some(Raft::new(config, self.disk.recover(membership), now)?);
         self.alarm = None;
         self.pump_asked = false;

@@ -163,3 +163,90 @@ impl<T> Joining<T> {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::entries::EntryRef;
+    use crate::sim::cluster::{Applier, Options};
+    use crate::types::NodeId;
+
+    struct Nothing;
+
+    impl Applier for Nothing {
+        fn apply(&mut self, _server: usize, _entry: &EntryRef<'_>) -> Result<(), Failure> {
+            Ok(())
+        }
+    }
+
+    /// A simulation without servers: only scripts.
+    fn sim() -> Sim {
+        let config = Config::new(NodeId(1));
+        let options = Options { servers: 0, seed: 1, config, slowest_write: Duration::ZERO, tell_failures: false };
+        Sim::new(Cluster::new(options, Box::new(Nothing), None))
+    }
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn tasks_run_side_by_side_in_virtual_time() {
+        let sim = sim();
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let (s, log) = (sim.clone(), seen.clone());
+        let script = async move {
+            let tasks: Vec<_> = [30, 10, 20]
+                .into_iter()
+                .map(|millis| {
+                    let (sim, log) = (s.clone(), log.clone());
+                    s.spawn(async move {
+                        sim.sleep(MILLI * millis).await;
+                        log.borrow_mut().push(millis);
+                        millis
+                    })
+                })
+                .collect();
+            let mut sum = 0;
+            for task in tasks {
+                sum += task.join().await;
+            }
+            Ok((sum, s.now()))
+        };
+        assert_eq!(sim.run(MILLI * 100, script), Ok((60, Instant::from_millis(30))));
+        assert_eq!(*seen.borrow(), [10, 20, 30]);
+    }
+
+    #[test]
+    fn a_task_that_ended_before_it_is_joined_is_not_lost() {
+        let sim = sim();
+        let s = sim.clone();
+        let script = async move {
+            let task = s.spawn(async { 7 });
+            s.sleep(MILLI * 5).await;
+            Ok(task.join().await)
+        };
+        assert_eq!(sim.run(MILLI * 100, script), Ok(7));
+    }
+
+    #[test]
+    fn a_script_that_takes_too_long_fails() {
+        let sim = sim();
+        let s = sim.clone();
+        let script = async move {
+            loop {
+                s.sleep(MILLI * 50).await;
+                if s.now() > Instant::from_millis(10_000) {
+                    return Ok(());
+                }
+            }
+        };
+        assert!(sim.run(MILLI * 100, script).unwrap_err().contains("not done"));
+    }
+
+    #[test]
+    fn a_script_that_waits_for_nothing_fails() {
+        let sim = sim();
+        let never = std::future::pending::<Result<(), Failure>>();
+        assert_eq!(sim.run(MILLI, never), Err("the simulation ran dry".into()));
+    }
+}

@@ -29,7 +29,7 @@ fn anomalies(server: &Server) -> Vec<Anomaly> {
 }
 
 #[track_caller]
-fn changes_nothing(server: &mut Server, input: Input, anomaly: Option<Anomaly>) {
+fn changes_nothing(server: &mut Server, input: &Input, anomaly: Option<Anomaly>) {
     let before = essence(server);
     server.events.clear();
     let sent = server.step(input.clone());
@@ -47,16 +47,16 @@ fn strangers_are_not_heard() {
     for from in [0, 1, 4, u64::MAX] {
         let mut server = Server::following(3, 2, &[1, 2]);
         for body in [ask_vote(id(99, 99)), append(9, id(2, 2), &[3], 3), vote(3, true)] {
-            changes_nothing(&mut server, message(from, 1, 99, body), Some(Anomaly::Stranger));
+            changes_nothing(&mut server, &message(from, 1, 99, body), Some(Anomaly::Stranger));
         }
-        changes_nothing(&mut server, Input::LinkReset(NodeId(from)), None);
+        changes_nothing(&mut server, &Input::LinkReset(NodeId(from)), None);
     }
 }
 
 #[test]
 fn messages_for_others_are_not_taken() {
     let mut server = Server::following(3, 2, &[1, 2]);
-    changes_nothing(&mut server, message(2, 3, 99, ask_vote(id(99, 99))), Some(Anomaly::Misaddressed));
+    changes_nothing(&mut server, &message(2, 3, 99, ask_vote(id(99, 99))), Some(Anomaly::Misaddressed));
 }
 
 #[test]
@@ -73,13 +73,13 @@ fn terms_and_indices_beyond_belief_are_not_believed() {
     for term in [u64::MAX, Term::MAX.0 + 1] {
         for body in bodies() {
             let mut server = Server::following(3, 2, &[1, 2]);
-            changes_nothing(&mut server, message(3, 1, term, body), Some(Anomaly::OutOfRange));
+            changes_nothing(&mut server, &message(3, 1, term, body), Some(Anomaly::OutOfRange));
         }
     }
     for last in [id(u64::MAX, 1), id(2, u64::MAX)] {
         let mut server = Server::following(3, 2, &[1, 2]);
-        changes_nothing(&mut server, message(3, 1, 9, ask_vote(last)), Some(Anomaly::OutOfRange));
-        changes_nothing(&mut server, message(2, 1, 2, append(2, last, &[], 0)), Some(Anomaly::OutOfRange));
+        changes_nothing(&mut server, &message(3, 1, 9, ask_vote(last)), Some(Anomaly::OutOfRange));
+        changes_nothing(&mut server, &message(2, 1, 2, append(2, last, &[], 0)), Some(Anomaly::OutOfRange));
     }
 }
 
@@ -106,7 +106,7 @@ fn appends_that_contradict_themselves_are_not_taken() {
     ];
     for (body, what) in cases {
         let mut server = Server::following(3, 2, &[1, 2]);
-        changes_nothing(&mut server, message(2, 1, 2, body), Some(Anomaly::MalformedEntries));
+        changes_nothing(&mut server, &message(2, 1, 2, body), Some(Anomaly::MalformedEntries));
         assert_eq!(server.log(), [1, 2], "{what}");
     }
 }
@@ -117,15 +117,15 @@ fn committed_entries_cannot_be_overwritten() {
     server.receive(2, 1, append(2, id(1, 3), &[], 2));
     assert_eq!(server.commit(), 2);
     server.receive(3, 5, append(1, LogId::ZERO, &[], 0));
-    changes_nothing(&mut server, message(3, 1, 5, append(2, id(1, 1), &[5], 0)), Some(Anomaly::CommittedConflict));
+    changes_nothing(&mut server, &message(3, 1, 5, append(2, id(1, 1), &[5], 0)), Some(Anomaly::CommittedConflict));
 }
 
 #[test]
 fn a_second_leader_of_a_term_is_not_followed() {
     let mut server = Server::following(3, 2, &[1, 2]);
-    changes_nothing(&mut server, message(3, 1, 2, append(9, id(2, 2), &[2], 0)), Some(Anomaly::TwoLeaders));
+    changes_nothing(&mut server, &message(3, 1, 2, append(9, id(2, 2), &[2], 0)), Some(Anomaly::TwoLeaders));
     let (mut leader, _) = Server::leading(3, &[]);
-    changes_nothing(&mut leader, message(2, 1, 1, append(9, LogId::ZERO, &[1], 0)), Some(Anomaly::TwoLeaders));
+    changes_nothing(&mut leader, &message(2, 1, 1, append(9, LogId::ZERO, &[1], 0)), Some(Anomaly::TwoLeaders));
     assert!(leader.raft.is_leader());
 }
 
@@ -136,7 +136,7 @@ fn commit_indices_beyond_the_log_commit_nothing_that_is_not_there() {
     assert_eq!(server.commit(), 2, "what matches is committed, and no more");
     let mut server = Server::following(3, 2, &[1, 2]);
     let heartbeat = Message::Heartbeat(Heartbeat { epoch: 1, commit: LogIndex(9), round: None });
-    changes_nothing(&mut server, message(2, 1, 2, heartbeat), Some(Anomaly::CommitBeyondLog));
+    changes_nothing(&mut server, &message(2, 1, 2, heartbeat), Some(Anomaly::CommitBeyondLog));
 }
 
 #[test]
@@ -144,9 +144,9 @@ fn acknowledgements_of_what_was_never_sent_commit_nothing() {
     let (mut leader, _) = Server::leading(3, &[]);
     leader.propose(&["x"]);
     let ack = |epoch, index| Message::AppendAck(AppendAck { epoch, match_index: LogIndex(index) });
-    changes_nothing(&mut leader, message(2, 1, 1, ack(1, 2)), Some(Anomaly::AckBeyondLog));
-    changes_nothing(&mut leader, message(2, 1, 1, ack(1, u64::MAX)), Some(Anomaly::AckBeyondLog));
-    changes_nothing(&mut leader, message(2, 1, 1, ack(77, 1)), None);
+    changes_nothing(&mut leader, &message(2, 1, 1, ack(1, 2)), Some(Anomaly::AckBeyondLog));
+    changes_nothing(&mut leader, &message(2, 1, 1, ack(1, u64::MAX)), Some(Anomaly::AckBeyondLog));
+    changes_nothing(&mut leader, &message(2, 1, 1, ack(77, 1)), None);
     assert_eq!(leader.progress(2).0, 0);
 }
 
@@ -167,7 +167,7 @@ fn replies_to_nothing_are_dropped() {
     ];
     for body in replies {
         let mut server = Server::following(3, 2, &[1, 2]);
-        changes_nothing(&mut server, message(2, 1, 2, body), None);
+        changes_nothing(&mut server, &message(2, 1, 2, body), None);
         assert!(!server.raft.is_leader());
     }
 }
@@ -195,16 +195,16 @@ fn a_refusal_with_impossible_runs_moves_nothing() {
         commit_index: LogIndex(u64::MAX),
         runs: vec![id(9, 9), id(1, 1)],
     };
-    changes_nothing(&mut leader, message(2, 1, 2, Message::AppendReject(reject)), Some(Anomaly::AckBeyondLog));
+    changes_nothing(&mut leader, &message(2, 1, 2, Message::AppendReject(reject)), Some(Anomaly::AckBeyondLog));
     assert_eq!(leader.progress(2), before);
 }
 
 #[test]
 fn a_driver_that_reports_what_was_never_handed_out_is_told_so() {
     let mut server = Server::following(3, 2, &[1, 2]);
-    changes_nothing(&mut server, Input::Persisted(WriteSeq(u64::MAX)), Some(Anomaly::Driver));
-    changes_nothing(&mut server, Input::Applied(LogIndex(2)), Some(Anomaly::Driver));
-    changes_nothing(&mut server, Input::Fetched { id: FetchId(7), entries: entries(1, &[1]) }, None);
+    changes_nothing(&mut server, &Input::Persisted(WriteSeq(u64::MAX)), Some(Anomaly::Driver));
+    changes_nothing(&mut server, &Input::Applied(LogIndex(2)), Some(Anomaly::Driver));
+    changes_nothing(&mut server, &Input::Fetched { id: FetchId(7), entries: entries(1, &[1]) }, None);
 }
 
 #[test]

@@ -234,8 +234,11 @@ async fn client(t: Lab, number: u64, stop: Rc<Cell<bool>>) -> Vec<Command> {
     let mut done = Vec::new();
     while !stop.get() {
         let command = t.random_command();
-        let live = (0..t.servers()).filter(|i| t.is_alive(*i));
-        let Some(started) = live.filter_map(|i| t.propose(i, &command)).last() else {
+        let mut started = None;
+        for i in (0..t.servers()).filter(|i| t.is_alive(*i)) {
+            started = t.propose(i, &command).or(started);
+        }
+        let Some(started) = started else {
             t.sleep(79 + 17 * number).await;
             continue;
         };
