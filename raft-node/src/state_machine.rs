@@ -24,10 +24,16 @@ pub trait StateMachine: Send + 'static {
     /// Applies committed entries in order. For each entry of kind [`Command`](raft_core::EntryKind::Command) exactly one reply is
     /// pushed; entries of other kinds are counted as applied and get none. A command that makes no sense is no error of the
     /// machine: it gets a reply that says so, the same on every node.
+    ///
+    /// # Errors
+    /// The machine can go on no longer; the node stops.
     fn apply(&mut self, entries: &Entries, replies: &mut Replies) -> Result<(), Self::Error>;
 
     /// Answers a query from the present state, by appending the answer to `answer`. A query that makes no sense gets an
     /// answer that says so.
+    ///
+    /// # Errors
+    /// The machine can go on no longer; the node stops.
     fn query(&mut self, query: &[u8], answer: &mut BytesMut) -> Result<(), Self::Error>;
 }
 

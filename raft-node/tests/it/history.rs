@@ -3,7 +3,7 @@
 //! Every key has one writer, which writes ascending numbers one after another. For such a register, a history is linearizable
 //! exactly when no read sees a value that was not yet written, none misses a write that was acknowledged before it began, and
 //! none goes back behind a read that ended before it began. A write whose outcome is unknown may take effect at any
-//! time after it began.
+//! time after it began, so it must be the last one of its key.
 
 use std::time::Instant;
 
@@ -21,9 +21,9 @@ pub(crate) enum Operation {
 pub(crate) struct History(pub(crate) Vec<Operation>);
 
 impl History {
-    /// The greatest value that was acknowledged.
-    pub(crate) fn acknowledged(&self) -> u64 {
-        self.writes().filter(|(_, _, end)| end.is_some()).map(|(value, ..)| value).max().unwrap_or(0)
+    /// How many writes were acknowledged.
+    pub(crate) fn acknowledged(&self) -> usize {
+        self.writes().filter(|(.., end)| end.is_some()).count()
     }
 
     fn writes(&self) -> impl Iterator<Item = (u64, Instant, Option<Instant>)> {
@@ -43,7 +43,8 @@ impl History {
     /// Says what is wrong, if anything is.
     pub(crate) fn check(&self) -> Result<(), String> {
         for (value, start, end) in self.reads() {
-            let possible = self.writes().filter(|(_, begun, _)| *begun < end).map(|(value, ..)| value).max().unwrap_or(0);
+            let possible =
+                self.writes().filter(|(_, begun, _)| *begun < end).map(|(value, ..)| value).max().unwrap_or(0);
             if value > possible {
                 return Err(format!("read {value}, but only {possible} had been written"));
             }
