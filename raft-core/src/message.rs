@@ -64,7 +64,7 @@ pub struct VoteReply {
 /// Arguments of AppendEntries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppendEntries {
-    /// Which [`Progress`](crate::Progress) of the leader this belongs to; replies echo it. A member that was removed and added
+    /// Which life of the follower, in the eyes of this leader, this belongs to; replies echo it. A member that was removed and added
     /// again in the same term gets a new one, so that acknowledgements of its former life count for nothing.
     pub epoch: u64,
     /// Number of this message within the epoch; a rejection echoes it, and one that is older than the latest rewind is stale.
@@ -107,7 +107,7 @@ pub struct AppendReject {
 /// A sign of life from the leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
-    /// Echo of this in replies proves that they belong to the present [`Progress`](crate::Progress).
+    /// Echo of this in replies proves that they belong to the same life of the follower as in [`AppendEntries::epoch`].
     pub epoch: u64,
     /// `min(match_index of the receiver, commit_index)`: safe to adopt without a look at the log.
     pub commit: LogIndex,
