@@ -14,7 +14,7 @@ use crate::{setup, signals, workspace};
 /// Measures a three-node cluster of release processes on this machine: QUIC with mutual TLS, every write fsynced on a majority.
 ///
 /// Builds everything (minutes the first time), starts the nodes in a fresh folder below target/bench, drives them with the load generator, prints a table and
-/// writes the figures as JSON below target/bench. About three minutes once built, half a minute with --quick.
+/// writes the figures as JSON below target/bench. About five minutes once built, one with --quick.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
