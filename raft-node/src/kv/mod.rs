@@ -11,8 +11,11 @@
 //! Limits on keys and values are constants of the format, because every node must come to the same verdict on the same
 //! command. A node may refuse more at its edge (see [`Command::check`]), before a command gets into the log.
 
+mod buffer;
 mod command;
+mod flush;
 mod open;
+mod scan;
 mod store;
 
 pub use command::{Answer, Command, DecodeError, Item, Query, Refusal, Reply};

@@ -24,15 +24,19 @@ pub struct KvIdentity {
 /// Settings of the store's RocksDB.
 #[derive(Clone, Debug)]
 pub struct KvOptions {
-    /// Size of one memtable, in bytes. Up to three exist at a time. After a crash, about this much is replayed from the log.
+    /// Bytes of changed keys and values that are kept in memory before they are written out. At most twice as much accumulates
+    /// while a write is under way.
     pub write_buffer_bytes: usize,
+    /// Bytes of log entries after which changes are written out even if they are few: after a crash, at most about three times this
+    /// much is replayed from the log.
+    pub max_replay_bytes: usize,
     /// Size of the cache of uncompressed blocks, in bytes.
     pub block_cache_bytes: usize,
 }
 
 impl Default for KvOptions {
     fn default() -> Self {
-        KvOptions { write_buffer_bytes: 32 << 20, block_cache_bytes: 32 << 20 }
+        KvOptions { write_buffer_bytes: 16 << 20, max_replay_bytes: 64 << 20, block_cache_bytes: 32 << 20 }
     }
 }
 
@@ -192,8 +196,9 @@ fn database_options(options: &KvOptions) -> Options {
     let mut db = Options::default();
     db.create_if_missing(true);
     db.set_block_based_table_factory(&blocks);
-    db.set_write_buffer_size(options.write_buffer_bytes);
-    db.set_max_write_buffer_number(3);
+    // A buffer arrives as one batch and is flushed at once: RocksDB need not do it on its own account.
+    db.set_write_buffer_size(options.write_buffer_bytes.saturating_mul(4));
+    db.set_max_write_buffer_number(2);
     db.set_compression_type(DBCompressionType::Lz4);
     db.set_max_background_jobs(2);
     db.set_bytes_per_sync(1 << 20);

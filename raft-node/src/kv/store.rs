@@ -1,8 +1,9 @@
-//! The store itself: a RocksDB in which the mutations of a batch and the applied index become visible together.
+//! The store itself: the newest changes in memory, everything else in a RocksDB, where the mutations of many batches and the
+//! applied index become visible together.
 //!
 //! # Layout
 //!
-//! One column family, whose memtables are flushed in order: what a crash leaves is always a prefix of the batches,
+//! One column family, written by one batch for each full buffer: what a crash leaves is always a prefix of the commands,
 //! together with the applied index of exactly that prefix. There is no write-ahead log; the Raft log replays the rest.
 //!
 //! ```text
@@ -12,15 +13,18 @@
 //! group u64 BE | 'd' | user's key  revision u64 BE | user's value
 //! ```
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use raft_core::{Entries, EntryKind, EntryRef, GroupId, LogId, LogIndex, Term};
-use rocksdb::{DB, ReadOptions, WriteBatch, WriteOptions};
+use rocksdb::{DB, ReadOptions, WriteOptions};
 
+use super::buffer::Buffer;
 use super::command::check_key;
+use super::flush::{Flusher, Full};
 use super::open::{self, KvError, KvIdentity, KvOptions};
+use super::scan::Merged;
 use super::{Answer, Command, Item, MAX_SCAN_BYTES, MAX_SCAN_ITEMS, MAX_VALUE_BYTES, Query, Refusal, Reply};
 use crate::state_machine::{Replies, StateMachine};
 
@@ -29,15 +33,24 @@ const APPLIED: u8 = b'a';
 const PREFIX: usize = 9;
 
 /// The key-value store as a [`StateMachine`].
+///
+/// A key's newest change is in `active`, else in `flushing`, else in the database. `applied` covers all three, the applied index in
+/// the database only what is in the database.
 pub struct KvStore {
-    db: DB,
+    db: Arc<DB>,
     dir: PathBuf,
     group: GroupId,
     applied: LogId,
-    write_options: WriteOptions,
-    /// Key and value under construction; kept for their capacity.
+    /// Takes the changes.
+    active: Buffer,
+    /// Is being written to the database.
+    flushing: Option<Arc<Buffer>>,
+    flusher: Flusher,
+    /// Bytes of log entries that a crash would have to replay, `flushing` not counted.
+    replay_bytes: usize,
+    options: KvOptions,
+    /// A key under construction; kept for its capacity.
     key: Vec<u8>,
-    value: Vec<u8>,
 }
 
 impl KvStore {
@@ -47,15 +60,20 @@ impl KvStore {
     /// When the directory is another node's, in use, damaged, or from a newer version; see [`KvError`].
     pub fn open(dir: impl AsRef<Path>, identity: &KvIdentity, options: &KvOptions) -> Result<Self, KvError> {
         let dir = dir.as_ref();
-        let db = open::open(dir, identity, options)?;
+        let db = Arc::new(open::open(dir, identity, options)?);
+        let flusher = Flusher::start(db.clone(), dir.to_owned())
+            .map_err(|source| KvError::Directory { dir: dir.to_owned(), source })?;
         let mut store = KvStore {
             db,
             dir: dir.to_owned(),
             group: GroupId::FIRST,
             applied: LogId::ZERO,
-            write_options: write_options(),
+            active: Buffer::default(),
+            flushing: None,
+            flusher,
+            replay_bytes: 0,
+            options: options.clone(),
             key: Vec::new(),
-            value: Vec::new(),
         };
         store.applied = store.read_applied()?;
         Ok(store)
@@ -70,8 +88,49 @@ impl KvStore {
     ///
     /// # Errors
     /// When RocksDB fails: the node must stop.
-    pub fn flush(&self) -> Result<(), KvError> {
-        self.db.flush().map_err(|e| self.database("flushing", e))
+    pub fn flush(&mut self) -> Result<(), KvError> {
+        self.finish_flush()?;
+        self.begin_flush();
+        self.finish_flush()
+    }
+
+    /// Begins to write out the active buffer, if anything would be gained by it. No other may be under way.
+    fn begin_flush(&mut self) {
+        if self.replay_bytes == 0 && self.active.is_empty() {
+            return;
+        }
+        let buffer = Arc::new(std::mem::take(&mut self.active));
+        self.replay_bytes = 0;
+        self.flusher.begin(Full { group: self.group, buffer: buffer.clone(), applied: self.applied });
+        self.flushing = Some(buffer);
+    }
+
+    fn finish_flush(&mut self) -> Result<(), KvError> {
+        if self.flushing.is_some() {
+            let gone = || Err(self.damaged("the flushing thread is gone"));
+            self.flusher.wait().unwrap_or_else(gone)?;
+            self.flushing = None;
+        }
+        Ok(())
+    }
+
+    /// Writes out the active buffer when it is large, or when much would have to be replayed without. Waits only when
+    /// the one before is not written by the time that this one is twice as large as it should be.
+    fn flush_if_due(&mut self) -> Result<(), KvError> {
+        if self.flushing.is_some()
+            && let Some(result) = self.flusher.poll()
+        {
+            result?;
+            self.flushing = None;
+        }
+        let (buffer, replay) = (self.options.write_buffer_bytes, self.options.max_replay_bytes);
+        if self.active.bytes() >= buffer.saturating_mul(2) || self.replay_bytes >= replay.saturating_mul(2) {
+            self.finish_flush()?;
+        }
+        if self.flushing.is_none() && (self.active.bytes() >= buffer || self.replay_bytes >= replay) {
+            self.begin_flush();
+        }
+        Ok(())
     }
 
     fn read_applied(&self) -> Result<LogId, KvError> {
@@ -85,8 +144,7 @@ impl KvStore {
         Ok(LogId::new(Term(term as u64), LogIndex(index as u64)))
     }
 
-    /// Applies one command to the batch under construction.
-    fn apply_command(&mut self, entry: &EntryRef<'_>, batch: &mut Pending) -> Result<Reply, KvError> {
+    fn apply_command(&mut self, entry: &EntryRef<'_>) -> Result<Reply, KvError> {
         let Ok(command) = Command::decode(entry.payload) else {
             return Ok(Reply::Refused(Refusal::Malformed));
         };
@@ -96,96 +154,79 @@ impl KvStore {
         let revision = entry.index.0;
         match command {
             Command::Put { key, value } => {
-                self.put(key, revision, value, batch);
+                self.active.put(key, revision, value);
                 Ok(Reply::Written { revision })
             }
             Command::Delete { key } => {
-                let existed = self.revision(key, batch)? != 0;
+                let existed = self.revision(key)? != 0;
                 if existed {
-                    self.set_key(key);
-                    batch.writes.delete(&self.key);
-                    batch.remember(key, 0);
+                    self.active.delete(key, revision);
                 }
                 Ok(Reply::Deleted { existed })
             }
             Command::Cas { key, expected, value } => {
-                let current = self.revision(key, batch)?;
+                let current = self.revision(key)?;
                 if current != expected {
                     return Ok(Reply::Mismatch { current });
                 }
-                self.put(key, revision, value, batch);
+                self.active.put(key, revision, value);
                 Ok(Reply::Written { revision })
             }
         }
     }
 
-    fn put(&mut self, key: &[u8], revision: u64, value: &[u8], batch: &mut Pending) {
-        self.set_key(key);
-        self.value.clear();
-        self.value.extend_from_slice(&revision.to_be_bytes());
-        self.value.extend_from_slice(value);
-        batch.writes.put(&self.key, &self.value);
-        batch.remember(key, revision);
-    }
-
-    /// The revision of a key as the commands before this one leave it; 0: absent.
-    fn revision(&mut self, key: &[u8], batch: &Pending) -> Result<u64, KvError> {
-        if let Some(&revision) = batch.overlay.as_ref().and_then(|overlay| overlay.get(key)) {
-            return Ok(revision);
-        }
-        self.set_key(key);
-        let value = self.db.get_pinned(&self.key).map_err(|e| self.database("reading a key", e))?;
-        value.map_or(Ok(0), |value| Ok(self.split(&value)?.0))
+    /// The revision of a key; 0: absent.
+    fn revision(&mut self, key: &[u8]) -> Result<u64, KvError> {
+        self.look_up(key, |found| found.map_or(0, |(revision, _)| revision))
     }
 
     fn get(&mut self, key: &[u8], answer: &mut BytesMut) -> Result<(), KvError> {
-        self.set_key(key);
-        match self.db.get_pinned(&self.key).map_err(|e| self.database("reading a key", e))? {
+        self.look_up(key, |found| match found {
             None => Answer::Absent.encode_to(answer),
-            Some(stored) => {
-                let (revision, value) = self.split(&stored)?;
-                Answer::Value { revision, value }.encode_to(answer);
-            }
+            Some((revision, value)) => Answer::Value { revision, value }.encode_to(answer),
+        })
+    }
+
+    /// Finds the newest revision and value of a key.
+    fn look_up<T>(&mut self, key: &[u8], found: impl FnOnce(Option<(u64, &[u8])>) -> T) -> Result<T, KvError> {
+        let flushing = || self.flushing.as_ref().and_then(|buffer| buffer.get(key));
+        if let Some(change) = self.active.get(key).or_else(flushing) {
+            return Ok(found(change.value.as_ref().map(|value| (change.revision, &value[..]))));
         }
-        Ok(())
+        data_key(self.group, key, &mut self.key);
+        match self.db.get_pinned(&self.key).map_err(|e| self.database("reading a key", e))? {
+            None => Ok(found(None)),
+            Some(stored) => Ok(found(Some(self.split(&stored)?))),
+        }
     }
 
     fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: u32, answer: &mut BytesMut) -> Result<(), KvError> {
         let limit = limit.min(MAX_SCAN_ITEMS) as usize;
         let mut options = ReadOptions::default();
-        let prefix = group_key(self.group, DATA);
-        let upper = match end {
-            Some(end) => [&prefix[..], end].concat(),
-            None => group_key(self.group, DATA + 1).to_vec(),
-        };
-        options.set_iterate_upper_bound(upper);
-        let mut iterator = self.db.raw_iterator_opt(options);
-        iterator.seek([&prefix[..], start].concat());
+        options.set_iterate_upper_bound(group_key(self.group, DATA + 1));
+        let mut stored = self.db.raw_iterator_opt(options);
+        stored.seek([&group_key(self.group, DATA)[..], start].concat());
+        let mut merged = Merged::new(self.active.from(start), self.flushing.as_deref().map(|b| b.from(start)), stored);
         let (mut found, mut bytes, mut more) = (Vec::new(), 0, false);
-        while let Some((key, value)) = iterator.item() {
+        while let Some((key, value)) = merged.next_item(PREFIX) {
+            if end.is_some_and(|end| key.as_slice() >= end) {
+                break;
+            }
             if found.len() == limit || bytes >= MAX_SCAN_BYTES {
                 more = true;
                 break;
             }
             bytes += key.len() + value.len();
-            found.push((key.to_vec(), value.to_vec()));
-            iterator.next();
+            found.push((key, value));
         }
-        // An iterator that fails looks like one that is at its end.
-        iterator.status().map_err(|e| self.database("scanning", e))?;
+        merged.status().map_err(|e| self.database("scanning", e))?;
         let mut items = Vec::with_capacity(found.len());
         for (key, stored) in &found {
             let (revision, value) = self.split(stored)?;
-            items.push(Item { key: &key[PREFIX..], revision, value });
+            items.push(Item { key, revision, value });
         }
         Answer::Items { more, items }.encode_to(answer);
         Ok(())
-    }
-
-    fn set_key(&mut self, key: &[u8]) {
-        self.key.clear();
-        self.key.extend_from_slice(&group_key(self.group, DATA));
-        self.key.extend_from_slice(key);
     }
 
     fn split<'v>(&self, stored: &'v [u8]) -> Result<(u64, &'v [u8]), KvError> {
@@ -217,16 +258,13 @@ impl StateMachine for KvStore {
         if first != self.applied.index.next() {
             return Err(KvError::Gap { first, applied: self.applied.index });
         }
-        let mut batch = Pending::for_entries(entries);
         for entry in entries.iter().filter(|entry| entry.kind == EntryKind::Command) {
-            let reply = self.apply_command(&entry, &mut batch)?;
+            let reply = self.apply_command(&entry)?;
             replies.push_with(|buf| reply.encode_to(buf));
         }
-        let applied = [term.0.to_be_bytes(), index.0.to_be_bytes()].concat();
-        batch.writes.put(group_key(self.group, APPLIED), applied);
-        self.db.write_opt(batch.writes, &self.write_options).map_err(|e| self.database("applying a batch", e))?;
         self.applied = LogId::new(term, index);
-        Ok(())
+        self.replay_bytes += entries.byte_len();
+        self.flush_if_due()
     }
 
     fn query(&mut self, query: &[u8], answer: &mut BytesMut) -> Result<(), KvError> {
@@ -242,28 +280,12 @@ impl StateMachine for KvStore {
     }
 }
 
-/// The mutations of one batch of entries.
-struct Pending {
-    writes: WriteBatch,
-    /// Revisions of the keys that the batch changed, for the commands in it that look at a revision. `None` when there are
-    /// no such commands: then nothing needs to be remembered.
-    overlay: Option<HashMap<Box<[u8]>, u64>>,
-}
-
-impl Pending {
-    fn for_entries(entries: &Entries) -> Self {
-        let looks = |entry: EntryRef<'_>| {
-            entry.kind == EntryKind::Command
-                && matches!(Command::decode(entry.payload), Ok(Command::Delete { .. } | Command::Cas { .. }))
-        };
-        // A lone command sees nothing but the database.
-        let overlay = (entries.len() > 1 && entries.iter().any(looks)).then(HashMap::new);
-        Pending { writes: WriteBatch::with_capacity_bytes(entries.byte_len() + 64), overlay }
-    }
-
-    fn remember(&mut self, key: &[u8], revision: u64) {
-        if let Some(overlay) = &mut self.overlay {
-            overlay.insert(key.into(), revision);
+/// An orderly end spares the next start the replay.
+impl Drop for KvStore {
+    fn drop(&mut self) {
+        if let Err(error) = self.flush() {
+            // Nothing is lost: the log has it.
+            tracing::warn!(%error, "not flushed");
         }
     }
 }
@@ -279,6 +301,25 @@ pub(super) fn group_key(group: GroupId, tag: u8) -> [u8; PREFIX] {
     let mut key = [tag; PREFIX];
     key[..8].copy_from_slice(&group.0.to_be_bytes());
     key
+}
+
+/// The database's key for a user's key.
+pub(super) fn data_key(group: GroupId, name: &[u8], key: &mut Vec<u8>) {
+    key.clear();
+    key.extend_from_slice(&group_key(group, DATA));
+    key.extend_from_slice(name);
+}
+
+/// The database's value for a user's value.
+pub(super) fn stored_value(revision: u64, bytes: &[u8], value: &mut Vec<u8>) {
+    value.clear();
+    value.extend_from_slice(&revision.to_be_bytes());
+    value.extend_from_slice(bytes);
+}
+
+/// Key and value of the applied index.
+pub(super) fn applied_entry(group: GroupId, applied: LogId) -> ([u8; PREFIX], Vec<u8>) {
+    (group_key(group, APPLIED), [applied.term.0.to_be_bytes(), applied.index.0.to_be_bytes()].concat())
 }
 
 #[cfg(test)]

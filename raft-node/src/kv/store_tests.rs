@@ -277,3 +277,29 @@ fn a_newer_format_and_damage_are_refused() {
     DB::open_default(dir.path()).unwrap().put(group_key(GroupId::FIRST, APPLIED), b"short").unwrap();
     assert!(matches!(refusal(dir.path(), &identity()), KvError::Damaged { .. }));
 }
+
+/// Small buffers, so that every source of the data is met: answers are the same as from one buffer that is never written out.
+#[test]
+fn flushing_makes_no_difference() {
+    let (small, large) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let options = KvOptions { write_buffer_bytes: 2_000, max_replay_bytes: 10_000, ..KvOptions::default() };
+    let mut small = KvStore::open(small.path(), &identity(), &options).unwrap();
+    let mut large = open(large.path());
+    let mut flushed = 0;
+    for round in 0..300_u32 {
+        let key =
+            |n: u32| format!("key-{}", (round.wrapping_mul(2_654_435_761) >> 7).wrapping_add(n * 7) % 60).into_bytes();
+        let batch = [put(&key(1), &round.to_be_bytes()), delete(&key(2)), cas(&key(3), 0, b"new"), put(&key(4), b"x")];
+        assert_eq!(apply(&mut small, &batch), apply(&mut large, &batch));
+        flushed += u32::from(small.flushing.is_some());
+        for n in 1..6 {
+            assert_eq!(get(&mut small, &key(n)), get(&mut large, &key(n)));
+        }
+        let range = Query::Scan { start: b"key-2", end: Some(serde_bytes::Bytes::new(b"key-5")), limit: 20 };
+        assert_eq!(ask(&mut small, range), ask(&mut large, range));
+    }
+    assert!(flushed > 0 && small.db.get_pinned(group_key(GroupId::FIRST, APPLIED)).unwrap().is_some());
+    small.flush().unwrap();
+    let all = Query::Scan { start: b"", end: None, limit: 100 };
+    assert_eq!(ask(&mut small, all), ask(&mut large, all));
+}

@@ -1,0 +1,92 @@
+//! Writing full buffers to the database, on a thread of its own.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{Builder, JoinHandle};
+
+use raft_core::{GroupId, LogId};
+use rocksdb::{DB, WriteBatch};
+
+use super::buffer::Buffer;
+use super::open::KvError;
+use super::store::{applied_entry, data_key, stored_value, write_options};
+
+/// A buffer that takes no more changes, and the last entry that it contains.
+pub(super) struct Full {
+    pub(super) group: GroupId,
+    pub(super) buffer: Arc<Buffer>,
+    pub(super) applied: LogId,
+}
+
+/// Hands full buffers to the thread that writes them, one at a time.
+pub(super) struct Flusher {
+    /// `None` once it is being stopped.
+    queue: Option<Sender<Full>>,
+    done: Receiver<Result<(), KvError>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flusher {
+    pub(super) fn start(db: Arc<DB>, dir: PathBuf) -> std::io::Result<Self> {
+        let (queue, full) = channel::<Full>();
+        let (report, done) = channel();
+        let thread = Builder::new().name("kv-flusher".into()).spawn(move || {
+            for full in full {
+                let result = write(&db, &full).map_err(|source| {
+                    let dir = dir.clone();
+                    KvError::Database { dir, doing: "flushing", source }
+                });
+                if report.send(result).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Flusher { queue: Some(queue), done, thread: Some(thread) })
+    }
+
+    pub(super) fn begin(&self, full: Full) {
+        // If the thread is gone, `finished` says so.
+        let _ = self.queue.as_ref().map(|queue| queue.send(full));
+    }
+
+    /// The outcome of the flush that was begun, if there is one yet.
+    pub(super) fn poll(&self) -> Option<Result<(), KvError>> {
+        self.done.try_recv().ok()
+    }
+
+    /// Waits for the outcome of the flush that was begun. `None` when the thread is gone.
+    pub(super) fn wait(&self) -> Option<Result<(), KvError>> {
+        self.done.recv().ok()
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(thread) = self.thread.take() {
+            // Its panic was noticed by whoever waited for it.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One batch with the changes and the applied index, so that a crash leaves both or neither; then the flush that makes it last.
+fn write(db: &DB, full: &Full) -> Result<(), rocksdb::Error> {
+    let mut batch = WriteBatch::with_capacity_bytes(full.buffer.bytes());
+    let (mut key, mut value) = (Vec::new(), Vec::new());
+    for (name, change) in full.buffer.from(b"") {
+        data_key(full.group, name, &mut key);
+        match &change.value {
+            Some(bytes) => {
+                stored_value(change.revision, bytes, &mut value);
+                batch.put(&key, &value);
+            }
+            None => batch.delete(&key),
+        }
+    }
+    let (key, value) = applied_entry(full.group, full.applied);
+    batch.put(key, value);
+    db.write_opt(batch, &write_options())?;
+    db.flush()
+}
