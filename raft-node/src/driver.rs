@@ -174,8 +174,7 @@ impl Driver {
         match self.core.propose(now, &commands) {
             Ok(Proposed { term, first, .. }) => {
                 let waiting = responders.into_iter().enumerate();
-                self.waiting
-                    .extend(waiting.map(|(i, responder)| Waiting { term, index: first + i as u64, responder }));
+                self.waiting.extend(waiting.map(|(i, responder)| Waiting { term, index: first + i as u64, responder }));
             }
             Err(error) => self.refuse(responders, error),
         }

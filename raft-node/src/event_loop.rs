@@ -114,23 +114,23 @@ pub(crate) struct EventLoop<T> {
 }
 
 impl<T: Transport> EventLoop<T> {
-    /// Runs until the node is asked to stop, or cannot go on.
-    pub(crate) async fn run(mut self) -> Result<(), Fatal> {
+    /// Runs until the node is asked to stop, or cannot go on. The transport is given back, since the last replies have yet to leave.
+    pub(crate) async fn run(mut self) -> (Result<(), Fatal>, T) {
         let result = self.serve().await;
         self.driver.stop();
         self.inlets.requests.close();
         while let Ok(request) = self.inlets.requests.try_recv() {
             refuse(request);
         }
-        result
+        (result, self.outlets.transport)
     }
 
     async fn serve(&mut self) -> Result<(), Fatal> {
         let mut seen = LogIndex::ZERO;
         let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
         while !self.driver.is_stopping() {
-            let due = self.origin + Duration::from_nanos(self.driver.deadline().0);
-            let due = tokio::time::Instant::from_std(due);
+            let deadline = self.driver.deadline();
+            let due = tokio::time::Instant::from_std(self.origin + Duration::from_nanos(deadline.0));
             // Moving the timer costs more than waking up once too early.
             if due < timer.deadline() || timer.is_elapsed() {
                 timer.as_mut().reset(due);
@@ -145,6 +145,10 @@ impl<T: Transport> EventLoop<T> {
             let now = self.now();
             self.take_in(now, first)?;
             self.drain(now)?;
+            if now >= deadline {
+                // As long as requests keep coming, nobody looks at the timer.
+                self.driver.step(now, Input::Wake);
+            }
             let applied = applier::reached(&self.progress);
             if applied > seen {
                 seen = applied;
@@ -154,7 +158,8 @@ impl<T: Transport> EventLoop<T> {
             if let Some(thread) = self.outlets.lost {
                 return Err(self.why_lost(thread));
             }
-            self.leader.send_if_modified(|leader| std::mem::replace(leader, self.driver.leader()) != self.driver.leader());
+            self.leader
+                .send_if_modified(|leader| std::mem::replace(leader, self.driver.leader()) != self.driver.leader());
         }
         Ok(())
     }

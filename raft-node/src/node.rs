@@ -17,13 +17,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::applier::{self, Progress};
 use crate::driver::Driver;
-use crate::event_loop::{EventLoop, Fatal, Inbox, Inlets, Outlets};
+use crate::event_loop::{EventLoop, Inbox, Inlets, Outlets};
 use crate::handle::{Raft, Stopped};
 use crate::state_machine::StateMachine;
 use crate::{reader, writer};
 
 /// Batches of messages that may wait for the loop before the transport stops reading.
 const INBOUND_QUEUE: usize = 1024;
+/// How long a node that stops waits for what it sent last to leave.
+const FAREWELL: Duration = Duration::from_millis(20);
 /// Client connections that may wait to be served.
 const CLIENT_QUEUE: usize = 64;
 
@@ -325,7 +327,8 @@ impl<T: Transport> Wired<T> {
     /// Runs the node to its end, and makes sure that what was handed to its threads is finished.
     async fn run(self) {
         let Wired { raft, event_loop, threads, stopped } = self;
-        let result: Result<(), Arc<Fatal>> = event_loop.run().await.map_err(Arc::new);
+        let (result, transport) = event_loop.run().await;
+        let result = result.map_err(Arc::new);
         if let Err(error) = &result {
             tracing::error!(%error, "the node stops");
         }
@@ -336,8 +339,10 @@ impl<T: Transport> Wired<T> {
                 tracing::error!("a thread of the node panicked");
             }
         }
-        // Replies made meanwhile are on their way to the clients.
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        // Replies made meanwhile are on their way to the clients; after them, farewells to everybody.
+        tokio::time::sleep(FAREWELL).await;
+        drop(transport);
+        tokio::time::sleep(FAREWELL).await;
         stopped.send_replace(Stopped(Some(result)));
     }
 }

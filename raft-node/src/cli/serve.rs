@@ -13,6 +13,7 @@ use raft_node::kv::{Command, KvIdentity, KvOptions, KvStore, Refusal};
 use raft_node::{Metrics, Raft};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::{Done, ServeArgs};
 
@@ -58,6 +59,7 @@ async fn start(config: NodeConfig) -> Result<Raft> {
         .identity(id, cluster.clone())
         .data_dir(data_dir)
         .listen(listen)
+        .net_limits(raft_net::Limits { max_clients: limits.service.connections, ..raft_net::Limits::default() })
         .peers(peers)
         .tls(tls)
         .tune(move |config| {
@@ -126,8 +128,7 @@ fn counters(metrics: &Metrics) -> BTreeMap<String, u64> {
 
 /// The log goes to standard error.
 fn init_logging(settings: &LogSettings) -> Result<()> {
-    let filter = EnvFilter::try_new(&settings.level)
-        .with_context(|| format!("`log.level` is `{}`, but must be a level such as info", settings.level))?;
+    let filter = filter(&settings.level)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let installed = match settings.format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
@@ -136,9 +137,29 @@ fn init_logging(settings: &LogSettings) -> Result<()> {
     installed.map_err(|error| anyhow::anyhow!("cannot set up logging: {error}"))
 }
 
+/// A filter would take a word that is no level for the name of a module, and log next to nothing.
+fn filter(level: &str) -> Result<EnvFilter> {
+    let no_level =
+        |word: &&str| !word.contains(['=', '[']) && (word.is_empty() || word.parse::<LevelFilter>().is_err());
+    if let Some(word) = level.split(',').find(no_level) {
+        bail!("`log.level` has `{word}`, but must be error, warn, info, debug or trace, or like info,raft_net=debug");
+    }
+    EnvFilter::try_new(level).with_context(|| format!("`log.level` is `{level}`, but must be a level such as info"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_misspelt_level_is_noticed() {
+        for good in ["info", "WARN", "off", "info,raft_net=debug", "info,raft_node::driver=trace", "[span]=debug"] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["", "inof", "info,verbose", "raft_net=loud"] {
+            assert!(filter(bad).unwrap_err().to_string().contains("`log.level`"), "{bad}");
+        }
+    }
 
     #[test]
     fn the_edge_refuses_what_the_store_would() {

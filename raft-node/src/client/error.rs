@@ -64,7 +64,7 @@ pub enum Missing {
     Nodes,
     /// Nodes answered, but none of them leads: there may be no majority.
     Leader,
-    /// There was a leader, but it did not get to the request.
+    /// A node took the request, but did not get to it in time: it is busy, stands still, or leads without a majority.
     Answer,
 }
 
@@ -73,7 +73,7 @@ impl fmt::Display for Missing {
         f.write_str(match self {
             Missing::Nodes => "no node could be reached",
             Missing::Leader => "no leader was found (is there a majority of nodes?)",
-            Missing::Answer => "no answer",
+            Missing::Answer => "no answer came (is there a majority of nodes?)",
         })
     }
 }

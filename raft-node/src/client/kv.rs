@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{Client, Error};
 use crate::handle::Consistency;
-use crate::kv::{Answer, Command, Query, Reply};
+use crate::kv::{Answer, Command, MAX_VALUE_BYTES, Query, Reply};
 
 /// A value and the revision of its last change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn put(&self, key: &[u8], value: &[u8]) -> Result<u64, Error> {
-        let reply = self.write_repeatable(Command::Put { key, value }.encode()).await?;
+        let reply = self.write_repeatable(checked(Command::Put { key, value })?).await?;
         match Reply::decode(&reply)? {
             Reply::Written { revision } => Ok(revision),
             other => Err(unexpected(other)),
@@ -69,7 +69,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn delete(&self, key: &[u8]) -> Result<bool, Error> {
-        let reply = self.write_repeatable(Command::Delete { key }.encode()).await?;
+        let reply = self.write_repeatable(checked(Command::Delete { key })?).await?;
         match Reply::decode(&reply)? {
             Reply::Deleted { existed } => Ok(existed),
             other => Err(unexpected(other)),
@@ -81,7 +81,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn cas(&self, key: &[u8], expected: u64, value: &[u8]) -> Result<CasOutcome, Error> {
-        let reply = self.write(Command::Cas { key, expected, value }.encode()).await?;
+        let reply = self.write(checked(Command::Cas { key, expected, value })?).await?;
         match Reply::decode(&reply)? {
             Reply::Written { revision } => Ok(CasOutcome::Written { revision }),
             Reply::Mismatch { current } => Ok(CasOutcome::Mismatch { current }),
@@ -131,6 +131,12 @@ impl Client {
             Answer::Absent | Answer::Value { .. } => Err(Error::BadAnswer("a value for a range".into())),
         }
     }
+}
+
+/// What no node would accept is not sent: a frame over the node's limit breaks the connection, for everybody on it.
+fn checked(command: Command<'_>) -> Result<Bytes, Error> {
+    command.check(MAX_VALUE_BYTES)?;
+    Ok(command.encode())
 }
 
 fn unexpected(reply: Reply) -> Error {

@@ -121,7 +121,7 @@ impl Link {
             if bytes.is_empty() {
                 self.work.notified().await;
             } else if let Err(error) = send.write_chunk(bytes).await {
-                return self.close(&format!("connection lost: {error}"));
+                return self.close(&self.lost(&error));
             }
         }
     }
@@ -144,7 +144,7 @@ impl Link {
                         }
                     }
                     Ok(None) => return "the node closed the stream".into(),
-                    Err(error) => return format!("connection lost: {error}"),
+                    Err(error) => return self.lost(&error),
                 },
                 _ = turn.tick() => {
                     silent_turns = if self.expects_a_sign() { silent_turns + 1 } else { 0 };
@@ -153,6 +153,14 @@ impl Link {
                     }
                 }
             }
+        }
+    }
+
+    /// Why the connection is gone, as the other end put it if it did; `error` by itself does not say.
+    fn lost(&self, error: &dyn std::error::Error) -> String {
+        match self.connection.close_reason() {
+            Some(reason) => format!("connection lost: {reason}"),
+            None => format!("connection lost: {error}"),
         }
     }
 

@@ -259,6 +259,8 @@ struct Search {
     nodes: Complaints,
     saw_leader: bool,
     saw_node: bool,
+    /// Whether a node was connected, although it did not answer.
+    saw_connection: bool,
     /// Attempts since the last pause.
     tries: usize,
     last: Option<NodeId>,
@@ -278,6 +280,7 @@ impl Search {
             nodes: Complaints::default(),
             saw_leader: false,
             saw_node: false,
+            saw_connection: false,
             tries: 0,
             last: None,
             backoff: BACKOFF.0,
@@ -310,6 +313,7 @@ impl Search {
                 self.again(client)
             }
             Attempt::MaybeSent(why) => {
+                self.saw_connection = true;
                 client.unset_leader(node);
                 client.inner.nodes.suspect(node);
                 self.unknown(client, node, why)
@@ -388,10 +392,12 @@ impl Search {
         if let Some(why) = self.maybe_done {
             return Error::OutcomeUnknown { why };
         }
-        let reason = match (self.saw_node, self.saw_leader) {
-            (_, true) => Missing::Answer,
-            (true, false) => Missing::Leader,
-            (false, false) => Missing::Nodes,
+        let reason = if self.saw_node && !self.saw_leader {
+            Missing::Leader
+        } else if self.saw_leader || self.saw_connection {
+            Missing::Answer
+        } else {
+            Missing::Nodes
         };
         Error::Timeout { waited: self.start.elapsed(), reason, nodes: self.nodes }
     }

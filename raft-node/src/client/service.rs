@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{RecvStream, SendStream, VarInt};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
 use raft_core::{GroupId, NodeId, Status};
 use raft_net::ClientConnection;
 use tokio::sync::mpsc;
@@ -31,15 +31,23 @@ pub struct ServiceLimits {
     pub connections: usize,
     /// Requests without a reply, for each connection.
     pub in_flight: usize,
-    /// Longest command or query, in bytes.
+    /// Longest command, in bytes.
     pub request_bytes: usize,
+    /// Longest query, in bytes. Unlike commands, of which the core takes only so many, all queries in progress are kept.
+    pub query_bytes: usize,
     /// Bytes of replies that a client has not taken yet, for each connection.
     pub reply_bytes: usize,
 }
 
 impl Default for ServiceLimits {
     fn default() -> Self {
-        ServiceLimits { connections: 1024, in_flight: 4096, request_bytes: 8 << 20, reply_bytes: 16 << 20 }
+        ServiceLimits {
+            connections: 1024,
+            in_flight: 4096,
+            request_bytes: 8 << 20,
+            query_bytes: 64 << 10,
+            reply_bytes: 16 << 20,
+        }
     }
 }
 
@@ -121,7 +129,7 @@ impl Service {
         let limits = SinkLimits { requests: self.limits.in_flight, reply_bytes: self.limits.reply_bytes };
         let sink = Arc::new(ConnectionSink::new(limits, self.addresses.clone()));
         let mut writer = tokio::spawn(write_replies(sink.clone(), send));
-        match self.read_requests(recv, &sink).await {
+        match self.read_requests(&connection, recv, &sink).await {
             Ok(()) => {
                 // The client has sent all it wants: it gets its replies, unless it goes away.
                 tokio::select! {
@@ -136,19 +144,33 @@ impl Service {
                 tracing::warn!(client = name, %error, "closing a client connection");
                 connection.close(CLOSE_PROTOCOL, error.to_string().as_bytes());
             }
-            Err(ReadFailure::Lost(error)) => tracing::debug!(client = name, %error, "client connection lost"),
+            Err(ReadFailure::Lost(error)) => {
+                tracing::debug!(client = name, %error, "client connection lost");
+                // When only the stream is gone, the connection is of no use.
+                connection.close(CLOSE_PROTOCOL, error.as_bytes());
+            }
         }
         sink.close();
         writer.abort();
     }
 
-    async fn read_requests(&self, mut recv: RecvStream, sink: &Arc<ConnectionSink>) -> Result<(), ReadFailure> {
+    async fn read_requests(
+        &self,
+        connection: &Connection,
+        mut recv: RecvStream,
+        sink: &Arc<ConnectionSink>,
+    ) -> Result<(), ReadFailure> {
         // A command of the greatest size, its group, and the flag of a read.
         let mut reader = FrameReader::new(self.limits.request_bytes.saturating_add(FRAME_HEADER + 9));
         let mut chunks = [const { Bytes::new() }; 32];
         let mut batch = Batch::default();
         loop {
-            let room = sink.room().await;
+            let room = tokio::select! {
+                biased;
+                room = sink.room() => room.ok_or_else(|| ReadFailure::Lost("the client takes no replies".into()))?,
+                // Nobody reads while there is no room, so nobody else would notice.
+                reason = connection.closed() => return Err(ReadFailure::Lost(reason.to_string())),
+            };
             if !batch.fill(&mut reader, room)? {
                 match recv.read_chunks(&mut chunks).await.map_err(|e| ReadFailure::Lost(e.to_string()))? {
                     Some(count) => chunks[..count].iter_mut().for_each(|c| reader.push(&std::mem::take(c))),
@@ -205,7 +227,10 @@ impl Service {
         }
         match request {
             Request::Write { command, .. } => (self.admission)(command),
-            _ => Ok(()),
+            Request::Read { query, .. } if query.len() > self.limits.query_bytes => {
+                Err(Response::TooLarge { size: query.len() as u64, limit: self.limits.query_bytes as u64 })
+            }
+            Request::Read { .. } | Request::Status { .. } => Ok(()),
         }
     }
 

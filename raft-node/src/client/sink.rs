@@ -49,14 +49,17 @@ impl ConnectionSink {
         ConnectionSink { state: Mutex::default(), replies: Notify::new(), room: Notify::new(), limits, addresses }
     }
 
-    /// Waits until at least one more request may be taken, and returns how many.
-    pub(super) async fn room(&self) -> usize {
+    /// Waits until at least one more request may be taken, and returns how many. `None` when nobody will take replies any more.
+    pub(super) async fn room(&self) -> Option<usize> {
         loop {
             {
                 let mut state = self.lock();
+                if state.closed {
+                    return None;
+                }
                 let free = self.limits.requests.saturating_sub(state.in_flight);
                 if free > 0 && state.out.len() < self.limits.reply_bytes {
-                    return free;
+                    return Some(free);
                 }
                 state.reader_waits = true;
             }
@@ -125,6 +128,8 @@ impl ConnectionSink {
         state.closed = true;
         state.out = BytesMut::new();
         self.replies.notify_one();
+        // The reader may wait for room that nobody will make.
+        self.room.notify_one();
     }
 
     fn settle(&self, mut state: MutexGuard<'_, State>) {
@@ -187,7 +192,7 @@ mod tests {
     #[tokio::test]
     async fn replies_leave_in_one_piece_and_make_room() {
         let sink = sink(2, 1 << 20);
-        assert_eq!(sink.room().await, 2);
+        assert_eq!(sink.room().await, Some(2));
         sink.expect(2);
         let waiting = tokio::spawn({
             let sink = sink.clone();
@@ -198,7 +203,7 @@ mod tests {
         let outcome = Outcome::Applied { term: Term(1), index: LogIndex(1), reply: b"a" };
         assert!(Responder::new(sink.clone(), 7).reply(outcome).is_some());
         Responder::new(sink.clone(), 8).fail(RequestError::NotLeader { hint: Some(NodeId(2)) });
-        assert_eq!(waiting.await.unwrap(), 2);
+        assert_eq!(waiting.await.unwrap(), Some(2));
         let expected = vec![
             (7, Response::Done(Bytes::from_static(b"a"))),
             (8, Response::NotLeader { hint: Some((NodeId(2), "two:1".into())) }),
@@ -226,9 +231,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_connection_keeps_nothing() {
-        let sink = sink(10, 100);
+        let sink = sink(1, 100);
         sink.expect(1);
+        let waiting = tokio::spawn({
+            let sink = sink.clone();
+            async move { sink.room().await }
+        });
+        tokio::task::yield_now().await;
         sink.close();
+        assert_eq!(waiting.await.unwrap(), None);
         sink.reply(1, Outcome::Answered { answer: b"late" });
         assert_eq!(sink.take().await, None);
     }

@@ -15,6 +15,9 @@ use crate::kv::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 /// Bytes that a command needs besides its key and value, at most.
 const COMMAND_OVERHEAD: usize = 64;
 
+/// More does not fit into a frame of the network, whose length has 32 bits.
+const MAX_APPEND_BYTES: usize = 1 << 30;
+
 /// Everything that `raft-node serve` needs to know, validated.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -237,6 +240,10 @@ impl RaftSection {
         ] {
             *setting = positive(source, &format!("raft.{key}"), value, *setting)?;
         }
+        if config.max_append_bytes > MAX_APPEND_BYTES {
+            let problem = format!("is {}, but must be at most {MAX_APPEND_BYTES}", config.max_append_bytes);
+            return Err(source.invalid("raft.max_append_bytes", problem));
+        }
         config.max_cached_bytes = self.max_cached_bytes.unwrap_or(config.max_cached_bytes);
         config.max_entry_bytes = limits.max_value_bytes + MAX_KEY_BYTES + COMMAND_OVERHEAD;
         Ok(config)
@@ -257,6 +264,7 @@ impl LimitsSection {
             in_flight: limit("max_requests_per_connection", self.max_requests_per_connection, default.in_flight)?,
             // A value somewhat over the limit is to be refused with a message, not with a broken connection.
             request_bytes: (2 * max_value_bytes).max(MAX_VALUE_BYTES) + MAX_KEY_BYTES + COMMAND_OVERHEAD,
+            query_bytes: default.query_bytes,
             reply_bytes: limit(
                 "max_reply_bytes_per_connection",
                 self.max_reply_bytes_per_connection,
@@ -379,6 +387,7 @@ mod tests {
             ("[raft]\nelection_timeout_ms = 0", "`raft.election_timeout_ms` is 0, but must be from 1"),
             ("[raft]\nheartbeat_interval_ms = 300", "`raft.heartbeat_interval_ms` is 300, but must be at most half of"),
             ("[raft]\nmax_append_bytes = 0", "`raft.max_append_bytes` is 0, but must be at least 1"),
+            ("[raft]\nmax_append_bytes = 5000000000", "`raft.max_append_bytes` is 5000000000, but must be at most"),
             ("[raft]\nprevote = true", "unknown field `prevote`"),
             ("[limits]\nmax_value_bytes = 900000000", "`limits.max_value_bytes` is 900000000, but must be at most"),
             ("[limits]\nmax_client_connections = 0", "`limits.max_client_connections` is 0"),

@@ -71,7 +71,7 @@ async fn a_value_over_the_limit_is_refused() {
     let (code, _, error) = run(cluster.command("put").args(["k", "0123456789a"]));
     assert_eq!((code, error.as_str()), (1, "error: 11 bytes are over the limit of 10\n"));
     let (code, _, error) = run(cluster.command("put").args(["", "v"]));
-    assert_eq!((code, error.as_str()), (1, "error: the node refuses the request: the key is empty\n"));
+    assert_eq!((code, error.as_str()), (1, "error: the key is empty\n"));
 }
 
 #[tokio::test]
