@@ -60,6 +60,7 @@ impl Cluster {
             cluster.run();
         }
         cluster.leader = cluster.servers.iter().position(|server| server.raft.is_leader()).unwrap_or_default();
+        cluster.messages = 0;
         cluster
     }
 

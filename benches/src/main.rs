@@ -80,8 +80,14 @@ fn main() -> Result<()> {
     if let Some(baseline) = baseline {
         println!("{}", table::compare(&report, &baseline));
     }
-    println!("every repetition is in {}", path.display());
+    println!("every repetition is in {}", shorten(&path).display());
     Ok(())
+}
+
+/// The path as it can be typed where the program was started.
+fn shorten(path: &Path) -> &Path {
+    let here = std::env::current_dir().ok();
+    here.and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path)
 }
 
 /// A log that fills the disk in the middle of a run would be a waste of everybody's time.
