@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::{Builder, JoinHandle};
 
 use raft_core::{GroupId, LogId};
@@ -19,8 +19,10 @@ pub(super) struct Full {
     pub(super) applied: LogId,
 }
 
-/// Hands full buffers to the thread that writes them, one at a time.
+/// Hands full buffers to the thread that writes them, one at a time. The thread ends when one cannot be written: a later one
+/// must not be, since its applied index would tell of changes that are missing.
 pub(super) struct Flusher {
+    dir: PathBuf,
     /// `None` once it is being stopped.
     queue: Option<Sender<Full>>,
     done: Receiver<Result<(), KvError>>,
@@ -31,33 +33,43 @@ impl Flusher {
     pub(super) fn start(db: Arc<DB>, dir: PathBuf) -> std::io::Result<Self> {
         let (queue, full) = channel::<Full>();
         let (report, done) = channel();
+        let place = dir.clone();
         let thread = Builder::new().name("kv-flusher".into()).spawn(move || {
             for full in full {
                 let result = write(&db, &full).map_err(|source| {
-                    let dir = dir.clone();
+                    let dir = place.clone();
                     KvError::Database { dir, doing: "flushing", source }
                 });
-                if report.send(result).is_err() {
+                let failed = result.is_err();
+                if report.send(result).is_err() || failed {
                     return;
                 }
             }
         })?;
-        Ok(Flusher { queue: Some(queue), done, thread: Some(thread) })
+        Ok(Flusher { dir, queue: Some(queue), done, thread: Some(thread) })
     }
 
     pub(super) fn begin(&self, full: Full) {
-        // If the thread is gone, `finished` says so.
+        // If the thread is gone, `poll` and `wait` say so.
         let _ = self.queue.as_ref().map(|queue| queue.send(full));
     }
 
     /// The outcome of the flush that was begun, if there is one yet.
     pub(super) fn poll(&self) -> Option<Result<(), KvError>> {
-        self.done.try_recv().ok()
+        match self.done.try_recv() {
+            Ok(result) => Some(result),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => Some(Err(self.gone())),
+        }
     }
 
-    /// Waits for the outcome of the flush that was begun. `None` when the thread is gone.
-    pub(super) fn wait(&self) -> Option<Result<(), KvError>> {
-        self.done.recv().ok()
+    /// Waits for the outcome of the flush that was begun.
+    pub(super) fn wait(&self) -> Result<(), KvError> {
+        self.done.recv().unwrap_or_else(|_| Err(self.gone()))
+    }
+
+    fn gone(&self) -> KvError {
+        KvError::FlushFailed { dir: self.dir.clone() }
     }
 }
 

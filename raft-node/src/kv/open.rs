@@ -103,6 +103,12 @@ pub enum KvError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// An earlier flush failed (it said why): what was applied since then can never be written out.
+    #[error("{}: an earlier flush failed", dir.display())]
+    FlushFailed {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// RocksDB failed.
     #[error("{}: {doing}: {source}", dir.display())]
     Database {

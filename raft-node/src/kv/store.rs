@@ -48,6 +48,8 @@ pub struct KvStore {
     flusher: Flusher,
     /// Bytes of log entries that a crash would have to replay, `flushing` not counted.
     replay_bytes: usize,
+    /// `active` holds part of a batch that is not done. If it broke off, nothing may be written any more.
+    torn: bool,
     options: KvOptions,
     /// A key under construction; kept for its capacity.
     key: Vec<u8>,
@@ -72,6 +74,7 @@ impl KvStore {
             flushing: None,
             flusher,
             replay_bytes: 0,
+            torn: false,
             options: options.clone(),
             key: Vec::new(),
         };
@@ -96,7 +99,7 @@ impl KvStore {
 
     /// Begins to write out the active buffer, if anything would be gained by it. No other may be under way.
     fn begin_flush(&mut self) {
-        if self.replay_bytes == 0 && self.active.is_empty() {
+        if self.torn || (self.replay_bytes == 0 && self.active.is_empty()) {
             return;
         }
         let buffer = Arc::new(std::mem::take(&mut self.active));
@@ -107,8 +110,7 @@ impl KvStore {
 
     fn finish_flush(&mut self) -> Result<(), KvError> {
         if self.flushing.is_some() {
-            let gone = || Err(self.damaged("the flushing thread is gone"));
-            self.flusher.wait().unwrap_or_else(gone)?;
+            self.flusher.wait()?;
             self.flushing = None;
         }
         Ok(())
@@ -258,11 +260,13 @@ impl StateMachine for KvStore {
         if first != self.applied.index.next() {
             return Err(KvError::Gap { first, applied: self.applied.index });
         }
+        self.torn = true;
         for entry in entries.iter().filter(|entry| entry.kind == EntryKind::Command) {
             let reply = self.apply_command(&entry)?;
             replies.push_with(|buf| reply.encode_to(buf));
         }
         self.applied = LogId::new(term, index);
+        self.torn = false;
         self.replay_bytes += entries.byte_len();
         self.flush_if_due()
     }

@@ -303,3 +303,44 @@ fn flushing_makes_no_difference() {
     let all = Query::Scan { start: b"", end: None, limit: 100 };
     assert_eq!(ask(&mut small, all), ask(&mut large, all));
 }
+
+/// A later buffer must not be written when an earlier one is missing: the applied index would tell of changes that are not there.
+#[test]
+fn after_a_failed_flush_nothing_is_written_and_nobody_waits() {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let dir = tempfile::tempdir().unwrap();
+        let options = KvOptions { write_buffer_bytes: 1_000, ..KvOptions::default() };
+        let mut store = KvStore::open(dir.path(), &identity(), &options).unwrap();
+        std::fs::remove_dir_all(dir.path()).unwrap();
+        let mut failures = 0;
+        for index in 1..100 {
+            let full = entries(index, 1, &[put(b"k", &[7; 3_000])]);
+            failures += u32::from(store.apply(&full, &mut Replies::new(false)).is_err());
+        }
+        done.send((failures, store.flush().is_err())).unwrap();
+        drop(store);
+        done.send((0, false)).unwrap();
+    });
+    let patience = std::time::Duration::from_secs(10);
+    let (failures, fails) = ended.recv_timeout(patience).expect("a failure is final");
+    assert!(failures > 90 && fails, "{failures} failures");
+    ended.recv_timeout(patience).expect("the store can be dropped");
+}
+
+/// The contract of a state machine: changes and applied index belong together, also when a batch breaks off in its middle.
+#[test]
+fn a_batch_that_breaks_off_is_never_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    apply(&mut store, &[put(b"a", b"1")]);
+    let mut key = Vec::new();
+    data_key(GroupId::FIRST, b"damaged", &mut key);
+    store.db.put_opt(&key, b"short", &write_options()).unwrap();
+    let half = entries(2, 1, &[put(b"a", b"2"), delete(b"damaged")]);
+    assert!(matches!(store.apply(&half, &mut Replies::new(false)), Err(KvError::Damaged { .. })));
+    drop(store);
+    let mut store = open(dir.path());
+    let before = (store.applied(), get(&mut store, b"a"));
+    assert!(matches!(before, (LogIndex(1), Some((1, _))) | (LogIndex::ZERO, None)), "{before:?}");
+}
