@@ -88,7 +88,7 @@ impl Config {
         if self.max_write_stall.is_zero() {
             return Err(ConfigError::Zero("max_write_stall"));
         }
-        if self.heartbeat_interval * 2 > self.election_timeout {
+        if self.heartbeat_interval.saturating_mul(2) > self.election_timeout {
             return Err(ConfigError::HeartbeatTooSlow);
         }
         Ok(())

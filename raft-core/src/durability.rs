@@ -20,6 +20,8 @@ pub(crate) struct Durability {
     /// Highest entry on the disk. Moved by completed writes, and back by truncation.
     durable: LogIndex,
     in_flight: VecDeque<InFlight>,
+    /// When a write was last completed: the one after it has had the disk to itself only since then.
+    completed_at: Instant,
     gated: VecDeque<(WriteSeq, Envelope)>,
     /// Term and vote changed since the last write.
     hard_state_dirty: bool,
@@ -46,6 +48,7 @@ impl Durability {
             persisted: WriteSeq(0),
             durable: last,
             in_flight: VecDeque::new(),
+            completed_at: Instant(0),
             gated: VecDeque::new(),
             hard_state_dirty: false,
             hard_state_seq: WriteSeq(0),
@@ -114,8 +117,8 @@ impl Durability {
         })
     }
 
-    /// Every write up to `seq` is durable. `false` when no such write was handed out.
-    pub(crate) fn persisted(&mut self, seq: WriteSeq) -> bool {
+    /// Every write up to `seq` is durable, as of `now`. `false` when no such write was handed out.
+    pub(crate) fn persisted(&mut self, seq: WriteSeq, now: Instant) -> bool {
         if seq > self.issued {
             return false;
         }
@@ -123,13 +126,15 @@ impl Durability {
         while let Some(write) = self.in_flight.front().filter(|write| write.seq <= seq) {
             self.durable = self.durable.max(write.last);
             self.in_flight.pop_front();
+            self.completed_at = now;
         }
         true
     }
 
-    /// When the oldest write will have taken `limit`, if one is on its way.
+    /// When the oldest write will have taken `limit`, if one is on its way. Waiting for the writes before it does not count: a disk
+    /// that has much to do is not one that hangs.
     pub(crate) fn stalled_at(&self, limit: Duration) -> Option<Instant> {
-        self.in_flight.front().map(|write| write.issued_at + limit)
+        self.in_flight.front().map(|write| write.issued_at.max(self.completed_at) + limit)
     }
 }
 
@@ -150,11 +155,11 @@ mod tests {
         d.truncated(LogIndex(5));
         let second = d.next_write(HardState::default(), entries(5, 2), Instant(0)).unwrap();
         assert_eq!((second.truncate_from, second.entries.first_index()), (Some(LogIndex(5)), Some(LogIndex(5))));
-        assert!(d.persisted(first.seq));
+        assert!(d.persisted(first.seq, Instant(0)));
         assert_eq!(d.durable(), LogIndex(4));
-        assert!(d.persisted(second.seq));
+        assert!(d.persisted(second.seq, Instant(0)));
         assert_eq!(d.durable(), LogIndex(6));
-        assert!(!d.persisted(WriteSeq(3)), "was never handed out");
+        assert!(!d.persisted(WriteSeq(3), Instant(0)), "was never handed out");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::entries::Entries;
 use crate::io::{Anomaly, Event, StepDownReason};
-use crate::message::{AppendAck, AppendEntries, AppendReject, Heartbeat, HeartbeatReply, Message};
+use crate::message::{AppendAck, AppendEntries, AppendReject, Heartbeat, HeartbeatReply, Message, NO_EPOCH};
 use crate::raft::Raft;
 use crate::role::RoleState;
 use crate::types::{LogIndex, NodeId};
@@ -122,11 +122,11 @@ impl Raft {
         self.send(from, Message::AppendReject(reject));
     }
 
-    /// The sender's term is over: our term, in the envelope, tells it so.
+    /// The sender's term is over: our term, in the envelope, tells it so, and no epoch is echoed. The sender may have restarted
+    /// since, lead our term now, and have given the same epoch out again: it would take this for an answer of today.
     pub(crate) fn refuse_stale_append(&mut self, from: NodeId, append: &AppendEntries) {
-        let (epoch, seq) = (append.epoch, append.seq);
-        let nothing =
-            AppendReject { epoch, seq, last_index: LogIndex::ZERO, commit_index: LogIndex::ZERO, runs: Vec::new() };
+        let (epoch, seq, zero) = (NO_EPOCH, append.seq, LogIndex::ZERO);
+        let nothing = AppendReject { epoch, seq, last_index: zero, commit_index: zero, runs: Vec::new() };
         self.send(from, Message::AppendReject(nothing));
     }
 
@@ -148,11 +148,11 @@ impl Raft {
         }
     }
 
-    /// The sender's term is over: our term, in the envelope, tells it so.
+    /// As for an append. Here an epoch that is echoed would confirm reads: rounds begin at 1 in every term.
     pub(crate) fn refuse_stale_heartbeat(&mut self, from: NodeId, heartbeat: Heartbeat) {
         if let Some(round) = heartbeat.round {
             let zero = LogIndex::ZERO;
-            let reply = HeartbeatReply { epoch: heartbeat.epoch, round, received: zero, match_index: zero };
+            let reply = HeartbeatReply { epoch: NO_EPOCH, round, received: zero, match_index: zero };
             self.send(from, Message::HeartbeatReply(reply));
         }
     }

@@ -54,8 +54,11 @@ impl Raft {
             bytes = bytes.saturating_add(size + ENTRY_HEADER);
         }
         let (uncommitted, unapplied) = self.log.backlog();
-        // A batch larger than the whole limit must still be possible when nothing else is in progress.
-        let over = uncommitted > 0 && uncommitted.saturating_add(bytes) > self.config.max_uncommitted_bytes;
+        // A batch larger than the whole limit must still be possible when nothing else is in progress; and so must the first one
+        // of a term, without which nothing that earlier leaders left uncommitted can ever be committed.
+        let first_of_term = self.log.last_id().term < self.hard_state.current_term;
+        let over =
+            uncommitted > 0 && !first_of_term && uncommitted.saturating_add(bytes) > self.config.max_uncommitted_bytes;
         if over || unapplied > self.config.max_unapplied_bytes {
             return Err(ProposeError::Busy);
         }
@@ -203,7 +206,8 @@ impl Raft {
     }
 
     pub(crate) fn on_heartbeat_reply(&mut self, from: NodeId, reply: HeartbeatReply) {
-        let (now, limit) = (self.now, self.config.election_timeout.max(self.config.heartbeat_interval * 4));
+        let limit = self.config.election_timeout.max(self.config.heartbeat_interval.saturating_mul(4));
+        let (last, now) = (self.log.last_index(), self.now);
         let newest_round = match &self.role {
             RoleState::Leader(leader) => leader.reads.round,
             _ => return,
@@ -214,7 +218,7 @@ impl Raft {
         let Some(progress) = self.progress_mut(from) else { return };
         if reply.round > progress.acked_round {
             progress.acked_round = reply.round;
-            progress.heard(reply.received, now, limit);
+            progress.heard(reply.received.min(last), now, limit);
         }
         self.confirm_reads();
     }

@@ -120,7 +120,7 @@ impl Log {
             }
         }
         self.last = segment.last_index();
-        self.ledger.push(segment.last_index(), segment.byte_len());
+        self.ledger.push(segment.first_index(), segment.last_index(), segment.byte_len());
         self.cached_bytes += segment.byte_len();
         self.cache.push_back(segment);
     }
@@ -186,7 +186,7 @@ impl Log {
         }
         let mut entries = Entries::new();
         let mut room = max_bytes;
-        let begin = self.cache.partition_point(|segment| segment.last_index() < from);
+        let begin = self.position(from);
         for segment in self.cache.range(begin..) {
             let Some(part) = segment.slice(from, to) else { break };
             let fits = part.byte_len() <= room;
@@ -202,6 +202,16 @@ impl Log {
             }
         }
         Some(entries)
+    }
+
+    /// Position in the cache of the segment that holds `index`, which must be in memory. Nearly always it is one of the newest: those are
+    /// looked at first, because a binary search over many small segments walks cold memory.
+    fn position(&self, index: LogIndex) -> usize {
+        let near = self.cache.iter().rev().take(16).position(|segment| segment.first_index() <= index);
+        match near {
+            Some(back) => self.cache.len() - 1 - back,
+            None => self.cache.partition_point(|segment| segment.last_index() < index),
+        }
     }
 
     /// Drops the oldest segments from memory beyond `max_bytes`: those that are durable and applied; and, when even
@@ -242,22 +252,28 @@ impl Log {
 /// Sizes of the segments that were appended and are not applied yet, for the limits on what is in progress.
 #[derive(Clone, Debug, Default)]
 struct Ledger {
-    /// Last index and bytes of each, in order; the first `split` of them are committed.
-    segments: VecDeque<(LogIndex, usize)>,
+    /// In order; the first `split` of them are committed.
+    segments: VecDeque<Weight>,
     split: usize,
     uncommitted: usize,
     unapplied: usize,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Weight {
+    first: LogIndex,
+    last: LogIndex,
+    bytes: usize,
+}
+
 impl Ledger {
-    fn push(&mut self, last: LogIndex, bytes: usize) {
-        self.segments.push_back((last, bytes));
+    fn push(&mut self, first: LogIndex, last: LogIndex, bytes: usize) {
+        self.segments.push_back(Weight { first, last, bytes });
         self.uncommitted += bytes;
     }
 
     fn committed(&mut self, index: LogIndex) {
-        while let Some(&(last, bytes)) = self.segments.get(self.split).filter(|(last, _)| *last <= index) {
-            debug_assert!(last <= index);
+        while let Some(&Weight { bytes, .. }) = self.segments.get(self.split).filter(|weight| weight.last <= index) {
             self.split += 1;
             self.uncommitted -= bytes;
             self.unapplied += bytes;
@@ -265,26 +281,25 @@ impl Ledger {
     }
 
     fn applied(&mut self, index: LogIndex) {
-        while self.split > 0 && self.segments.front().is_some_and(|(last, _)| *last <= index) {
-            if let Some((_, bytes)) = self.segments.pop_front() {
-                self.split -= 1;
-                self.unapplied -= bytes;
-            }
+        while let Some(&Weight { bytes, .. }) = self.segments.front().filter(|weight| weight.last <= index)
+            && self.split > 0
+        {
+            self.segments.pop_front();
+            self.split -= 1;
+            self.unapplied -= bytes;
         }
     }
 
     /// A segment that is cut within keeps its whole weight: an overestimate until it is applied.
     fn truncate(&mut self, from: LogIndex) {
-        let mut before = self.segments.iter().rev().nth(1).map_or(LogIndex::ZERO, |(last, _)| *last);
         while self.segments.len() > self.split {
-            let Some(back) = self.segments.back_mut().filter(|(last, _)| *last >= from) else { break };
-            if before.next() < from {
-                back.0 = from.prev();
+            let Some(back) = self.segments.back_mut().filter(|weight| weight.last >= from) else { break };
+            if back.first < from {
+                back.last = from.prev();
                 break;
             }
-            self.uncommitted -= back.1;
+            self.uncommitted -= back.bytes;
             self.segments.pop_back();
-            before = self.segments.iter().rev().nth(1).map_or(LogIndex::ZERO, |(last, _)| *last);
         }
     }
 }

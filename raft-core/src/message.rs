@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::entries::Entries;
 use crate::types::{LogId, LogIndex, NodeId, Term};
 
+/// In a reply: the request was of a term that is over, and the reply tells of the newer term and nothing else. Epochs begin at 1.
+pub(crate) const NO_EPOCH: u64 = 0;
+
 /// A message with its sender, its receiver and the sender's term.
 ///
 /// Every message carries the sender's `current_term`, so the rule "a newer term means: become a follower" is applied in
@@ -91,7 +94,7 @@ pub struct AppendAck {
 /// leader computes the point where the logs part, in one round trip.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppendReject {
-    /// Echo of [`AppendEntries::epoch`].
+    /// Echo of [`AppendEntries::epoch`]; 0, which is no epoch, when the append's term is over.
     pub epoch: u64,
     /// Echo of [`AppendEntries::seq`].
     pub seq: u64,
@@ -119,7 +122,7 @@ pub struct Heartbeat {
 /// Answer to a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatReply {
-    /// Echo of [`Heartbeat::epoch`].
+    /// Echo of [`Heartbeat::epoch`]; 0, which is no epoch, when the heartbeat's term is over.
     pub epoch: u64,
     /// Echo of [`Heartbeat::round`].
     pub round: u64,

@@ -156,7 +156,7 @@ impl Progress {
             return;
         };
         if !advanced && now.since(missing.sent_at) >= self.patience {
-            self.patience = (self.patience * 2).min(max_patience);
+            self.patience = self.patience.saturating_mul(2).min(max_patience);
             // A lost probe is repeated as it was; in a stream, what was received is known to match.
             let from = if self.probing { missing.prev } else { self.received };
             self.rewind(from, false);

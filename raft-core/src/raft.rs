@@ -50,8 +50,9 @@ pub struct Raft {
     next_fetch: u64,
     /// The fetch that brings the next entries to apply.
     apply_fetch: Option<FetchId>,
-    /// Bytes handed to the state machine and not reported as applied, by last index.
-    applying_bytes: std::collections::VecDeque<(LogIndex, usize)>,
+    /// What was handed to the state machine and not reported as applied: last index and bytes of each batch, and their sum.
+    applying: std::collections::VecDeque<(LogIndex, usize)>,
+    applying_bytes: usize,
     pub(crate) out: Output,
 }
 
@@ -84,7 +85,8 @@ impl Raft {
             next_read: 1,
             next_fetch: 1,
             apply_fetch: None,
-            applying_bytes: std::collections::VecDeque::new(),
+            applying: std::collections::VecDeque::new(),
+            applying_bytes: 0,
             out: Output::default(),
         };
         raft.reset_election_timer();
@@ -93,6 +95,9 @@ impl Raft {
 
     /// Takes in one event. Never fails and never panics, whatever the input; what makes no sense is dropped, with an
     /// [`Event::Rejected`]. Time that runs backwards is taken for time that stands still.
+    ///
+    /// Timers wait for [`take_output`](Self::take_output): after a pause, the heartbeat, the answer or the finished write that has
+    /// come in by then counts before the silence does, in whatever order a batch of events is handed in.
     pub fn step(&mut self, now: Instant, input: Input) {
         self.now = self.now.max(now);
         match input {
@@ -103,10 +108,10 @@ impl Raft {
             Input::Fetched { id, entries } => self.fetched(id, &entries),
             Input::LinkReset(peer) => self.link_reset(peer),
         }
-        self.check_timers();
     }
 
-    /// When to [`step`](Self::step) with [`Input::Wake`] at the latest, if nothing else happens before. Ask again after every step.
+    /// When to [`step`](Self::step) with [`Input::Wake`] at the latest, if nothing else happens before. Ask again after every
+    /// [`take_output`](Self::take_output).
     pub fn deadline(&self) -> Instant {
         match &self.role {
             RoleState::Leader(leader) => {
@@ -122,6 +127,7 @@ impl Raft {
 
     /// What is to be done now. Call it after one step or after many: everything that has come together travels together.
     pub fn take_output(&mut self) -> Output {
+        self.check_timers();
         self.lead();
         self.acknowledge();
         self.write();
@@ -244,7 +250,7 @@ impl Raft {
     }
 
     fn persisted(&mut self, seq: WriteSeq) {
-        if self.durability.persisted(seq) {
+        if self.durability.persisted(seq, self.now) {
             self.tally();
             self.advance_commit();
         } else {
@@ -258,8 +264,9 @@ impl Raft {
         }
         if index > self.log.applied {
             self.log.applied_to(index);
-            while self.applying_bytes.front().is_some_and(|(last, _)| *last <= index) {
-                self.applying_bytes.pop_front();
+            while let Some((_, bytes)) = self.applying.front().filter(|(last, _)| *last <= index) {
+                self.applying_bytes -= bytes;
+                self.applying.pop_front();
             }
         }
     }
@@ -279,13 +286,12 @@ impl Raft {
     /// Hands committed and durable entries to the state machine, within the limit of what it may have at a time.
     fn apply(&mut self) {
         let ready = self.log.commit.min(self.durability.durable());
-        let busy: usize = self.applying_bytes.iter().map(|(_, bytes)| bytes).sum();
         let waiting = self.apply_fetch.is_some() || !self.out.apply.is_empty();
-        if waiting || self.log.applying >= ready || busy >= self.config.max_unapplied_bytes {
+        if waiting || self.log.applying >= ready || self.applying_bytes >= self.config.max_unapplied_bytes {
             return;
         }
         let first = self.log.applying.next();
-        let room = self.config.max_unapplied_bytes - busy;
+        let room = self.config.max_unapplied_bytes - self.applying_bytes;
         match self.log.cached(first, ready, room) {
             Some(entries) => self.hand_to_state_machine(entries),
             None => self.apply_fetch = Some(self.fetch(first, ready, room.min(self.config.max_append_bytes))),
@@ -295,7 +301,8 @@ impl Raft {
     fn hand_to_state_machine(&mut self, entries: Entries) {
         let Some(last) = entries.last_index() else { return };
         self.log.applying = last;
-        self.applying_bytes.push_back((last, entries.byte_len()));
+        self.applying.push_back((last, entries.byte_len()));
+        self.applying_bytes += entries.byte_len();
         self.out.apply = entries;
     }
 
@@ -365,7 +372,7 @@ fn check_recovered(recovered: &Recovered) -> Result<(), ConfigError> {
         "a term begins outside the log"
     } else if runs.windows(2).any(|w| w[0].term >= w[1].term || w[0].index >= w[1].index) {
         "terms do not ascend"
-    } else if runs.is_empty() && last_index > &log_start.index && log_start.term == Term(0) {
+    } else if last_index > &log_start.index && runs.first().is_none_or(|run| run.index != log_start.index.next()) {
         "the terms of the entries are missing"
     } else if runs.last().is_some_and(|run| run.term > hard_state.current_term) {
         "an entry has a term above the current term"

@@ -23,7 +23,7 @@ pub(crate) struct Votes(pub(crate) BTreeMap<NodeId, bool>);
 #[derive(Clone, Debug)]
 pub(crate) struct Leader {
     pub(crate) progress: BTreeMap<NodeId, Progress>,
-    /// Index of the first entry that can be of this leader's term. Once the commit index reaches the term, reads may be served.
+    /// When to begin the next heartbeat round at the latest.
     pub(crate) heartbeat_at: Instant,
     pub(crate) reads: Reads,
 }

@@ -3,4 +3,5 @@
 mod bad_input;
 mod hand;
 mod lab;
+mod review;
 mod rules;
