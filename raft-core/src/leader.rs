@@ -182,7 +182,7 @@ impl Raft {
             return false;
         }
         progress.last_contact = now;
-        progress.acked(match_index, patience);
+        progress.acked(match_index, now, patience);
         self.advance_commit();
         true
     }

@@ -30,7 +30,10 @@ pub(crate) struct Progress {
     inflight_bytes: usize,
     /// Highest index that the follower is known to have received, durable or not.
     received: LogIndex,
-    /// How long an append may stay unreceived before it is taken for lost; doubles with each loss, up to a limit.
+    /// When the follower was last known to have received more.
+    advanced_at: Instant,
+    /// How long an append may stay unreceived before it is taken for lost, besides the time that its bytes take; doubles with each
+    /// loss, up to a limit.
     patience: Duration,
     /// Highest commit index that the follower has been told.
     pub(crate) told_commit: LogIndex,
@@ -40,6 +43,11 @@ pub(crate) struct Progress {
     pub(crate) acked_round: u64,
     /// The fetch that must come back before anything can be sent.
     pub(crate) fetch: Option<FetchId>,
+}
+
+/// How long so many bytes take on the slowest link that is believed in, of a megabyte a second.
+fn time_to_send(bytes: usize) -> Duration {
+    Duration::from_micros(bytes as u64)
 }
 
 /// An append on its way.
@@ -66,6 +74,7 @@ impl Progress {
             inflight: VecDeque::new(),
             inflight_bytes: 0,
             received: LogIndex::ZERO,
+            advanced_at: now,
             patience,
             told_commit: LogIndex::ZERO,
             last_contact: now,
@@ -102,9 +111,10 @@ impl Progress {
     }
 
     /// The follower has everything up to `index` on its disk. Old acknowledgements are harmless: facts stay facts.
-    pub(crate) fn acked(&mut self, index: LogIndex, patience: Duration) {
+    pub(crate) fn acked(&mut self, index: LogIndex, now: Instant, patience: Duration) {
         if index > self.match_index {
             self.match_index = index;
+            self.advanced_at = now;
             self.patience = patience;
         }
         self.received = self.received.max(self.match_index);
@@ -146,16 +156,20 @@ impl Progress {
     }
 
     /// The newest word of the follower is that it has received everything up to `received` (durable or not). If an append
-    /// that was sent long enough ago is not among that, and nothing new has arrived either, it is lost: send again.
+    /// that was sent long enough ago is not among that, and nothing new has arrived since either, it is lost: send again. A
+    /// large one takes its time on a slow link, and the appends before it took theirs: repeating it would only make the link slower.
     ///
     /// May go back: a follower that restarted has lost what was not durable.
     pub(crate) fn heard(&mut self, received: LogIndex, now: Instant, max_patience: Duration) {
-        let advanced = received > self.received;
+        if received > self.received {
+            self.advanced_at = now;
+        }
         self.received = received.max(self.match_index);
         let Some(missing) = self.inflight.iter().find(|sent| sent.last > self.received) else {
             return;
         };
-        if !advanced && now.since(missing.sent_at) >= self.patience {
+        let begun_at = missing.sent_at.max(self.advanced_at);
+        if now.since(begun_at) >= self.patience.saturating_add(time_to_send(missing.bytes)) {
             self.patience = self.patience.saturating_mul(2).min(max_patience);
             // A lost probe is repeated as it was; in a stream, what was received is known to match.
             let from = if self.probing { missing.prev } else { self.received };

@@ -139,6 +139,27 @@ fn an_index_received_beyond_the_log_does_not_stop_replication() {
     assert!(appends(&sent, 2).iter().chain(&appends(&again, 2)).any(|append| append.entries.len() == 1));
 }
 
+/// On a slow link a megabyte takes most of a second. Repeating it every now and then would take the link for itself.
+#[test]
+fn an_append_is_not_repeated_while_it_may_be_on_its_way() {
+    let (mut leader, sent) = Server::leading(3, &[]);
+    leader.receive(2, 1, ack(&appends(&sent, 2)[0]));
+    let (_, sent) = leader.propose(&["x".repeat(1_000_000).as_str()]);
+    let append = appends(&sent, 2).remove(0);
+    let mut repeated = |round: std::ops::RangeInclusive<u64>, received: u64| {
+        round
+            .flat_map(|round| {
+                let mut sent = leader.pass(100);
+                sent.extend(leader.receive(2, 1, answer(1, round, received)));
+                appends(&sent, 2)
+            })
+            .filter(|again| again.prev_log == append.prev_log && !again.entries.is_empty())
+            .count()
+    };
+    assert_eq!(repeated(1..=9, 0), 0, "it may still come");
+    assert_eq!(repeated(10..=12, 0), 1, "it is lost");
+}
+
 #[test]
 fn endless_durations_do_not_overflow() {
     let settings = |heartbeat_interval, election_timeout| Config { heartbeat_interval, election_timeout, ..config() };
