@@ -119,7 +119,7 @@ impl Raft {
     pub async fn propose(&self, command: impl Into<Bytes>) -> Result<Applied, RequestError> {
         let (responder, outcome) = OneShot::responder();
         self.propose_batch(vec![Proposal { command: command.into(), responder }]);
-        outcome.await.unwrap_or(Err(RequestError::ShuttingDown))
+        outcome.await.unwrap_or(Err(RequestError::OutcomeUnknown))
     }
 
     /// The course's `Start`: returns as soon as the command is in the leader's log, with the place it will have

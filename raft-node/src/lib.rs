@@ -9,8 +9,8 @@
 //!
 //! - A command that [`Raft::propose`] reports as applied is on the disks of a majority, and survives any crash.
 //! - Every request ends: with its result, with an error after which it is certain that nothing happened
-//!   ([`NotLeader`](RequestError::NotLeader), [`Busy`](RequestError::Busy), [`TooLarge`](RequestError::TooLarge)), or with
-//!   [`OutcomeUnknown`](RequestError::OutcomeUnknown). There is never silence.
+//!   ([`NotLeader`](RequestError::NotLeader), [`Busy`](RequestError::Busy), [`TooLarge`](RequestError::TooLarge),
+//!   [`ShuttingDown`](RequestError::ShuttingDown)), or with [`OutcomeUnknown`](RequestError::OutcomeUnknown). There is never silence.
 //! - [`Raft::read`] is linearizable unless [`Consistency::Stale`] is asked for.
 //! - When the disk or the state machine fails, the node acknowledges nothing more and stops; [`Raft::stopped`] tells why.
 //!
@@ -102,4 +102,4 @@ pub use event_loop::Fatal;
 pub use handle::{Consistency, Proposal, Raft, ReadRequest};
 pub use node::{Builder, Metrics, StartError};
 pub use reply::{Applied, Outcome, ReplySink, RequestError, Responder};
-pub use state_machine::{Replies, StateMachine};
+pub use state_machine::{Replies, StateMachine, Work};

@@ -177,6 +177,8 @@ impl<M: StateMachine> Builder<M> {
             // An entry of the largest size must fit into a frame.
             net.limits.max_append_frame =
                 net.limits.max_append_frame.max(config.max_entry_bytes.max(config.max_append_bytes) + (64 << 10));
+            // What the core's window lets through must not be dropped on its way.
+            net.limits.append_queue_bytes = net.limits.append_queue_bytes.max(config.max_inflight_bytes);
             let transport = QuicTransport::bind(net, inbound, client_sender)?;
             let address = Some(transport.local_addr()?);
             let metrics = Metrics { storage: Some(storage_metrics), net: Some(transport.metrics()) };

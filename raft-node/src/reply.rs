@@ -31,7 +31,8 @@ pub enum RequestError {
     /// know whether it is safe to propose it again.
     #[error("leadership was lost before the outcome was known; the command may or may not take effect")]
     OutcomeUnknown,
-    /// The node is stopping, or has stopped. A write may or may not take effect.
+    /// The node is stopping, or has stopped. Nothing happened: ask the others. (A command that is in the log already ends in
+    /// [`OutcomeUnknown`](Self::OutcomeUnknown).)
     #[error("the node is shutting down")]
     ShuttingDown,
 }

@@ -8,6 +8,7 @@ mod status;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -245,11 +246,13 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Err(error) => {
             let code = exit_code(&error);
             let message = format!("{error:#}");
-            if json {
-                eprintln!("{}", serde_json::json!({ "error": message, "exit_code": code }));
+            let line = if json {
+                serde_json::json!({ "error": message, "exit_code": code }).to_string()
             } else {
-                eprintln!("error: {message}");
-            }
+                format!("error: {message}")
+            };
+            // The exit code counts even when nobody reads the message.
+            let _ = writeln!(std::io::stderr(), "{line}");
             ExitCode::from(code)
         }
     }

@@ -129,7 +129,9 @@ fn counters(metrics: &Metrics) -> BTreeMap<String, u64> {
 /// The log goes to standard error.
 fn init_logging(settings: &LogSettings) -> Result<()> {
     let filter = filter(&settings.level)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written is lost; complaining about that on the same standard error would be a panic.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     let installed = match settings.format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),

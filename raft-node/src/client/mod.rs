@@ -8,7 +8,7 @@
 //!
 //! | what happened | reads | writes |
 //! |---|---|---|
-//! | the request never left, or the node says that it did nothing (not leader, busy) | repeated | repeated |
+//! | the request never left, or the node says that it did nothing (not leader, busy, shutting down) | repeated | repeated |
 //! | sent, and the connection was lost, or leadership was lost | repeated | [`Error::OutcomeUnknown`] |
 //! | no reply from a node that is alive | repeated elsewhere after [`ClientConfig::attempt_timeout`] | waits until [`ClientConfig::timeout`], then [`Error::OutcomeUnknown`] |
 //!
@@ -358,7 +358,9 @@ impl Search {
             }
             Response::ShuttingDown => {
                 client.unset_leader(node);
-                self.unknown(client, node, "is shutting down".into())
+                client.inner.nodes.suspect(node);
+                self.nodes.0.insert(node, "is shutting down".into());
+                self.again(client)
             }
         }
     }

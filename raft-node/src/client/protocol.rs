@@ -93,7 +93,7 @@ pub enum Response {
     Unknown,
     /// Nothing happened: the request makes no sense to this node.
     BadRequest(String),
-    /// The node stops; a command may or may not take effect.
+    /// Nothing happened; the node stops, ask the others.
     ShuttingDown,
 }
 

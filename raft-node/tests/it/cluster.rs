@@ -171,17 +171,31 @@ impl Cluster {
 
     /// Starts a node without waiting for it.
     pub(crate) fn spawn(&mut self, id: NodeId) {
-        let file = |extension| self.dir.path().join(format!("node-{id}.{extension}"));
-        let log = File::options().create(true).append(true).open(file("log")).expect("a log file");
+        let log = File::options().create(true).append(true).open(self.file(id, "log")).expect("a log file");
+        self.spawn_logging_to(id, log.into());
+    }
+
+    /// The same, but nobody reads the log: every line of it is an error.
+    pub(crate) fn spawn_with_broken_log(&mut self, id: NodeId) {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        self.spawn_logging_to(id, writer.into());
+    }
+
+    fn spawn_logging_to(&mut self, id: NodeId, log: Stdio) {
         let process = program()
             .args(["serve", "--config"])
-            .arg(file("toml"))
+            .arg(self.file(id, "toml"))
             .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a second handle"))
+            .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .expect("the program was built with the tests");
         self.node(id).process = Some(process);
+    }
+
+    fn file(&self, id: NodeId, extension: &str) -> PathBuf {
+        self.dir.path().join(format!("node-{id}.{extension}"))
     }
 
     /// A client command of the program, to be completed and run.

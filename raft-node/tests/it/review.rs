@@ -9,7 +9,7 @@ use raft_core::{Entries, GroupId, LogIndex, NodeId};
 use raft_net::{ClientEndpoint, Limits, TlsIdentity, pki};
 use raft_node::client::protocol::{FrameReader, Request, Response};
 use raft_node::client::{ClientConfig, Error, Missing};
-use raft_node::{Consistency, Outcome, Proposal, Raft, Replies, ReplySink, Responder, StateMachine};
+use raft_node::{Consistency, Outcome, Proposal, Raft, Replies, ReplySink, RequestError, Responder, StateMachine};
 
 use crate::cluster::Cluster;
 
@@ -129,6 +129,16 @@ async fn a_read_without_an_answer_does_not_claim_that_nobody_was_there() {
     assert!(!matches!(error, Error::Timeout { reason: Missing::Nodes, .. }), "{error}");
 }
 
+/// Whoever collects the log may end before the node does.
+#[tokio::test]
+async fn a_node_outlives_the_reader_of_its_log() {
+    let mut cluster = Cluster::prepare(1, "");
+    cluster.spawn_with_broken_log(NodeId(1));
+    cluster.leader().await;
+    cluster.client().put(b"k", b"v").await.expect("written");
+    assert!(cluster.terminate(NodeId(1)).success());
+}
+
 /// Remembers nothing.
 #[derive(Default)]
 struct Nothing(LogIndex);
@@ -203,4 +213,5 @@ async fn a_flood_of_requests_does_not_stop_the_clock() {
     assert!(elected, "no leader during the flood");
     raft.shutdown();
     raft.stopped().await.expect("stops in order");
+    assert_eq!(raft.propose("late").await, Err(RequestError::ShuttingDown));
 }
