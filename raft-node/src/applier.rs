@@ -1,9 +1,12 @@
-//! The applier: one thread that owns the state machine, applies what is committed, and answers those who wait.
+//! The applier owns the state machine, applies what is committed, and answers those who wait: on a thread of its own, or, when
+//! nothing is queued there and the machine says that the work is prompt, right on the loop's.
+//!
+//! Jobs are done in the order in which they were submitted. There is one submitter, and it works itself only when every earlier job is done.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use bytes::BytesMut;
@@ -13,7 +16,12 @@ use crate::driver::{Job, Waiting};
 use crate::event_loop::{Fatal, Inbox, Internal};
 use crate::handle::ReadRequest;
 use crate::reply::{Flusher, Outcome, RequestError};
-use crate::state_machine::{Replies, StateMachine};
+use crate::state_machine::{Replies, StateMachine, Work};
+
+/// Most entries or queries of a job that is done on the loop's thread. Larger ones are worth a thread of their own.
+const MAX_INLINE: usize = 128;
+/// Most bytes of entries of such a job.
+const MAX_INLINE_BYTES: usize = 128 << 10;
 
 /// The core is woken to hear about progress only after so many bytes: it looks at [`Progress`] whenever it is awake anyway,
 /// and hearing later costs it nothing but memory. Far below the limit at which it would hand out no more.
@@ -26,9 +34,9 @@ pub(crate) fn spawn<S: StateMachine>(
     machine: S,
     progress: Progress,
     inbox: Inbox,
-) -> std::io::Result<(Sender<Job>, JoinHandle<()>)> {
-    let (sender, queue) = channel();
-    let applier = Applier {
+) -> std::io::Result<(Box<dyn Submit>, JoinHandle<()>)> {
+    let (queue, jobs) = channel();
+    let applier = Arc::new(Mutex::new(Applier {
         machine,
         progress,
         inbox,
@@ -36,10 +44,60 @@ pub(crate) fn spawn<S: StateMachine>(
         flusher: Flusher::default(),
         answer: BytesMut::new(),
         quiet_bytes: 0,
-    };
-    let thread = Builder::new().name("raft-applier".into()).spawn(move || applier.run(&queue))?;
-    Ok((sender, thread))
+    }));
+    let pending = Arc::new(AtomicUsize::new(0));
+    let submitter = Submitter { applier: applier.clone(), queue, pending: pending.clone() };
+    let thread = Builder::new().name("raft-applier".into()).spawn(move || run(&applier, &jobs, &pending))?;
+    Ok((Box::new(submitter), thread))
 }
+
+/// Where the loop hands over its jobs.
+pub(crate) trait Submit: Send {
+    /// Does the job, or queues it. `false` when the applier is gone.
+    fn submit(&mut self, job: Job) -> bool;
+}
+
+struct Submitter<S> {
+    applier: Arc<Mutex<Applier<S>>>,
+    queue: Sender<Job>,
+    /// Jobs that are queued or being done on the thread.
+    pending: Arc<AtomicUsize>,
+}
+
+impl<S: StateMachine> Submit for Submitter<S> {
+    fn submit(&mut self, job: Job) -> bool {
+        if self.pending.load(Ordering::Acquire) == 0
+            && let Ok(mut applier) = self.applier.try_lock()
+            && applier.is_prompt(&job)
+        {
+            return applier.work(job).is_ok_and(|()| {
+                applier.flusher.flush();
+                true
+            });
+        }
+        self.pending.fetch_add(1, Ordering::AcqRel);
+        self.queue.send(job).is_ok()
+    }
+}
+
+/// The thread: ends when the submitter is gone and everything queued is done, or when the state machine fails.
+fn run<S: StateMachine>(applier: &Mutex<Applier<S>>, jobs: &Receiver<Job>, pending: &AtomicUsize) {
+    while let Ok(first) = jobs.recv() {
+        // After a panic of the state machine the node stops; its state is not looked at again.
+        let mut applier = applier.lock().unwrap_or_else(PoisonError::into_inner);
+        // Answers leave when the queue is empty, or after a few jobs: together they cost one wake-up.
+        for job in std::iter::once(first).chain(jobs.try_iter().take(64)) {
+            if applier.work(job).is_err() {
+                return;
+            }
+            pending.fetch_sub(1, Ordering::AcqRel);
+        }
+        applier.flusher.flush();
+    }
+}
+
+/// The state machine failed, and the loop has been told.
+struct Failed;
 
 struct Applier<S> {
     machine: S,
@@ -53,24 +111,28 @@ struct Applier<S> {
 }
 
 impl<S: StateMachine> Applier<S> {
-    fn run(mut self, queue: &Receiver<Job>) {
-        while let Ok(job) = queue.recv() {
-            // Answers leave when the queue is empty, or after a few jobs: together they cost one wake-up.
-            let jobs = std::iter::once(job).chain(queue.try_iter().take(64));
-            for job in jobs {
-                if let Err(error) = self.work(job) {
-                    return self.inbox.send(Internal::Fatal(Fatal::StateMachine(Box::new(error))));
-                }
+    fn is_prompt(&self, job: &Job) -> bool {
+        match job {
+            Job::Apply { entries, .. } => {
+                entries.len() <= MAX_INLINE
+                    && entries.byte_len() <= MAX_INLINE_BYTES
+                    && self.machine.is_prompt(Work::Apply(entries))
             }
-            self.flusher.flush();
+            Job::Query(reads) => {
+                reads.len() <= MAX_INLINE && reads.iter().all(|read| self.machine.is_prompt(Work::Query(&read.query)))
+            }
         }
     }
 
-    fn work(&mut self, job: Job) -> Result<(), S::Error> {
-        match job {
+    fn work(&mut self, job: Job) -> Result<(), Failed> {
+        let done = match job {
             Job::Apply { entries, waiting } => self.apply(&entries, waiting),
             Job::Query(reads) => self.query(reads),
-        }
+        };
+        done.map_err(|error| {
+            self.inbox.send(Internal::Fatal(Fatal::StateMachine(Box::new(error))));
+            Failed
+        })
     }
 
     fn apply(&mut self, entries: &Entries, waiting: VecDeque<Waiting>) -> Result<(), S::Error> {

@@ -13,7 +13,7 @@ use raft_storage::StorageError;
 use tokio::sync::mpsc as queue;
 use tokio::sync::watch;
 
-use crate::applier::{self, Progress};
+use crate::applier::{self, Progress, Submit};
 use crate::driver::{Driver, Job, Ports};
 use crate::handle::{Request, refuse};
 
@@ -59,7 +59,7 @@ pub(crate) struct Outlets<T> {
     pub(crate) group: GroupId,
     pub(crate) transport: T,
     pub(crate) writer: mpsc::Sender<Write>,
-    pub(crate) applier: mpsc::Sender<Job>,
+    pub(crate) applier: Box<dyn Submit>,
     pub(crate) reader: mpsc::Sender<Fetch>,
     /// A thread that does not take its work any more.
     pub(crate) lost: Option<&'static str>,
@@ -77,7 +77,7 @@ impl<T: Transport> Ports for Outlets<T> {
     }
 
     fn apply(&mut self, job: Job) {
-        if self.applier.send(job).is_err() {
+        if !self.applier.submit(job) {
             self.lost = Some("applier");
         }
     }

@@ -26,7 +26,7 @@ use super::flush::{Flusher, Full};
 use super::open::{self, KvError, KvIdentity, KvOptions};
 use super::scan::Merged;
 use super::{Answer, Command, Item, MAX_SCAN_BYTES, MAX_SCAN_ITEMS, MAX_VALUE_BYTES, Query, Refusal, Reply};
-use crate::state_machine::{Replies, StateMachine};
+use crate::state_machine::{Replies, StateMachine, Work};
 
 const DATA: u8 = b'd';
 const APPLIED: u8 = b'a';
@@ -269,6 +269,20 @@ impl StateMachine for KvStore {
         self.torn = false;
         self.replay_bytes += entries.byte_len();
         self.flush_if_due()
+    }
+
+    /// A change only touches memory, unless it has to wait for a buffer that is being written out; a get reads at most a few blocks; a scan may
+    /// read a great many.
+    fn is_prompt(&self, work: Work<'_>) -> bool {
+        match work {
+            Work::Apply(entries) => {
+                let room = |used: usize, limit: usize| used.saturating_add(2 * entries.byte_len()) < limit;
+                self.flushing.is_none()
+                    || room(self.active.bytes(), self.options.write_buffer_bytes)
+                        && room(self.replay_bytes, self.options.max_replay_bytes)
+            }
+            Work::Query(query) => matches!(Query::decode(query), Ok(Query::Get { .. })),
+        }
     }
 
     fn query(&mut self, query: &[u8], answer: &mut BytesMut) -> Result<(), KvError> {
