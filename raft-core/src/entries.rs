@@ -19,6 +19,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use smallvec::{SmallVec, smallvec};
 
 use crate::types::{LogId, LogIndex, Term};
 
@@ -298,13 +299,14 @@ impl fmt::Debug for Segment {
 /// Invariants: each segment begins right after the one before it, and terms never decrease across segments.
 #[derive(Clone, Default)]
 pub struct Entries {
-    segments: Vec<Segment>,
+    /// Nearly always one: what was proposed together travels together.
+    segments: SmallVec<[Segment; 1]>,
 }
 
 impl Entries {
     /// No entries.
     pub const fn new() -> Self {
-        Entries { segments: Vec::new() }
+        Entries { segments: SmallVec::new_const() }
     }
 
     /// Appends a segment.
@@ -379,7 +381,7 @@ impl Entries {
 
 impl From<Segment> for Entries {
     fn from(segment: Segment) -> Self {
-        Entries { segments: vec![segment] }
+        Entries { segments: smallvec![segment] }
     }
 }
 

@@ -16,7 +16,7 @@ pub struct Options {
     /// Largest record, in bytes of packed entries; an entry that is larger gets a record of its own. At most 1 GiB. Larger records cost less
     /// CPU per entry, but a reader always reads whole records. Default: 1 MiB.
     pub max_record_bytes: usize,
-    /// Bytes collected in memory before they go to a sorted file. Default: 64 MiB.
+    /// Bytes collected in memory before they go to a sorted file. Default: 16 MiB.
     pub write_buffer_bytes: usize,
     /// Write buffers that may wait to be flushed; when all are full, writes stall. Default: 4.
     pub max_write_buffers: u32,
@@ -44,7 +44,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             max_record_bytes: 1 << 20,
-            write_buffer_bytes: 64 << 20,
+            write_buffer_bytes: 16 << 20,
             max_write_buffers: 4,
             max_wal_bytes: 256 << 20,
             file_bytes: 64 << 20,
