@@ -37,7 +37,6 @@ impl Raft {
             return;
         }
         reads.round += 1;
-        reads.round_at = now;
         if own_term_committed {
             let round = reads.round;
             reads.waiting.extend(reads.arrived.drain(..).map(|id| (id, commit, round)));

@@ -37,8 +37,6 @@ pub(crate) struct Reads {
     pub(crate) round: u64,
     /// The newest round that a majority has answered.
     pub(crate) confirmed: u64,
-    /// When `round` began.
-    pub(crate) round_at: Instant,
     /// Arrived, and in no round yet.
     pub(crate) arrived: Vec<ReadId>,
     /// Waiting for their round: read, index that it must see, round.
