@@ -141,6 +141,11 @@ impl Checker {
         }
     }
 
+    /// A server has started, with a state machine that remembers everything up to `applied`.
+    pub fn started(&mut self, id: NodeId, applied: LogIndex) {
+        self.views.entry(id).or_default().applied = applied;
+    }
+
     /// A server has stopped; its disk keeps what was durable.
     pub fn stopped(&mut self, id: NodeId) {
         let view = self.views.entry(id).or_default();

@@ -122,6 +122,11 @@ impl Disk {
         }
     }
 
+    /// An empty disk whose owner decides when writes become durable.
+    pub fn empty() -> Self {
+        Disk::new(Duration::ZERO, Dice::new(0, 0))
+    }
+
     /// What is written, durable or not: equals the log in the server's memory.
     pub fn live(&self) -> &Image {
         &self.live
@@ -132,13 +137,27 @@ impl Disk {
         &self.durable
     }
 
+    /// Accepts a write. When it becomes durable is for the caller to say, by [`Disk::complete`].
+    ///
+    /// # Errors
+    /// What is wrong with the write, in words.
+    pub fn accept(&mut self, write: Write) -> Result<(), String> {
+        self.live.apply(&write)?;
+        self.pending.push_back(write);
+        Ok(())
+    }
+
+    /// The writes that are not durable, oldest first.
+    pub fn pending(&self) -> impl DoubleEndedIterator<Item = &Write> + ExactSizeIterator {
+        self.pending.iter()
+    }
+
     /// Accepts a write and says when it will be durable.
     ///
     /// # Errors
     /// What is wrong with the write, in words.
     pub fn submit(&mut self, now: Instant, write: Write) -> Result<Instant, String> {
-        self.live.apply(&write)?;
-        self.pending.push_back(write);
+        self.accept(write)?;
         let delay = self.dice.time(Duration::ZERO, self.slowest);
         self.busy_until = self.busy_until.max(now + delay);
         Ok(self.busy_until)
@@ -162,6 +181,31 @@ impl Disk {
         self.pending.clear();
         self.live = self.durable.clone();
         self.busy_until = Instant::default();
+    }
+
+    /// Pulls the plug, and some of what was on its way to the disk has arrived: the oldest `writes` of those pending, and of the
+    /// next one, if `torn` says so, all but its entries, of which there are only that many.
+    ///
+    /// # Errors
+    /// What is wrong with the writes, in words.
+    pub fn crash_keeping(&mut self, writes: usize, torn: Option<usize>) -> Result<(), String> {
+        for write in self.pending.drain(..writes.min(self.pending.len())) {
+            self.durable.apply(&write)?;
+        }
+        if let (Some(kept), Some(mut write)) = (torn, self.pending.pop_front()) {
+            let mut entries = Entries::new();
+            let first = write.entries.first_index().unwrap_or_default();
+            for segment in write.entries.segments() {
+                if let Some(part) = (kept > 0).then(|| segment.slice(first, first + (kept as u64 - 1))).flatten() {
+                    // Parts of a rope, in order.
+                    let _ = entries.push(part);
+                }
+            }
+            write.entries = entries;
+            self.durable.apply(&write)?;
+        }
+        self.crash();
+        Ok(())
     }
 
     /// What a server finds when it starts. Its state machine starts empty, so everything is to be applied again.
@@ -239,6 +283,23 @@ mod tests {
         assert_eq!(disk.live().last(), LogId::new(Term(1), LogIndex(3)));
         assert_eq!(disk.live().hard_state().current_term, Term(1));
         assert!(!disk.complete(WriteSeq(2)).unwrap(), "the write is gone");
+    }
+
+    #[test]
+    fn a_crash_may_keep_a_prefix_and_tear_the_next_write() {
+        for (kept, torn, last, term) in
+            [(0, None, 3, 1), (1, None, 5, 2), (0, Some(0), 2, 2), (0, Some(2), 4, 2), (1, Some(1), 6, 3)]
+        {
+            let mut disk = disk(5);
+            disk.submit(Instant(0), write(1, 1, None, 1, 3)).unwrap();
+            disk.complete(WriteSeq(1)).unwrap();
+            disk.accept(write(2, 2, Some(3), 3, 3)).unwrap();
+            disk.accept(write(3, 3, None, 6, 2)).unwrap();
+            disk.crash_keeping(kept, torn).unwrap();
+            assert_eq!(disk.live().last().index, LogIndex(last), "{kept} {torn:?}");
+            assert_eq!(disk.live().hard_state().current_term, Term(term), "{kept} {torn:?}");
+            assert_eq!(disk.pending().len(), 0);
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! - [`checker`]: Raft's promises, checked after every event.
 //! - [`task`]: scripts on virtual time.
 //! - [`lab`]: the tests of MIT's course on distributed systems, labs 2A to 2C, written on all of this.
+//! - [`linearizability`]: whether what clients saw can be explained.
+//! - [`swarm`]: clusters under every mix of faults, with clients and a state machine; each seed another mix.
 //!
 //! Nothing here reads a clock, starts a thread or touches a file; all chance comes from the seed. A failure is replayed by
 //! running its seed again.
@@ -18,7 +20,9 @@ pub mod checker;
 pub mod cluster;
 pub mod disk;
 pub mod lab;
+pub mod linearizability;
 pub mod network;
 pub mod node;
 pub mod schedule;
+pub mod swarm;
 pub mod task;

@@ -1,0 +1,257 @@
+//! The driver of one server: feeds its core, and carries out what the core wants. Nothing here knows of faults.
+
+use std::time::Duration;
+
+use super::server::{Answers, Item};
+use super::sometimes::Situation;
+use super::world::{Event, World};
+use crate::entries::Entries;
+use crate::io::{self, Fetch, Input, Output, ReadOutcome, StepDownReason, Write};
+use crate::message::{Envelope, Message};
+use crate::raft::Raft;
+use crate::sim::cluster::{id_of, index_of};
+use crate::types::WriteSeq;
+
+impl World {
+    /// A server works off its inbox and carries out what its core wants, until it wants nothing more.
+    pub(super) fn pump(&mut self, i: usize) {
+        let now = self.now();
+        let server = &mut self.servers[i];
+        if server.inbox.is_empty()
+            && server.is_due(now)
+            && let Some(raft) = &mut server.raft
+        {
+            raft.step(server.clock.read(now), Input::Wake);
+        }
+        let mut answers = server.drain_inbox(now);
+        while self.failure.is_none() {
+            let Some(output) = self.servers[i].raft.as_mut().map(Raft::take_output) else { break };
+            if output.is_empty() || !self.carry_out(i, output, &mut answers) {
+                break;
+            }
+        }
+        for (ticket, answer) in answers {
+            self.answer(ticket, answer);
+        }
+        self.observe(i);
+        self.set_alarm(i);
+    }
+
+    /// Carries out what a core wants. Says whether it was told something in return, so that it may want more.
+    fn carry_out(&mut self, i: usize, output: Output, answers: &mut Answers) -> bool {
+        for event in &output.events {
+            self.tells(i, event, answers);
+        }
+        if let Some(write) = output.write {
+            self.save(i, write);
+        }
+        for envelope in output.messages {
+            self.send(i, envelope);
+        }
+        let fed = self.hand_to_state_machine(i, output.apply, answers);
+        for fetch in output.fetches {
+            self.fetch(i, fetch);
+        }
+        for outcome in output.reads {
+            if matches!(outcome, ReadOutcome::Lost { .. }) {
+                self.counts.saw(Situation::ReadLost);
+            }
+            self.servers[i].read_decided(outcome, answers);
+        }
+        fed
+    }
+
+    fn tells(&mut self, i: usize, event: &io::Event, answers: &mut Answers) {
+        self.note(format_args!("n{} tells: {event:?}", i + 1));
+        let heard = self.checker.heard(id_of(i), event);
+        self.check(heard);
+        let situation = match event {
+            io::Event::BecameLeader { .. } => Situation::Elected,
+            io::Event::Truncated { .. } => Situation::Truncated,
+            io::Event::SteppedDown { reason, .. } => {
+                if self.mix.gives_up {
+                    self.servers[i].give_up(answers);
+                }
+                match reason {
+                    StepDownReason::NewerTerm => Situation::NewerTerm,
+                    StepDownReason::QuorumLost => Situation::QuorumLost,
+                    StepDownReason::WriteStalled => Situation::WriteStalled,
+                }
+            }
+            _ => return,
+        };
+        self.counts.saw(situation);
+    }
+
+    /// Hands a write to the disk, which syncs all that it has whenever it is idle.
+    fn save(&mut self, i: usize, write: Write) {
+        let disk = &mut self.servers[i].disk;
+        if let Some(from) = write.truncate_from
+            && disk.pending().any(|earlier| earlier.entries.last_index().is_some_and(|last| last >= from))
+        {
+            self.counts.saw(Situation::WriteOvertaken);
+        }
+        let accepted = disk.accept(write.clone());
+        self.note(format_args!("n{} writes {write:?}", i + 1));
+        self.check(accepted);
+        let wrote = self.checker.wrote(id_of(i), &write, &self.servers[i].disk);
+        self.check(wrote);
+        self.sync(i);
+    }
+
+    fn sync(&mut self, i: usize) {
+        let server = &mut self.servers[i];
+        let Some(seq) = server.disk.pending().next_back().map(|write| write.seq) else { return };
+        if server.syncing.is_some() {
+            return;
+        }
+        server.syncing = Some(seq);
+        let life = server.life;
+        let healthy = self.healed.is_some();
+        let (fastest, slowest) = self.mix.sync;
+        let mut time = self.dice.time(fastest, if healthy { slowest.min(Duration::from_millis(10)) } else { slowest });
+        if !healthy && self.mix.sync_hiccups > 0 && self.dice.chance(self.mix.sync_hiccups, 1000) {
+            time *= 50;
+        }
+        self.schedule.after(time, Event::Synced { server: i, life, seq });
+    }
+
+    /// A sync is done, unless the disk hangs; now what it covers survives a crash. The core hears of it, at once or a little later.
+    pub(super) fn synced(&mut self, i: usize, life: u64, seq: WriteSeq) {
+        let now = self.now();
+        let Some(server) = self.lives(i, life) else { return };
+        if server.sync_fails {
+            server.sync_fails = false;
+            self.counts.saw(Situation::SyncFailed);
+            self.note(format_args!("n{} hears that a sync failed, and stops", i + 1));
+            self.crash(i);
+            return self.start_later(i);
+        }
+        if now < server.stalled_until {
+            let until = server.stalled_until;
+            return self.schedule.at(until, Event::Synced { server: i, life, seq });
+        }
+        server.syncing = None;
+        server.synced = seq;
+        let completed = server.disk.complete(seq);
+        self.note(format_args!("n{} has synced {seq}", i + 1));
+        self.check(completed.map(|_| ()));
+        self.sync(i);
+        if self.dice.chance(1, 4) {
+            let delay = self.dice.time(Duration::ZERO, Duration::from_millis(1));
+            self.schedule.after(delay, Event::Told { server: i, life, seq });
+        } else {
+            self.servers[i].inbox.push_back(Item::Input(Input::Persisted(seq)));
+            self.ask_for_pump(i);
+        }
+    }
+
+    fn send(&mut self, i: usize, envelope: Envelope) {
+        let said = self.checker.said(id_of(i), &envelope, &self.servers[i].disk);
+        self.check(said);
+        let Some(to) = index_of(envelope.to).filter(|to| *to < self.servers.len() && *to != i) else {
+            return self.failed(format!("n{} writes to {:?}", i + 1, envelope.to));
+        };
+        self.count_sent(i, &envelope);
+        let [first, second] = self.network.send(i, to, self.schedule.now(), &mut self.counts);
+        if first.is_none() {
+            self.note(format_args!("n{} -> n{}  lost: t{} {:?}", i + 1, to + 1, envelope.term, envelope.body));
+        }
+        if let Some(at) = second {
+            self.schedule.at(at, Event::Message { server: to, envelope: envelope.clone() });
+        }
+        if let Some(at) = first {
+            self.schedule.at(at, Event::Message { server: to, envelope });
+        }
+    }
+
+    fn count_sent(&mut self, i: usize, envelope: &Envelope) {
+        let situation = match &envelope.body {
+            Message::RequestVote(_) if *self.candidates.entry(envelope.term).or_insert(i) != i => {
+                Situation::TwoCandidates
+            }
+            Message::PreVoteReply(reply) if !reply.granted => Situation::PreVoteRefused,
+            Message::RequestVoteReply(reply) if !reply.granted => {
+                let hard_state = self.servers[i].disk.live().hard_state();
+                if hard_state.voted_for.is_some() || hard_state.current_term != envelope.term {
+                    return;
+                }
+                Situation::VoteRefusedForLog
+            }
+            Message::AppendReject(_) => Situation::Rejected,
+            _ => return,
+        };
+        self.counts.saw(situation);
+    }
+
+    /// Says whether the state machine is through with them already.
+    fn hand_to_state_machine(&mut self, i: usize, entries: Entries, answers: &mut Answers) -> bool {
+        let Some(last) = entries.last_index() else { return false };
+        for entry in entries.iter() {
+            let applied = self.checker.applied(id_of(i), entry.id());
+            self.check(applied);
+        }
+        let now = self.now();
+        let flush = self.dice.chance(1, 8);
+        let server = &mut self.servers[i];
+        server.handed = last;
+        let life = server.life;
+        if self.mix.apply.is_zero() || self.healed.is_some() && server.applying_until <= now {
+            server.apply(&entries, answers);
+            if flush {
+                server.flushed = server.machine.clone();
+            }
+            let shown = server.clock.read(now);
+            if let Some(raft) = &mut server.raft {
+                raft.step(shown, Input::Applied(last));
+            }
+            return true;
+        }
+        let begin = server.applying_until.max(now);
+        server.applying_until = begin + self.dice.time(Duration::ZERO, self.mix.apply);
+        if flush {
+            server.flushed = server.machine.clone();
+        }
+        self.schedule.at(server.applying_until, Event::Applied { server: i, life, entries });
+        false
+    }
+
+    fn fetch(&mut self, i: usize, fetch: Fetch) {
+        let server = &self.servers[i];
+        let to_apply = fetch.first == server.handed.next()
+            && server.raft.as_ref().is_some_and(|raft| fetch.last <= raft.commit_index());
+        self.counts.saw(if to_apply { Situation::FetchForApply } else { Situation::FetchForFollower });
+        let life = server.life;
+        let delay = self.dice.time(Duration::from_micros(50), Duration::from_millis(1));
+        self.schedule.after(delay, Event::Fetched { server: i, life, fetch });
+    }
+
+    /// Checks every promise that a look at this server can show broken.
+    fn observe(&mut self, i: usize) {
+        /// The core's own check takes time in proportion to what it has in memory.
+        const CHECK_EVERY: u64 = 32;
+        self.pumps += 1;
+        let Some(raft) = &self.servers[i].raft else { return };
+        if self.pumps.is_multiple_of(CHECK_EVERY) {
+            raft.check_invariants();
+        }
+        let status = raft.status();
+        let disks = self.servers.iter().map(|server| &server.disk);
+        let seen = self.checker.observe(&status, &self.servers[i].disk, disks);
+        let word = status.commit_index.0 << 20 ^ status.last_log.index.0 << 40 ^ status.current_term.0;
+        self.print(word);
+        self.check(seen);
+    }
+
+    /// Sets the alarm for the core's deadline, if none that is set goes off in time.
+    pub(super) fn set_alarm(&mut self, i: usize) {
+        let server = &mut self.servers[i];
+        let Some(raft) = &server.raft else { return };
+        let at = server.clock.when(raft.deadline()).max(self.schedule.now());
+        if server.alarm.is_none_or(|alarm| alarm > at) {
+            server.alarm = Some(at);
+            let life = server.life;
+            self.schedule.at(at, Event::Wake { server: i, life });
+        }
+    }
+}

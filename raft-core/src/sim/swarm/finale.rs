@@ -1,0 +1,156 @@
+//! The end of a run: all faults end, the cluster must recover within a bound, and then everything is looked at once more.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::sometimes::Situation;
+use super::world::{Event, World};
+use crate::sim::cluster::id_of;
+use crate::sim::linearizability::{self, Operation, Verdict};
+use crate::types::{LogId, LogIndex};
+
+impl World {
+    /// Every fault ends: links work and are quick, disks sync, the frozen go on, the crashed start.
+    pub(super) fn heal(&mut self) {
+        self.note(format_args!("all faults end"));
+        self.era += 1;
+        let now = self.now();
+        self.healed = Some(now);
+        self.network.heal();
+        let behind = self.servers.iter().map(|server| server.disk.live().last().index).min();
+        let ahead = self.servers.iter().map(|server| server.disk.live().last().index).max();
+        if ahead.zip(behind).is_some_and(|(ahead, behind)| ahead - behind > 20) {
+            self.counts.saw(Situation::Backlog);
+        }
+        for i in 0..self.servers.len() {
+            let server = &mut self.servers[i];
+            server.stalled_until = now;
+            server.sync_fails = false;
+            server.frozen_until = now;
+            if server.is_up() {
+                server.pump_asked = false;
+                self.ask_for_pump(i);
+            } else {
+                self.start(i);
+            }
+        }
+        self.schedule.after(Self::LOOK_EVERY, Event::Look);
+    }
+
+    const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+    /// How long recovery may take: some elections (each may be lost to a split vote), what clients wait before they ask again, and the
+    /// time to catch up a log, entry by entry in the worst case.
+    fn bound(&self) -> Duration {
+        let entries = self.servers.iter().map(|server| server.disk.live().last().index.0).max().unwrap_or(0);
+        self.mix.config.election_timeout * 20
+            + self.mix.patience * 4
+            + Duration::from_secs(5)
+            + Duration::from_millis(20) * entries as u32
+    }
+
+    /// Has the cluster recovered? First every client must succeed with something that it began after the end of the faults; then the
+    /// clients fall silent, and all servers must come to the same state.
+    pub(super) fn look(&mut self) {
+        let (now, bound) = (self.now(), self.bound());
+        let Some(healed) = self.healed else { return };
+        let late = now.since(healed) > bound;
+        if !self.quiet {
+            let served = |client: &super::client::Client| client.last_success.is_some_and(|begun| begun >= healed);
+            self.quiet = self.clients.iter().all(served);
+            if !self.quiet && late {
+                return self.not_recovered("serve every client");
+            }
+        } else if self.clients.iter().all(super::client::Client::is_idle) && self.agree() {
+            self.over = true;
+        } else if late {
+            return self.not_recovered("come to one state");
+        }
+        self.schedule.after(Self::LOOK_EVERY, Event::Look);
+    }
+
+    fn not_recovered(&mut self, what: &str) {
+        let states: Vec<_> = self.servers.iter().map(|server| server.raft.as_ref().map(crate::Raft::status)).collect();
+        self.failed(format!(
+            "liveness: {:?} after the end of all faults the cluster does not {what}: {states:#?}",
+            self.bound()
+        ));
+    }
+
+    /// All follow one leader, and have the same log, committed and applied.
+    fn agree(&self) -> bool {
+        let Some(leader) = self.leader() else { return false };
+        let Some(first) = self.servers[leader].raft.as_ref().map(crate::Raft::status) else { return false };
+        // Without an entry of its own term, a leader cannot commit what earlier ones left (paper, section 5.4.2).
+        let all_committed = !self.mix.config.no_op_on_election || first.commit_index == first.last_log.index;
+        all_committed
+            && self.servers.iter().all(|server| {
+                let Some(status) = server.raft.as_ref().map(crate::Raft::status) else { return false };
+                status.leader == Some(id_of(leader))
+                    && (status.last_log, status.commit_index) == (first.last_log, first.commit_index)
+                    && status.durable_index == status.last_log.index
+                    && server.machine.applied.index == status.commit_index
+            })
+    }
+
+    /// The last look, when everything has come to rest. Returns for how many keys the question of linearizability stayed open.
+    pub(super) fn examine(&mut self) -> u64 {
+        self.clients.iter_mut().for_each(super::client::Client::end);
+        let same = self.servers.windows(2).all(|pair| pair[0].machine == pair[1].machine);
+        if !same {
+            let machines: Vec<_> = self.servers.iter().map(|server| &server.machine).collect();
+            let failure = format!("the state machines differ: {machines:#?}");
+            self.failed(failure);
+        }
+        let kept = self.check_acknowledged();
+        self.check(kept);
+        let histories = self.histories();
+        let mut unknown = 0;
+        for (key, history) in histories {
+            match linearizability::check(&history, 1_000_000) {
+                Verdict::Linearizable => {}
+                Verdict::Unknown => unknown += 1,
+                Verdict::Violation { stuck } => {
+                    let story: String = history.iter().map(|op| format!("\n    {op:?}")).collect();
+                    self.note(format_args!("history of key {key}:{story}"));
+                    self.failed(format!("key {key} is not linearizable: no order explains {stuck:?}"));
+                }
+            }
+        }
+        unknown
+    }
+
+    /// What all clients did with each key, in the order in which it began.
+    fn histories(&self) -> BTreeMap<usize, Vec<Operation>> {
+        let mut histories: BTreeMap<usize, Vec<Operation>> = BTreeMap::new();
+        for client in &self.clients {
+            for (key, operations) in client.history.iter().enumerate() {
+                histories.entry(key).or_default().extend(operations);
+            }
+        }
+        histories.values_mut().for_each(|history| history.sort_by_key(|op| op.invoked));
+        histories
+    }
+
+    /// Every change that was acknowledged is committed at its place with its content, is on the disks of a majority, and is there once.
+    fn check_acknowledged(&self) -> Result<(), String> {
+        let mut places: BTreeMap<LogIndex, LogId> = BTreeMap::new();
+        for acknowledged in self.clients.iter().flat_map(|client| &client.acknowledged) {
+            let entry = acknowledged.entry;
+            if places.insert(entry.index, entry).is_some() {
+                return Err(format!("two changes were acknowledged as {entry}"));
+            }
+            let content = acknowledged.command.encode(acknowledged.padding);
+            let committed = self.checker.committed_entry(entry.index).and_then(|segment| segment.get(entry.index));
+            if !committed.is_some_and(|committed| committed.id() == entry && committed.payload == content) {
+                return Err(format!("acknowledged as {entry}, but committed there is {committed:?}"));
+            }
+            let holders =
+                self.servers.iter().filter(|server| server.disk.durable().id_at(entry.index) == Some(entry)).count();
+            if holders * 2 <= self.servers.len() {
+                return Err(format!("{entry} was acknowledged and is on {holders} disks"));
+            }
+        }
+        Ok(())
+    }
+}

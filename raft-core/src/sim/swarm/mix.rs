@@ -1,0 +1,251 @@
+//! What a seed decides: sizes, settings and which faults, how often and how bad. Each seed picks its own mix, and leaves most
+//! things out: faults that never come alone hide one another ("swarm testing", Groce et al., 2012).
+
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::sim::schedule::Dice;
+use crate::types::NodeId;
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Links are cut so that the cluster falls into two or more parts.
+    Partition,
+    /// Some directed links are cut.
+    OneWay,
+    /// A link comes and goes.
+    Flap,
+    /// A link is slow.
+    Slow,
+    /// The whole network loses, repeats and delays.
+    Storm,
+    /// Servers crash, and come back.
+    Crash,
+    /// A server is frozen, and goes on.
+    Pause,
+    /// A disk takes seconds for a sync.
+    Stall,
+    /// A sync fails, which stops its server.
+    SyncError,
+    /// Clients send more than the cluster can take.
+    Overload,
+}
+
+impl Fault {
+    const ALL: [Fault; 10] = [
+        Fault::Partition,
+        Fault::OneWay,
+        Fault::Flap,
+        Fault::Slow,
+        Fault::Storm,
+        Fault::Crash,
+        Fault::Pause,
+        Fault::Stall,
+        Fault::SyncError,
+        Fault::Overload,
+    ];
+}
+
+/// How a link treats messages. Probabilities are in thousandths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quality {
+    /// Lost.
+    pub loss: u64,
+    /// Delivered twice.
+    pub duplication: u64,
+    /// Shortest and longest ordinary delay.
+    pub delay: (Duration, Duration),
+    /// Held up for much longer,
+    pub straggling: u64,
+    /// for up to this long.
+    pub straggle: Duration,
+}
+
+impl Quality {
+    /// How every link is once the faults are over.
+    pub const GOOD: Quality = Quality {
+        loss: 0,
+        duplication: 0,
+        delay: (Duration::from_micros(100), Duration::from_micros(900)),
+        straggling: 0,
+        straggle: Duration::ZERO,
+    };
+}
+
+/// Everything that a seed decides beforehand.
+#[derive(Clone, Debug)]
+pub struct Mix {
+    /// Number of servers.
+    pub servers: usize,
+    /// Settings of the cores; the id is filled in.
+    pub config: Config,
+    /// How long faults go on.
+    pub troubled: Duration,
+    /// Which faults happen.
+    pub faults: Vec<Fault>,
+    /// Mean time between two of them.
+    pub fault_interval: Duration,
+    /// Links between servers in ordinary times.
+    pub links: Quality,
+    /// Messages between two servers arrive in order, as on one connection.
+    pub ordered: bool,
+    /// Servers are told when a connection was lost.
+    pub tells_resets: bool,
+    /// Shortest and longest sync.
+    pub sync: (Duration, Duration),
+    /// One sync in a thousand of these takes 50 times as long.
+    pub sync_hiccups: u64,
+    /// A crash may tear a write.
+    pub tears: bool,
+    /// How long a server takes from the first thing in its inbox until it looks at all of it.
+    pub loop_delay: Duration,
+    /// How many messages and requests an inbox holds.
+    pub inbox: usize,
+    /// How long a state machine takes for what it is handed.
+    pub apply: Duration,
+    /// State machines remember something across a crash.
+    pub keeps_state: bool,
+    /// A server that no longer leads gives up on its proposals at once, instead of waiting for what becomes of them.
+    pub gives_up: bool,
+    /// How fast each server's clock runs, in thousandths of the true rate.
+    pub clock_rates: Vec<u64>,
+    /// Number of clients.
+    pub clients: usize,
+    /// Number of keys.
+    pub keys: u8,
+    /// Mean time that a client thinks between two operations.
+    pub think: Duration,
+    /// How long a client waits for an answer.
+    pub patience: Duration,
+    /// Largest padding of a command, in bytes.
+    pub padding: usize,
+}
+
+impl Mix {
+    /// The mix of a seed.
+    pub fn of(seed: u64) -> Mix {
+        let mut dice = Dice::new(seed, 1000);
+        let dice = &mut dice;
+        let servers = [1, 3, 3, 3, 3, 3, 5, 5, 5, 7][dice.pick(10)];
+        let config = config(seed, dice);
+        let mut faults: Vec<Fault> = Fault::ALL.into_iter().filter(|_| dice.chance(2, 5)).collect();
+        if faults.is_empty() {
+            faults.push(Fault::ALL[dice.pick(Fault::ALL.len())]);
+        }
+        let wild = dice.chance(1, 4);
+        let drift = [0, 10, 200][dice.pick(3)];
+        Mix {
+            servers,
+            troubled: Duration::from_secs(dice.between(60, 75)),
+            faults,
+            fault_interval: dice.time(Duration::from_millis(300), Duration::from_secs(6)),
+            links: links(dice),
+            ordered: dice.chance(1, 4),
+            tells_resets: dice.chance(1, 2),
+            sync: sync(dice),
+            sync_hiccups: if dice.chance(1, 3) { dice.between(1, 30) } else { 0 },
+            tears: dice.chance(1, 2),
+            loop_delay: if dice.chance(1, 3) { dice.time(Duration::ZERO, millis(3)) } else { Duration::ZERO },
+            inbox: if dice.chance(1, 4) { dice.between(8, 64) as usize } else { 4096 },
+            apply: if dice.chance(1, 3) { dice.time(Duration::ZERO, millis(30)) } else { Duration::ZERO },
+            keeps_state: dice.chance(2, 3),
+            gives_up: dice.chance(1, 2),
+            clock_rates: (0..servers).map(|_| dice.between(1000 - drift, 1000 + drift)).collect(),
+            clients: dice.between(2, 6) as usize,
+            keys: dice.between(1, 6) as u8,
+            think: dice.time(millis(20), millis(if wild { 60 } else { 400 })),
+            patience: dice.time(millis(300), millis(3000)),
+            padding: if dice.chance(1, 3) { dice.between(1, 600) as usize } else { 0 },
+            config,
+        }
+    }
+
+    /// Whether a fault can happen at all.
+    pub fn has(&self, fault: Fault) -> bool {
+        self.faults.contains(&fault)
+    }
+}
+
+fn millis(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// Most settings keep their default; small limits bring out what large ones hide.
+fn config(seed: u64, dice: &mut Dice) -> Config {
+    let election_timeout = dice.time(millis(200), millis(1200));
+    let mut config = Config {
+        election_timeout,
+        heartbeat_interval: election_timeout / dice.between(2, 8) as u32,
+        pre_vote: dice.chance(3, 4),
+        check_quorum: dice.chance(3, 4),
+        no_op_on_election: dice.chance(3, 4),
+        max_write_stall: dice.time(millis(500), millis(3000)),
+        seed,
+        ..Config::new(NodeId(1))
+    };
+    let mut limit = |setting: &mut usize, low, high| {
+        if dice.chance(1, 4) {
+            *setting = dice.between(low, high) as usize;
+        }
+    };
+    limit(&mut config.max_append_bytes, 1, 2000);
+    limit(&mut config.max_inflight_appends, 1, 16);
+    limit(&mut config.max_inflight_bytes, 1, 4000);
+    limit(&mut config.max_uncommitted_bytes, 60, 2000);
+    limit(&mut config.max_unapplied_bytes, 60, 2000);
+    limit(&mut config.max_cached_bytes, 0, 2000);
+    limit(&mut config.max_reject_runs, 1, 6);
+    config
+}
+
+fn links(dice: &mut Dice) -> Quality {
+    let mut some = |of, outof, low, high| if dice.chance(of, outof) { dice.between(low, high) } else { 0 };
+    let (loss, duplication) = (some(1, 2, 1, 120), some(1, 3, 1, 100));
+    let (straggling, straggle) = (some(1, 3, 1, 100), some(1, 1, 20, 2500));
+    let slowest = dice.between(1, 30);
+    let fastest = if dice.chance(1, 2) { slowest * 900 } else { 100 };
+    Quality {
+        loss,
+        duplication,
+        delay: (Duration::from_micros(fastest), millis(slowest)),
+        straggling,
+        straggle: millis(straggle),
+    }
+}
+
+fn sync(dice: &mut Dice) -> (Duration, Duration) {
+    match dice.pick(3) {
+        0 => (Duration::from_micros(50), millis(1)),
+        1 => (millis(1), millis(8)),
+        _ => (millis(1), millis(60)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mix_is_valid_and_lasts_a_minute() {
+        for seed in 0..2000 {
+            let mix = Mix::of(seed);
+            mix.config.validate().unwrap();
+            assert!(mix.troubled >= Duration::from_secs(60) && !mix.faults.is_empty());
+            assert!(mix.links.delay.0 <= mix.links.delay.1 && mix.sync.0 <= mix.sync.1);
+            assert_eq!(mix.clock_rates.len(), mix.servers);
+        }
+    }
+
+    #[test]
+    fn seeds_differ_in_every_fault_and_size() {
+        let mixes: Vec<Mix> = (0..200).map(Mix::of).collect();
+        for fault in Fault::ALL {
+            let with = mixes.iter().filter(|mix| mix.has(fault)).count();
+            assert!((40..160).contains(&with), "{fault:?} in {with} of 200");
+        }
+        for servers in [1, 3, 5, 7] {
+            assert!(mixes.iter().any(|mix| mix.servers == servers), "{servers} servers");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Whole clusters under every mix of faults: each seed decides how many servers there are and with which settings, what the network and
+//! the disks do to them, and what clients ask of them. The faults go on for a minute or more of virtual time; then they end, and the
+//! cluster must recover.
+//!
+//! What is held against every run:
+//!
+//! - Raft's promises, by the [`checker`](super::checker), after every event;
+//! - every change that was acknowledged is committed, on the disks of a majority, and all state machines are equal;
+//! - what the clients saw of each key is [linearizable](super::linearizability);
+//! - once the faults have ended, a leader is elected, every client is served, and all servers come to the same state, within a bound.
+//!
+//! Parts: [`mix`] is what a seed decides; [`sometimes`] counts what occurred; the others are private: the servers with their disks, clocks
+//! and state machines, the network, the clients, and the nemesis, who decides about faults.
+
+mod client;
+mod clock;
+mod driver;
+mod finale;
+mod machine;
+pub mod mix;
+mod nemesis;
+mod network;
+mod server;
+pub mod sometimes;
+mod world;
+
+use std::time::Duration;
+
+use self::mix::Mix;
+use self::sometimes::Counts;
+use super::cluster::Tracer;
+
+/// What came of one seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Which seed.
+    pub seed: u64,
+    /// What went wrong, if anything did.
+    pub failure: Option<String>,
+    /// How much virtual time passed.
+    pub simulated: Duration,
+    /// How long the cluster took to recover from the faults; `None` if the run ended before that.
+    pub recovery: Option<Duration>,
+    /// Operations of clients that succeeded.
+    pub completed: u64,
+    /// Changes of which the clients never heard.
+    pub in_doubt: u64,
+    /// Commands that were committed.
+    pub committed: u64,
+    /// Events that were handled.
+    pub events: u64,
+    /// Keys of which it could not be decided whether they were linearizable.
+    pub unknown: u64,
+    /// The rare situations that occurred.
+    pub counts: Counts,
+    /// Depends on everything that happened: equal for two runs of a seed.
+    pub fingerprint: u64,
+}
+
+/// Runs the mix of a seed. `tracer` is told the whole story, line by line.
+pub fn run(seed: u64, tracer: Option<Tracer>) -> Report {
+    run_mix(seed, Mix::of(seed), tracer)
+}
+
+/// Runs a mix of your own making with the chance of a seed.
+pub fn run_mix(seed: u64, mix: Mix, tracer: Option<Tracer>) -> Report {
+    world::World::new(seed, mix, tracer).run()
+}

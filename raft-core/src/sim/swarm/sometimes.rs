@@ -1,0 +1,179 @@
+//! What happened in a run. A simulator that never gets into trouble proves nothing, so every run counts the rare situations
+//! that it reached, and a large batch of runs in which one of them never occurred has failed.
+
+use std::fmt;
+use std::ops::AddAssign;
+
+macro_rules! situations {
+    ($($name:ident: $among:literal, $words:literal;)*) => {
+        /// A situation worth counting.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Situation {
+            $(#[doc = $words] $name,)*
+        }
+
+        impl Situation {
+            /// All of them.
+            pub const ALL: &[Situation] = &[$(Situation::$name),*];
+
+            /// In words.
+            pub fn words(self) -> &'static str {
+                match self {
+                    $(Situation::$name => $words,)*
+                }
+            }
+
+            /// In so many seeds it occurs at least once, unless something is wrong with the simulator; 0 if it need not occur.
+            pub fn certain_among(self) -> u64 {
+                match self {
+                    $(Situation::$name => $among,)*
+                }
+            }
+        }
+    };
+}
+
+situations! {
+    Elected: 20, "a leader was elected";
+    TwoCandidates: 100, "two candidates stood in one term";
+    PreVoteRefused: 100, "a pre-vote was refused";
+    VoteRefusedForLog: 100, "a vote was refused because of the log";
+    NewerTerm: 100, "a leader saw a newer term";
+    QuorumLost: 100, "a leader gave up because no majority answered";
+    WriteStalled: 300, "a leader gave up because its disk hung";
+    Truncated: 100, "entries were truncated";
+    WriteOvertaken: 500, "a write was overtaken by a truncation";
+    Rejected: 20, "an append was refused";
+    FoundInOne: 20, "the match was found in one round trip";
+    FoundInSeveral: 300, "the match was found in several round trips";
+    StaleRejection: 200, "a rejection came late or twice";
+    RepeatedAppend: 100, "an append came late or twice";
+    StaleTerm: 100, "an append or a heartbeat of an older term arrived";
+    FetchForFollower: 100, "entries for a follower were fetched";
+    FetchForApply: 100, "entries to apply were fetched";
+    Busy: 100, "a proposal was refused: busy";
+    Replaced: 100, "a proposal was replaced by another entry";
+    Undecided: 100, "a leader gave up on proposals";
+    ReadLost: 100, "a read was lost with the leadership";
+    OldLeaderAsked: 100, "a leader was asked after another was elected";
+    ClientTimedOut: 20, "a client gave up waiting";
+    SwapFailed: 20, "a compare-and-swap found something else";
+    Crash: 20, "a server crashed";
+    AllCrashed: 300, "all servers were down at once";
+    WritesLost: 100, "a crash lost writes that were not synced";
+    WritesKept: 100, "a crash kept writes that were not synced";
+    WriteTorn: 300, "a crash tore a write";
+    CrashAfterSync: 300, "a crash came between a sync and its completion";
+    SyncFailed: 300, "a sync failed and its server stopped";
+    DiskStalled: 100, "a disk hung";
+    Paused: 100, "a server was paused";
+    LeaderPaused: 100, "a leader was paused";
+    Overload: 100, "a burst of requests";
+    InboxFull: 3000, "a server's inbox was full";
+    LeaderCutOff: 100, "the leader was cut off";
+    MajorityCut: 100, "the cluster was cut in two, one side with a majority";
+    NoMajority: 100, "the cluster was cut so that no majority was left";
+    OneWayCut: 100, "a link was cut one way";
+    Bridge: 300, "one server saw two sides that did not see each other";
+    Flapping: 100, "a link flapped";
+    SlowLink: 100, "a link was slow";
+    Storm: 100, "a storm on the whole network";
+    Lost: 20, "a message was lost";
+    Duplicated: 20, "a message was duplicated";
+    Overtaken: 20, "a message was overtaken by a later one";
+    Backlog: 100, "the log of a server that came back had to be caught up";
+}
+
+/// How often each situation occurred.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counts([u64; Situation::ALL.len()]);
+
+impl Default for Counts {
+    fn default() -> Self {
+        Counts([0; Situation::ALL.len()])
+    }
+}
+
+impl Counts {
+    /// It occurred once more.
+    pub fn saw(&mut self, situation: Situation) {
+        self.add(situation, 1);
+    }
+
+    /// It occurred `times` more.
+    pub fn add(&mut self, situation: Situation, times: u64) {
+        self.0[situation as usize] += times;
+    }
+
+    /// How often it occurred.
+    pub fn of(&self, situation: Situation) -> u64 {
+        self.0[situation as usize]
+    }
+}
+
+/// What occurred in a batch of runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    seeds: u64,
+    times: Counts,
+    in_seeds: Counts,
+}
+
+impl Tally {
+    /// Adds one run.
+    pub fn add(&mut self, counts: &Counts) {
+        self.seeds += 1;
+        for situation in Situation::ALL {
+            self.times.add(*situation, counts.of(*situation));
+            self.in_seeds.add(*situation, u64::from(counts.of(*situation) > 0));
+        }
+    }
+
+    /// What should have occurred among so many runs, and did not.
+    pub fn missing(&self) -> impl Iterator<Item = Situation> {
+        Situation::ALL.iter().copied().filter(|situation| {
+            let among = situation.certain_among();
+            among > 0 && self.seeds >= among && self.in_seeds.of(*situation) == 0
+        })
+    }
+}
+
+impl AddAssign<&Tally> for Tally {
+    fn add_assign(&mut self, other: &Tally) {
+        self.seeds += other.seeds;
+        for situation in Situation::ALL {
+            self.times.add(*situation, other.times.of(*situation));
+            self.in_seeds.add(*situation, other.in_seeds.of(*situation));
+        }
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:>12} {:>8}", "times", "seeds")?;
+        for situation in Situation::ALL {
+            let (times, seeds) = (self.times.of(*situation), self.in_seeds.of(*situation));
+            writeln!(f, "{times:12} {seeds:8}  {}", situation.words())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_that_is_large_enough_must_have_seen_everything() {
+        let mut tally = Tally::default();
+        let mut counts = Counts::default();
+        counts.add(Situation::Elected, 3);
+        (0..19).for_each(|_| tally.add(&counts));
+        assert_eq!(tally.missing().count(), 0, "too few seeds to say");
+        let copy = tally.clone();
+        tally += &copy;
+        let missing: Vec<_> = tally.missing().collect();
+        assert!(missing.contains(&Situation::Crash) && !missing.contains(&Situation::Elected));
+        assert!(!missing.contains(&Situation::InboxFull), "38 seeds are too few for that");
+    }
+}

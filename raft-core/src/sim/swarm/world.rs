@@ -1,0 +1,454 @@
+//! Everything that belongs to one run, and the loop that lets one thing happen after another.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use super::Report;
+use super::client::{Answer, Client, Next, Request, Ticket};
+use super::clock::Clock;
+use super::machine::{Machine, mixed};
+use super::mix::Mix;
+use super::nemesis::Undo;
+use super::network::Network;
+use super::server::{Item, Server};
+use super::sometimes::{Counts, Situation};
+use crate::entries::Entries;
+use crate::io::{Fetch, Input};
+use crate::membership::Membership;
+use crate::message::{Envelope, Message};
+use crate::raft::Raft;
+use crate::sim::checker::Checker;
+use crate::sim::cluster::{Tracer, id_of, index_of};
+use crate::sim::disk::Disk;
+use crate::sim::schedule::{Dice, Schedule};
+use crate::types::{Instant, Term, WriteSeq};
+
+/// Something that will happen. Servers and clients are numbered from 0; what concerns a former life of a server concerns nobody.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// The time that a core asked for has come.
+    Wake { server: usize, life: u64 },
+    /// A server looks into its inbox.
+    Pump { server: usize, life: u64 },
+    /// A message arrives.
+    Message { server: usize, envelope: Envelope },
+    /// A sync is done.
+    Synced { server: usize, life: u64, seq: WriteSeq },
+    /// The server hears of it.
+    Told { server: usize, life: u64, seq: WriteSeq },
+    /// Entries were read back.
+    Fetched { server: usize, life: u64, fetch: Fetch },
+    /// A state machine is through with entries.
+    Applied { server: usize, life: u64, entries: Entries },
+    /// A request arrives.
+    Request { server: usize, ticket: Ticket, request: Request },
+    /// An answer arrives.
+    Answer { ticket: Ticket, answer: Answer },
+    /// A client's alarm.
+    Client { ticket: Ticket },
+    /// The next fault.
+    Fault,
+    /// The end of a fault, unless all faults have ended since.
+    Undo { undo: Undo, era: u32 },
+    /// All faults end.
+    Heal,
+    /// Has the cluster recovered?
+    Look,
+}
+
+/// What is known of the appends on the way from one leader to one follower, for the counters.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Stream {
+    term: Term,
+    append: u64,
+    rejection: u64,
+    refused: u64,
+}
+
+/// A run of one seed.
+pub(super) struct World {
+    pub(super) seed: u64,
+    pub(super) mix: Mix,
+    pub(super) schedule: Schedule<Event>,
+    pub(super) dice: Dice,
+    pub(super) network: Network,
+    pub(super) servers: Vec<Server>,
+    pub(super) clients: Vec<Client>,
+    pub(super) checker: Checker,
+    pub(super) counts: Counts,
+    pub(super) streams: Vec<Stream>,
+    pub(super) candidates: BTreeMap<Term, usize>,
+    pub(super) pumps: u64,
+    /// Goes up when all faults end.
+    pub(super) era: u32,
+    /// When all faults ended.
+    pub(super) healed: Option<Instant>,
+    /// Clients begin nothing new.
+    pub(super) quiet: bool,
+    pub(super) over: bool,
+    pub(super) failure: Option<String>,
+    fingerprint: u64,
+    tracer: Option<Tracer>,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, mix: Mix, tracer: Option<Tracer>) -> Self {
+        let clients = (0..mix.clients).map(|i| Client::new(i, &mix, Dice::new(seed, 300 + i as u64))).collect();
+        World {
+            seed,
+            schedule: Schedule::default(),
+            dice: Dice::new(seed, 2),
+            network: Network::new(mix.servers, mix.links, mix.ordered, Dice::new(seed, 1)),
+            servers: (0..mix.servers).map(|i| Server::new(id_of(i), Disk::empty())).collect(),
+            clients,
+            checker: Checker::default(),
+            counts: Counts::default(),
+            streams: vec![Stream::default(); mix.servers],
+            candidates: BTreeMap::new(),
+            pumps: 0,
+            era: 0,
+            healed: None,
+            quiet: false,
+            over: false,
+            failure: None,
+            fingerprint: seed,
+            tracer,
+            mix,
+        }
+    }
+
+    /// Runs to the end, or to the first failure.
+    pub(super) fn run(mut self) -> Report {
+        /// Many times what the busiest seed takes: whoever gets here goes in circles.
+        const MAX_EVENTS: u64 = 10_000_000;
+        self.note(format_args!("{:?}", self.mix.clone()));
+        (0..self.servers.len()).for_each(|i| self.start(i));
+        for i in 0..self.clients.len() {
+            let wait = self.dice.time(Duration::ZERO, Duration::from_millis(500));
+            self.schedule.after(wait, Event::Client { ticket: self.clients[i].ticket() });
+        }
+        self.schedule.after(Duration::from_millis(500), Event::Fault);
+        self.schedule.after(self.mix.troubled, Event::Heal);
+        while self.failure.is_none() && !self.over {
+            let Some(event) = self.schedule.pop() else {
+                self.failed("the simulation ran dry".into());
+                break;
+            };
+            self.handle(event);
+            if self.schedule.popped() > MAX_EVENTS {
+                self.failed(format!("still busy after {MAX_EVENTS} events"));
+            }
+        }
+        let unknown = if self.failure.is_none() { self.examine() } else { 0 };
+        self.report(unknown)
+    }
+
+    fn report(self, unknown: u64) -> Report {
+        let tallies = self.clients.iter().map(Client::tally);
+        let (completed, in_doubt) = tallies.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let end = self.schedule.now();
+        Report {
+            seed: self.seed,
+            failure: self.failure,
+            simulated: end.since(Instant(0)),
+            recovery: self.healed.map(|healed| end.since(healed)),
+            completed,
+            in_doubt,
+            committed: self.checker.committed_commands() as u64,
+            events: self.schedule.popped(),
+            unknown,
+            counts: self.counts,
+            fingerprint: self.fingerprint,
+        }
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.schedule.now()
+    }
+
+    /// Adds a line to the story.
+    pub(super) fn note(&mut self, line: fmt::Arguments<'_>) {
+        if let Some(tracer) = self.tracer.as_mut() {
+            let millis = self.schedule.now().0 as f64 / 1e6;
+            tracer(format_args!("{millis:11.3}  {line}"));
+        }
+    }
+
+    pub(super) fn failed(&mut self, failure: String) {
+        self.note(format_args!("FAILED: {failure}"));
+        self.failure.get_or_insert(failure);
+    }
+
+    pub(super) fn check(&mut self, result: Result<(), String>) {
+        if let Err(failure) = result {
+            self.failed(failure);
+        }
+    }
+
+    /// Adds to what tells this run from others.
+    pub(super) fn print(&mut self, word: u64) {
+        self.fingerprint = mixed(self.fingerprint, word);
+    }
+
+    /// The server that leads the newest term, if any does.
+    pub(super) fn leader(&self) -> Option<usize> {
+        (0..self.servers.len()).filter(|i| self.servers[*i].leads()).max_by_key(|i| self.servers[*i].term())
+    }
+
+    fn handle(&mut self, event: Event) {
+        self.print(self.schedule.now().0);
+        match event {
+            Event::Wake { server, life } => {
+                let now = self.now();
+                if let Some(it) = self.lives(server, life).filter(|server| server.alarm == Some(now)) {
+                    it.alarm = None;
+                    if it.is_due(now) { self.ask_for_pump(server) } else { self.set_alarm(server) }
+                }
+            }
+            Event::Pump { server, life } => {
+                if let Some(it) = self.lives(server, life) {
+                    it.pump_asked = false;
+                    self.ask_for_pump_now(server);
+                }
+            }
+            Event::Message { server, envelope } => self.message_arrives(server, envelope),
+            Event::Synced { server, life, seq } => self.synced(server, life, seq),
+            Event::Told { server, life, seq } => self.put(server, life, Item::Input(Input::Persisted(seq))),
+            Event::Fetched { server, life, fetch } => {
+                if let Some(it) = self.lives(server, life) {
+                    let entries = it.disk.read(&fetch);
+                    self.put(server, life, Item::Input(Input::Fetched { id: fetch.id, entries }));
+                }
+            }
+            Event::Applied { server, life, entries } => self.put(server, life, Item::Applied(entries)),
+            Event::Request { server, ticket, request } => self.request_arrives(server, ticket, request),
+            Event::Answer { ticket, answer } => {
+                let now = self.now();
+                if let Some(client) = self.clients.get_mut(ticket.client).filter(|client| client.ticket() == ticket) {
+                    let next = client.answered(now, answer, &mut self.counts);
+                    self.note(format_args!("c{} hears {answer:?}", ticket.client + 1));
+                    self.client_goes_on(ticket.client, next);
+                }
+            }
+            Event::Client { ticket } => {
+                let now = self.now();
+                if let Some(client) = self.clients.get_mut(ticket.client).filter(|client| client.ticket() == ticket) {
+                    let next = client.wake(now, self.quiet, &mut self.counts);
+                    self.client_goes_on(ticket.client, next);
+                }
+            }
+            Event::Fault => self.next_fault(),
+            Event::Undo { undo, era } => {
+                if era == self.era {
+                    self.undo(undo);
+                }
+            }
+            Event::Heal => self.heal(),
+            Event::Look => self.look(),
+        }
+    }
+
+    /// The server, if it is still in this life.
+    pub(super) fn lives(&mut self, server: usize, life: u64) -> Option<&mut Server> {
+        self.servers.get_mut(server).filter(|server| server.is_up() && server.life == life)
+    }
+
+    fn put(&mut self, server: usize, life: u64, item: Item) {
+        if let Some(it) = self.lives(server, life) {
+            it.inbox.push_back(item);
+            self.ask_for_pump(server);
+        }
+    }
+
+    /// A server is to look into its inbox: at once, soon, or when it is no longer frozen.
+    pub(super) fn ask_for_pump(&mut self, i: usize) {
+        if self.servers[i].pump_asked {
+            return;
+        }
+        if self.mix.loop_delay.is_zero() || self.healed.is_some() {
+            return self.ask_for_pump_now(i);
+        }
+        let delay = self.dice.time(Duration::ZERO, self.mix.loop_delay);
+        self.servers[i].pump_asked = true;
+        let life = self.servers[i].life;
+        self.schedule.after(delay, Event::Pump { server: i, life });
+    }
+
+    fn ask_for_pump_now(&mut self, i: usize) {
+        let (now, life, until) = (self.now(), self.servers[i].life, self.servers[i].frozen_until);
+        if now < until {
+            self.servers[i].pump_asked = true;
+            self.schedule.at(until, Event::Pump { server: i, life });
+        } else {
+            self.pump(i);
+        }
+    }
+
+    fn client_goes_on(&mut self, client: usize, next: Next) {
+        let ticket = self.clients[client].ticket();
+        if let Some((server, request)) = next.ask {
+            self.note(format_args!("c{} asks n{}: {request:?} ({})", client + 1, server + 1, ticket.attempt));
+            self.send_request(server, ticket, request);
+        }
+        if let Some(wait) = next.wake {
+            self.schedule.after(wait, Event::Client { ticket });
+        }
+    }
+
+    /// Clients reach every server at any time, also those that are cut off from the others: they are the ones to be deceived.
+    pub(super) fn send_request(&mut self, server: usize, ticket: Ticket, request: Request) {
+        if let Some(delay) = self.client_delay() {
+            self.schedule.after(delay, Event::Request { server, ticket, request });
+        }
+    }
+
+    pub(super) fn answer(&mut self, ticket: Ticket, answer: Answer) {
+        match answer {
+            Answer::Busy => self.counts.saw(Situation::Busy),
+            Answer::Replaced => self.counts.saw(Situation::Replaced),
+            Answer::Unknown => self.counts.saw(Situation::Undecided),
+            Answer::Done { .. } | Answer::NotLeader(_) => {}
+        }
+        if let Some(delay) = self.client_delay() {
+            self.schedule.after(delay, Event::Answer { ticket, answer });
+        }
+    }
+
+    fn client_delay(&mut self) -> Option<Duration> {
+        let lossy = self.mix.links.loss > 0 && self.healed.is_none();
+        let lost = lossy && self.dice.chance(10, 1000);
+        (!lost).then(|| self.dice.time(Duration::from_micros(100), Duration::from_millis(3)))
+    }
+
+    fn request_arrives(&mut self, i: usize, ticket: Ticket, request: Request) {
+        if !self.servers[i].is_up() {
+            // The connection is refused.
+            return self.answer(ticket, Answer::NotLeader(None));
+        }
+        if self.servers[i].leads() && self.leader() != Some(i) {
+            self.counts.saw(Situation::OldLeaderAsked);
+        }
+        self.arrives(i, Item::Request(ticket, request));
+    }
+
+    fn message_arrives(&mut self, i: usize, envelope: Envelope) {
+        if !self.servers[i].is_up() {
+            return;
+        }
+        self.note(format_args!("n{} <- {:?}  t{} {:?}", i + 1, envelope.from, envelope.term, envelope.body));
+        self.print(envelope.from.0 << 32 ^ envelope.to.0 << 40 ^ envelope.term.0);
+        self.count_message(i, &envelope);
+        self.arrives(i, Item::Input(Input::Message(envelope)));
+    }
+
+    /// Something from outside, for which there may be no room.
+    fn arrives(&mut self, i: usize, item: Item) {
+        let server = &mut self.servers[i];
+        if server.inbox.len() >= self.mix.inbox {
+            return self.counts.saw(Situation::InboxFull);
+        }
+        server.inbox.push_back(item);
+        self.ask_for_pump(i);
+    }
+
+    fn count_message(&mut self, to: usize, envelope: &Envelope) {
+        let counts = &mut self.counts;
+        let follower = match envelope.body {
+            Message::AppendEntries(_) | Message::Heartbeat(_) => Some(to),
+            _ => index_of(envelope.from),
+        };
+        let Some(stream) = follower.and_then(|i| self.streams.get_mut(i)) else { return };
+        if envelope.term > stream.term {
+            *stream = Stream { term: envelope.term, ..Stream::default() };
+        }
+        let current = envelope.term == stream.term;
+        match &envelope.body {
+            Message::AppendEntries(_) | Message::Heartbeat(_) if envelope.term < self.servers[to].term() => {
+                counts.saw(Situation::StaleTerm);
+            }
+            Message::AppendEntries(append) if current => {
+                if append.seq <= stream.append {
+                    counts.saw(Situation::RepeatedAppend);
+                }
+                stream.append = stream.append.max(append.seq);
+            }
+            Message::AppendReject(reject) if current => {
+                if reject.seq <= stream.rejection {
+                    counts.saw(Situation::StaleRejection);
+                } else {
+                    stream.rejection = reject.seq;
+                    stream.refused += 1;
+                }
+            }
+            Message::AppendAck(_) if current => {
+                match stream.refused {
+                    0 => {}
+                    1 => counts.saw(Situation::FoundInOne),
+                    _ => counts.saw(Situation::FoundInSeveral),
+                }
+                stream.refused = 0;
+            }
+            _ => {}
+        }
+    }
+
+    /// Starts a server from what its disk and its state machine remember.
+    pub(super) fn start(&mut self, i: usize) {
+        if self.servers[i].is_up() {
+            return;
+        }
+        let now = self.now();
+        let clock = Clock::new(now, self.dice.between(0, 1 << 40), self.mix.clock_rates[i]);
+        let membership = Membership::of_voters((0..self.servers.len()).map(id_of));
+        let server = &mut self.servers[i];
+        if !self.mix.keeps_state {
+            server.flushed = Machine::default();
+        }
+        let config = server.next_config(&self.mix.config);
+        let mut recovered = server.disk.recover(membership);
+        recovered.applied = server.flushed.applied.index;
+        let applied = recovered.applied;
+        self.note(format_args!("n{} starts with a log of {} and {applied} applied", i + 1, recovered.last_index));
+        match Raft::new(config, recovered, clock.read(now)) {
+            Ok(raft) => {
+                self.servers[i].begin(raft, clock);
+                self.checker.started(id_of(i), applied);
+                self.pump(i);
+            }
+            Err(error) => self.failed(format!("n{} cannot start: {error}", i + 1)),
+        }
+    }
+
+    /// Kills a server. Of what was not synced, some may be on its disk nevertheless.
+    pub(super) fn crash(&mut self, i: usize) {
+        if !self.servers[i].is_up() {
+            return;
+        }
+        let server = &mut self.servers[i];
+        let pending = server.disk.pending().len();
+        let kept = self.dice.between(0, pending as u64) as usize;
+        let next = server.disk.pending().nth(kept).map(|write| write.entries.len() as u64);
+        let torn = next
+            .filter(|_| self.mix.tears && self.dice.chance(1, 2))
+            .map(|entries| self.dice.between(0, entries) as usize);
+        for (occurred, situation) in [
+            (true, Situation::Crash),
+            (kept < pending, Situation::WritesLost),
+            (kept > 0, Situation::WritesKept),
+            (torn.is_some_and(|kept| Some(kept as u64) < next), Situation::WriteTorn),
+            (server.synced > server.told, Situation::CrashAfterSync),
+        ] {
+            self.counts.add(situation, u64::from(occurred));
+        }
+        server.raft = None;
+        server.inbox.clear();
+        let crashed = server.disk.crash_keeping(kept, torn);
+        self.note(format_args!("n{} crashes, {kept} of {pending} writes survive, and of the next {torn:?}", i + 1));
+        self.check(crashed);
+        self.checker.stopped(id_of(i));
+        if self.servers.iter().all(|server| !server.is_up()) {
+            self.counts.saw(Situation::AllCrashed);
+        }
+    }
+}
