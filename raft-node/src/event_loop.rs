@@ -77,7 +77,8 @@ impl<T: Transport> Ports for Outlets<T> {
     }
 
     fn apply(&mut self, job: Job) {
-        if !self.applier.submit(job) {
+        // A machine that failed is not asked anything more; who waits is told that the outcome is unknown.
+        if self.lost.is_none() && !self.applier.submit(job) {
             self.lost = Some("applier");
         }
     }

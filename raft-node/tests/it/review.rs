@@ -1,15 +1,19 @@
 //! Rules that a review found broken, each with the clients that break it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use raft_core::{Entries, GroupId, LogIndex, NodeId};
+use raft_core::{Entries, EntryKind, GroupId, LogIndex, NodeId};
 use raft_net::{ClientEndpoint, Limits, TlsIdentity, pki};
 use raft_node::client::protocol::{FrameReader, Request, Response};
 use raft_node::client::{ClientConfig, Error, Missing};
-use raft_node::{Consistency, Outcome, Proposal, Raft, Replies, ReplySink, RequestError, Responder, StateMachine};
+use raft_node::{
+    Consistency, Outcome, Proposal, Raft, ReadRequest, Replies, ReplySink, RequestError, Responder, StateMachine, Work,
+};
+use tokio::task::JoinSet;
 
 use crate::cluster::Cluster;
 
@@ -152,7 +156,7 @@ impl StateMachine for Nothing {
 
     fn apply(&mut self, entries: &Entries, replies: &mut Replies) -> Result<(), Self::Error> {
         for entry in entries.iter() {
-            if entry.kind == raft_core::EntryKind::Command {
+            if entry.kind == EntryKind::Command {
                 replies.push(b"");
             }
             self.0 = entry.index;
@@ -176,14 +180,14 @@ impl ReplySink for Counter {
     fn flush(&self) {}
 }
 
-#[tokio::test]
-async fn a_flood_of_requests_does_not_stop_the_clock() {
+/// A node without peers, and the directory that it lives in.
+async fn alone(machine: impl StateMachine) -> (Raft, tempfile::TempDir) {
     let day = Duration::from_hours(24);
     let ca = pki::CertificateAuthority::generate(day).expect("an authority");
     let own = ca.issue_node("demo", NodeId(1), day).expect("a certificate");
     let tls = TlsIdentity::from_pem(&ca.credentials().cert_pem, &own.cert_pem, &own.key_pem).expect("valid");
     let dir = tempfile::tempdir().expect("a directory");
-    let raft = Raft::builder(Nothing::default())
+    let raft = Raft::builder(machine)
         .identity(NodeId(1), "demo")
         .data_dir(dir.path())
         .listen("127.0.0.1:0".parse().expect("an address"))
@@ -191,6 +195,12 @@ async fn a_flood_of_requests_does_not_stop_the_clock() {
         .start()
         .await
         .expect("started");
+    (raft, dir)
+}
+
+#[tokio::test]
+async fn a_flood_of_requests_does_not_stop_the_clock() {
+    let (raft, _dir) = alone(Nothing::default()).await;
     let flooding = Arc::new(Counter::default());
     let flood = std::thread::spawn({
         let (raft, answered) = (raft.clone(), flooding.clone());
@@ -214,4 +224,127 @@ async fn a_flood_of_requests_does_not_stop_the_clock() {
     raft.shutdown();
     raft.stopped().await.expect("stops in order");
     assert_eq!(raft.propose("late").await, Err(RequestError::ShuttingDown));
+}
+
+/// Values so large that the store is written out every few dozen of them, in the middle of which all nodes are killed.
+#[tokio::test]
+async fn stores_that_were_killed_while_writing_are_the_same_everywhere() {
+    let mut cluster = Cluster::start(3).await;
+    let mut written: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+    for round in 0..3_u64 {
+        let mut writers = JoinSet::new();
+        for n in 0..8_u64 {
+            let client = cluster.client_with(|config| config.timeout = Duration::from_secs(2));
+            writers.spawn(async move {
+                let mut done = BTreeMap::new();
+                for i in 0..40 {
+                    let key = format!("key-{n}-{}", i % 7).into_bytes();
+                    let value = vec![(round * 40 + i) as u8; 200_000 + (i as usize * 997)];
+                    match client.put(&key, &value).await {
+                        Ok(revision) => drop(done.insert(key, revision)),
+                        Err(_) => break,
+                    }
+                }
+                done
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(700 + round * 150)).await;
+        for id in cluster.ids() {
+            cluster.kill(id);
+        }
+        for done in writers.join_all().await {
+            for (key, revision) in done {
+                let newest = written.entry(key).or_default();
+                *newest = revision.max(*newest);
+            }
+        }
+        for id in cluster.ids() {
+            cluster.restart(id).await;
+        }
+        cluster.leader().await;
+    }
+    let mut states = Vec::new();
+    let fence = cluster.client().put(b"fence", b"").await.expect("written");
+    for id in cluster.ids() {
+        let client = cluster.client_with(|config| config.nodes.retain(|&node, _| node == id));
+        let start = Instant::now();
+        while client.get(b"fence", Consistency::Stale).await.expect("read").is_none_or(|found| found.revision < fence) {
+            assert!(start.elapsed() < PATIENCE, "node {id} lags");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut state = BTreeMap::new();
+        for key in written.keys() {
+            let found = client.get(key, Consistency::Stale).await.expect("read").expect("acknowledged");
+            assert!(found.revision >= written[key], "node {id} lost a write");
+            state.insert(key.clone(), (found.revision, found.value));
+        }
+        states.push(state);
+    }
+    assert!(states.windows(2).all(|pair| pair[0] == pair[1]), "the stores differ");
+}
+
+/// Refuses the second command, and remembers whether it was asked anything after that.
+struct Failing {
+    applied: LogIndex,
+    failed: bool,
+    asked: Arc<AtomicU64>,
+}
+
+impl StateMachine for Failing {
+    type Error = std::io::Error;
+
+    fn applied(&self) -> LogIndex {
+        self.applied
+    }
+
+    fn is_prompt(&self, _work: Work<'_>) -> bool {
+        true
+    }
+
+    fn apply(&mut self, entries: &Entries, replies: &mut Replies) -> Result<(), Self::Error> {
+        for entry in entries.iter().filter(|entry| entry.kind == EntryKind::Command) {
+            if entry.payload == b"fail" {
+                self.failed = true;
+                return Err(std::io::Error::other("as asked"));
+            }
+            replies.push(b"");
+        }
+        self.applied = entries.last_index().unwrap_or(self.applied);
+        Ok(())
+    }
+
+    fn query(&mut self, _query: &[u8], _answer: &mut BytesMut) -> Result<(), Self::Error> {
+        self.asked.fetch_add(u64::from(self.failed), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_state_machine_that_failed_is_not_asked_again() {
+    for _ in 0..5 {
+        let asked = Arc::new(AtomicU64::new(0));
+        let machine = Failing { applied: LogIndex::ZERO, failed: false, asked: asked.clone() };
+        let (raft, _dir) = alone(machine).await;
+        raft.leader().wait_for(Option::is_some).await.expect("a leader");
+        let write = tokio::spawn({
+            let raft = raft.clone();
+            async move { raft.propose("fail").await }
+        });
+        let answered = Arc::new(Counter::default());
+        let mut sent = 0;
+        while !write.is_finished() {
+            // One of them meets the very turn of the loop in which the command is applied.
+            if sent - answered.0.load(Ordering::Relaxed) < 100 {
+                let responder = Responder::new(answered.clone(), 0);
+                let consistency = Consistency::Linearizable;
+                raft.read_batch(vec![ReadRequest { query: Bytes::new(), consistency, responder }]);
+                sent += 1;
+            }
+            tokio::task::yield_now().await;
+        }
+        assert!(write.await.expect("no panic").is_err());
+        let error = raft.stopped().await.expect_err("it failed").to_string();
+        assert!(error.contains("as asked"), "{error}");
+        assert_eq!(asked.load(Ordering::Relaxed), 0, "asked after it had failed");
+    }
 }
