@@ -131,9 +131,10 @@ impl Raft {
         self.lead();
         self.acknowledge();
         self.write();
+        let candidate_in = matches!(self.role, RoleState::Candidate(_)).then_some(self.hard_state.current_term);
         self.out.messages.extend(self.durability.released().filter(|message| {
-            // An election that is over needs no more votes.
-            message.term == self.hard_state.current_term || !matches!(message.body, Message::RequestVote(_))
+            // An election that is over needs no more votes; and the log that the request speaks of may be another by now.
+            !matches!(message.body, Message::RequestVote(_)) || Some(message.term) == candidate_in
         }));
         self.apply();
         let durable = self.durability.durable();

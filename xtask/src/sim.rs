@@ -6,52 +6,89 @@ use anyhow::{Result, bail};
 
 use crate::workspace;
 
-/// Runs the lab tests of the protocol in simulation, in virtual time.
+/// Runs clusters in virtual time: the course's lab tests, then whole clusters under every mix of faults.
 ///
-/// Hundreds of seeds of every test take seconds once it is built (a minute the first time; only Rust is needed, neither RocksDB nor QUIC). A
-/// failing seed prints the command that replays it.
+/// Each seed of the second kind is a minute and more of a cluster's life with another mix of faults, sizes and settings; five thousand of
+/// them take one or two minutes on two cores, once built (a minute the first time; only Rust is needed, neither RocksDB nor QUIC). What
+/// occurred is counted and printed. A failing seed prints the command that replays it.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Seeds for each test [default: the simulator's]
+    /// How many seeds [default: 1000; for lab tests 200 each]
     #[arg(long, conflicts_with = "seed")]
     seeds: Option<u64>,
+    /// The first seed
+    #[arg(long, conflicts_with_all = ["seed", "test"])]
+    from: Option<u64>,
     /// Run this seed only
     #[arg(long)]
     seed: Option<u64>,
-    /// Run this test only
+    /// Run this lab test only
     #[arg(long)]
     test: Option<String>,
     /// Print a time line: who did what, when
-    #[arg(long)]
+    #[arg(long, requires = "seed")]
     trace: bool,
+    /// Append a line about the batch to this file
+    #[arg(long, conflicts_with = "test")]
+    ledger: Option<String>,
     /// Further arguments for the simulator
     #[arg(last = true)]
     rest: Vec<String>,
 }
 
+/// Seeds of each lab test that run before the swarm.
+const LAB_SEEDS: u64 = 20;
+
 /// Entry point of the subcommand.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if args.trace && (args.seed.is_none() || args.test.is_none()) {
-        bail!("--trace shows one run: say which one with --seed S and --test NAME");
+    if args.trace && args.seed.is_none() {
+        bail!("--trace shows one run: say which one with --seed S");
     }
-    workspace::run(&mut command(args))
+    for mut command in commands(args) {
+        workspace::run(&mut command)?;
+    }
+    Ok(())
 }
 
 /// A short run for `ci`.
 pub(crate) fn short() -> Result<()> {
-    workspace::run(&mut command(&Args { seeds: Some(20), seed: None, test: None, trace: false, rest: Vec::new() }))
+    let args =
+        Args { seeds: Some(500), from: None, seed: None, test: None, trace: false, ledger: None, rest: Vec::new() };
+    run(&args)
 }
 
-fn command(args: &Args) -> Command {
+fn commands(args: &Args) -> Vec<Command> {
+    if args.test.is_some() {
+        return vec![simulator("lab", args)];
+    }
+    let mut commands = Vec::new();
+    if args.seed.is_none() {
+        let mut labs = example("lab");
+        labs.arg("--seeds").arg(LAB_SEEDS.to_string());
+        commands.push(labs);
+    }
+    commands.push(simulator("swarm", args));
+    commands
+}
+
+fn example(name: &str) -> Command {
     let mut command = workspace::cargo();
-    command.args(["run", "--release", "-p", "raft-core", "--features", "sim", "--example", "lab", "--"]);
-    for (flag, value) in [("--seeds", args.seeds), ("--seed", args.seed)] {
+    command.args(["run", "--release", "-p", "raft-core", "--features", "sim", "--example", name, "--"]);
+    command
+}
+
+/// One of the two simulators, with everything that was asked for.
+fn simulator(name: &str, args: &Args) -> Command {
+    let mut command = example(name);
+    for (flag, value) in [("--seeds", args.seeds), ("--from", args.from), ("--seed", args.seed)] {
         if let Some(value) = value {
             command.arg(flag).arg(value.to_string());
         }
     }
-    if let Some(test) = &args.test {
-        command.arg("--test").arg(test);
+    for (flag, value) in [("--test", &args.test), ("--ledger", &args.ledger)] {
+        if let Some(value) = value {
+            command.arg(flag).arg(value);
+        }
     }
     if args.trace {
         command.arg("--trace");
@@ -64,10 +101,33 @@ fn command(args: &Args) -> Command {
 mod tests {
     use super::*;
 
+    const NOTHING: Args =
+        Args { seeds: None, from: None, seed: None, test: None, trace: false, ledger: None, rest: Vec::new() };
+
+    fn shown(args: &Args) -> Vec<String> {
+        commands(args).iter().map(workspace::show).collect()
+    }
+
     #[test]
-    fn a_replay_names_seed_and_test() {
-        let args =
-            Args { seeds: None, seed: Some(7), test: Some("backup_2b".to_owned()), trace: true, rest: Vec::new() };
-        assert!(workspace::show(&command(&args)).ends_with("-- --seed 7 --test backup_2b --trace"));
+    fn a_replay_of_a_lab_test_names_seed_and_test() {
+        let args = Args { seed: Some(7), test: Some("backup_2b".to_owned()), trace: true, ..NOTHING };
+        let shown = shown(&args);
+        assert!(
+            shown.len() == 1 && shown[0].ends_with("--example lab -- --seed 7 --test backup_2b --trace"),
+            "{shown:?}"
+        );
+    }
+
+    #[test]
+    fn a_replay_of_a_seed_runs_the_swarm_alone() {
+        let shown = shown(&Args { seed: Some(7), trace: true, ..NOTHING });
+        assert!(shown.len() == 1 && shown[0].ends_with("--example swarm -- --seed 7 --trace"), "{shown:?}");
+    }
+
+    #[test]
+    fn a_batch_runs_the_lab_tests_first() {
+        let shown = shown(&Args { seeds: Some(9), from: Some(100), ..NOTHING });
+        assert!(shown[0].ends_with("--example lab -- --seeds 20"), "{shown:?}");
+        assert!(shown[1].ends_with("--example swarm -- --seeds 9 --from 100"), "{shown:?}");
     }
 }

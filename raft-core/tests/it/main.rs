@@ -5,3 +5,4 @@ mod hand;
 mod lab;
 mod review;
 mod rules;
+mod swarm;

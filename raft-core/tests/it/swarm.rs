@@ -1,0 +1,93 @@
+//! Clusters under every mix of faults, a few seeds of many: `cargo xtask sim` runs thousands.
+
+use std::cell::RefCell;
+use std::fmt::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use raft_core::Message;
+use raft_core::sim::swarm::sometimes::Tally;
+use raft_core::sim::swarm::{self, Report};
+
+use crate::hand::{Server, append, id};
+
+/// Seeds that once failed.
+const REGRESSIONS: [u64; 9] = [
+    // A request to vote that had waited for a slow disk left after the election was over, and spoke of entries that had been
+    // truncated since.
+    392, 1466, 1941, 2612, 2769, 3268, 4598, 6089, 7435,
+];
+
+/// As many seeds as `RAFT_TEST_SEEDS` says for each test of the labs, half of that here: they are longer.
+fn seeds() -> u64 {
+    match std::env::var("RAFT_TEST_SEEDS") {
+        Ok(text) => text.parse::<u64>().expect("RAFT_TEST_SEEDS is a number").div_ceil(2),
+        Err(_) => 100,
+    }
+}
+
+fn run(seed: u64) -> Result<Report, String> {
+    let replay = format!("replay: cargo xtask sim --seed {seed} --trace");
+    match catch_unwind(AssertUnwindSafe(|| swarm::run(seed, None))) {
+        Ok(Report { failure: Some(failure), .. }) => Err(format!("seed {seed}: {failure}\n    {replay}")),
+        Ok(report) => Ok(report),
+        Err(_) => Err(format!("seed {seed} panicked\n    {replay}")),
+    }
+}
+
+#[test]
+fn a_few_seeds() {
+    let mut tally = Tally::default();
+    let mut failures = Vec::new();
+    for seed in 0..seeds() {
+        match run(seed) {
+            Ok(report) => tally.add(&report.counts),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    assert!(failures.is_empty(), "{} of {} seeds failed:\n{}", failures.len(), seeds(), failures.join("\n"));
+    let missing: Vec<_> = tally.missing().map(|situation| situation.words()).collect();
+    assert!(missing.is_empty(), "never occurred: {missing:?}\n{tally}");
+}
+
+#[test]
+fn seeds_that_once_failed() {
+    let failures: Vec<_> = REGRESSIONS.into_iter().filter_map(|seed| run(seed).err()).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// The whole story of a seed as one text, and what came of it.
+fn story(seed: u64) -> (String, Report) {
+    let story = Rc::new(RefCell::new(String::new()));
+    let written = story.clone();
+    let tracer = Box::new(move |line: std::fmt::Arguments<'_>| {
+        writeln!(written.borrow_mut(), "{line}").expect("a String takes everything");
+    });
+    let report = swarm::run(seed, Some(tracer));
+    (story.take(), report)
+}
+
+/// A failure can be repeated only if a run is a function of its seed.
+#[test]
+fn the_same_seed_tells_the_same_story_byte_for_byte() {
+    let (first, report) = story(5);
+    let (second, again) = story(5);
+    assert!(first.len() > 100_000, "a minute of a cluster's life is a long story");
+    assert!(first == second, "two runs of one seed differ");
+    assert_eq!(report, again);
+    assert_eq!(report.fingerprint, swarm::run(5, None).fingerprint, "being watched changes nothing");
+    assert_ne!(report.fingerprint, swarm::run(6, None).fingerprint);
+}
+
+#[test]
+fn a_request_to_vote_that_waited_for_the_disk_does_not_outlive_its_election() {
+    let mut server = Server::following(3, 1, &[1, 1]);
+    server.quick_disk = false;
+    server.time_out();
+    let term = server.term();
+    // Server 3 wins the election meanwhile, and its log differs in the second entry.
+    server.receive(3, term, append(1, id(1, 1), &[term], 0));
+    let sent = server.persist();
+    assert!(!sent.is_empty(), "the disk is done, and the leader hears of it");
+    assert!(!sent.iter().any(|envelope| matches!(envelope.body, Message::RequestVote(_))), "{sent:?}");
+}
