@@ -25,7 +25,7 @@ use crate::{reader, writer};
 /// Batches of messages that may wait for the loop before the transport stops reading.
 const INBOUND_QUEUE: usize = 1024;
 /// How long a node that stops waits for what it sent last to leave.
-const FAREWELL: Duration = Duration::from_millis(50);
+const FAREWELL: Duration = Duration::from_millis(20);
 /// Client connections that may wait to be served.
 const CLIENT_QUEUE: usize = 64;
 

@@ -93,7 +93,8 @@ async fn a_query_that_is_too_long_is_refused() {
     assert!(matches!(frame.into_response(), Ok(Response::TooLarge { .. })));
 }
 
-#[tokio::test]
+/// The client needs a thread of its own: waiting for the process blocks this one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_stops_still_answers() {
     let mut cluster = Cluster::start_with(2, "[raft]\ncheck_quorum = false").await;
     let leader = cluster.leader().await;
