@@ -59,10 +59,17 @@ impl Membership {
         let middle = |ids: &[NodeId]| match *ids {
             [] => None,
             [a] => Some(value(a)),
-            // The usual cluster, on the path of every acknowledgement, without an allocation.
+            // The usual clusters, on the path of every acknowledgement, without an allocation.
             [a, b, c] => {
                 let (a, b, c) = (value(a), value(b), value(c));
                 Some(a.max(b).min(a.min(b).max(c)))
+            }
+            [a, ..] if ids.len() <= 9 => {
+                let mut values = [value(a); 9];
+                values.iter_mut().zip(ids).for_each(|(slot, &id)| *slot = value(id));
+                let values = &mut values[..ids.len()];
+                values.sort_unstable();
+                Some(values[(values.len() - 1) / 2])
             }
             _ => {
                 let mut values: Vec<T> = ids.iter().map(|&id| value(id)).collect();
@@ -106,6 +113,8 @@ mod tests {
         assert_eq!(of(&[1, 2, 3, 4]).committed(value(&[9, 2, 5, 7])), LogIndex(5));
         assert_eq!(of(&[1, 2, 3, 4, 5]).committed(value(&[1, 2, 3, 4, 5])), LogIndex(3));
         assert_eq!(of(&[]).committed(value(&[])), LogIndex::ZERO);
+        let ten: Vec<u64> = (1..=10).collect();
+        assert_eq!(of(&ten).committed(|id| LogIndex(11 - id.0)), LogIndex(5));
     }
 
     #[test]
