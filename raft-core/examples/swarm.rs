@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use raft_core::sim::swarm::sometimes::Tally;
+use raft_core::sim::swarm::sometimes::{Situation, Tally};
 use raft_core::sim::swarm::{self, Report};
 
 const USAGE: &str = "\
@@ -205,7 +205,7 @@ fn progress(sum: &Sum, args: &Args, elapsed: Duration) {
 fn finish(sum: &Sum, args: &Args, elapsed: Duration) -> ExitCode {
     let seconds = elapsed.as_secs_f64().max(1e-9);
     println!("\r{}", sum.tally);
-    let missing: Vec<_> = sum.tally.missing().map(|situation| situation.words()).collect();
+    let missing: Vec<_> = sum.tally.missing().map(Situation::words).collect();
     let line = format!(
         "seeds {}..{}: {:.1} simulated hours in {seconds:.0} s ({:.1} seeds/s, {:.0} times real time), {} events, {} operations, \
          {} in doubt, {} commands, longest recovery {:.1} s, {} keys undecided, {} failed{}",
@@ -229,9 +229,9 @@ fn finish(sum: &Sum, args: &Args, elapsed: Duration) -> ExitCode {
         println!("seed {seed}: {first}\n    replay: {}", replay(*seed));
     }
     if let Some(file) = &args.ledger {
-        let failed: String = sum.failures.iter().map(|(seed, _)| format!(" {seed}")).collect();
+        let failed: Vec<u64> = sum.failures.iter().map(|(seed, _)| *seed).collect();
         let opened = std::fs::OpenOptions::new().create(true).append(true).open(file);
-        if let Err(error) = opened.and_then(|mut file| writeln!(file, "{line}{failed}")) {
+        if let Err(error) = opened.and_then(|mut file| writeln!(file, "{line} {failed:?}")) {
             eprintln!("cannot write the ledger {file}: {error}");
             return ExitCode::FAILURE;
         }

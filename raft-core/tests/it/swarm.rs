@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use raft_core::Message;
-use raft_core::sim::swarm::sometimes::Tally;
+use raft_core::sim::swarm::sometimes::{Situation, Tally};
 use raft_core::sim::swarm::{self, Report};
 
 use crate::hand::{Server, append, id};
@@ -46,7 +46,7 @@ fn a_few_seeds() {
         }
     }
     assert!(failures.is_empty(), "{} of {} seeds failed:\n{}", failures.len(), seeds(), failures.join("\n"));
-    let missing: Vec<_> = tally.missing().map(|situation| situation.words()).collect();
+    let missing: Vec<_> = tally.missing().map(Situation::words).collect();
     assert!(missing.is_empty(), "never occurred: {missing:?}\n{tally}");
 }
 

@@ -43,7 +43,7 @@ impl World {
             self.tells(i, event, answers);
         }
         if let Some(write) = output.write {
-            self.save(i, write);
+            self.save(i, &write);
         }
         for envelope in output.messages {
             self.send(i, envelope);
@@ -84,7 +84,7 @@ impl World {
     }
 
     /// Hands a write to the disk, which syncs all that it has whenever it is idle.
-    fn save(&mut self, i: usize, write: Write) {
+    fn save(&mut self, i: usize, write: &Write) {
         let disk = &mut self.servers[i].disk;
         if let Some(from) = write.truncate_from
             && disk.pending().any(|earlier| earlier.entries.last_index().is_some_and(|last| last >= from))
@@ -94,7 +94,7 @@ impl World {
         let accepted = disk.accept(write.clone());
         self.note(format_args!("n{} writes {write:?}", i + 1));
         self.check(accepted);
-        let wrote = self.checker.wrote(id_of(i), &write, &self.servers[i].disk);
+        let wrote = self.checker.wrote(id_of(i), write, &self.servers[i].disk);
         self.check(wrote);
         self.sync(i);
     }

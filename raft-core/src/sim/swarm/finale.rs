@@ -111,8 +111,8 @@ impl World {
                 Verdict::Linearizable => {}
                 Verdict::Unknown => unknown += 1,
                 Verdict::Violation { stuck } => {
-                    let story: String = history.iter().map(|op| format!("\n    {op:?}")).collect();
-                    self.note(format_args!("history of key {key}:{story}"));
+                    self.note(format_args!("history of key {key}:"));
+                    history.iter().for_each(|op| self.note(format_args!("    {op:?}")));
                     self.failed(format!("key {key} is not linearizable: no order explains {stuck:?}"));
                 }
             }

@@ -55,6 +55,10 @@ impl Command {
     }
 }
 
+/// The command is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Nonsense;
+
 /// The registers of one server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Machine {
@@ -66,22 +70,22 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Applies a command. Returns what was in the register before; `None` when the command makes no sense.
-    pub(super) fn apply(&mut self, id: LogId, bytes: &[u8]) -> Option<Option<u64>> {
+    /// Applies a command. Returns what was in the register before.
+    pub(super) fn apply(&mut self, id: LogId, bytes: &[u8]) -> Result<Option<u64>, Nonsense> {
         self.skip(id);
         for chunk in bytes.chunks(8) {
             let word = chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
             self.digest = mixed(self.digest, word);
         }
-        let command = Command::decode(bytes)?;
-        let register = self.registers.get_mut(usize::from(command.key))?;
+        let command = Command::decode(bytes).ok_or(Nonsense)?;
+        let register = self.registers.get_mut(usize::from(command.key)).ok_or(Nonsense)?;
         let before = (*register > 0).then_some(*register);
         match command.change {
             Change::Put(value) => *register = value,
             Change::Swap { expected, value } if expected == before => *register = value,
             Change::Swap { .. } => {}
         }
-        Some(before)
+        Ok(before)
     }
 
     /// Passes over an entry that is no command.
@@ -114,12 +118,12 @@ mod tests {
     fn commands_do_what_they_say() {
         let mut machine = Machine::default();
         let mut apply = |index, change| machine.apply(id(index), &Command { key: 3, change }.encode(index as usize));
-        assert_eq!(apply(1, Change::Put(5)), Some(None));
-        assert_eq!(apply(2, Change::Swap { expected: Some(5), value: 6 }), Some(Some(5)));
-        assert_eq!(apply(3, Change::Swap { expected: Some(5), value: 7 }), Some(Some(6)));
-        assert_eq!(apply(4, Change::Swap { expected: None, value: 7 }), Some(Some(6)));
+        assert_eq!(apply(1, Change::Put(5)), Ok(None));
+        assert_eq!(apply(2, Change::Swap { expected: Some(5), value: 6 }), Ok(Some(5)));
+        assert_eq!(apply(3, Change::Swap { expected: Some(5), value: 7 }), Ok(Some(6)));
+        assert_eq!(apply(4, Change::Swap { expected: None, value: 7 }), Ok(Some(6)));
         assert_eq!((machine.get(3), machine.get(2), machine.applied), (Some(6), None, id(4)));
-        assert_eq!(machine.apply(id(5), b"nonsense"), None);
+        assert_eq!(machine.apply(id(5), b"nonsense"), Err(Nonsense));
     }
 
     #[test]
@@ -127,8 +131,8 @@ mod tests {
         let commands = [Change::Put(1), Change::Put(2)].map(|change| Command { key: 0, change }.encode(0));
         let run = |order: [usize; 2]| {
             let mut machine = Machine::default();
-            machine.apply(id(1), &commands[order[0]]);
-            machine.apply(id(2), &commands[order[1]]);
+            machine.apply(id(1), &commands[order[0]]).unwrap();
+            machine.apply(id(2), &commands[order[1]]).unwrap();
             machine
         };
         assert_eq!(run([0, 1]), run([0, 1]));

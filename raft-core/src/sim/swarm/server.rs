@@ -206,14 +206,14 @@ impl Server {
     pub(super) fn apply(&mut self, entries: &Entries, answers: &mut Answers) {
         for entry in entries.iter() {
             let before = if entry.kind == EntryKind::Command {
-                self.machine.apply(entry.id(), entry.payload)
+                Some(self.machine.apply(entry.id(), entry.payload))
             } else {
                 self.machine.skip(entry.id());
                 None
             };
             if let Some((term, ticket)) = self.waiting.changes.remove(&entry.index) {
                 let answer = match before {
-                    Some(found) if term == entry.term => Answer::Done { found, entry: Some(entry.id()) },
+                    Some(Ok(found)) if term == entry.term => Answer::Done { found, entry: Some(entry.id()) },
                     // What is committed here is another entry than the one that was proposed.
                     _ => Answer::Replaced,
                 };
