@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 
 use bytes::BytesMut;
@@ -18,10 +18,12 @@ use crate::handle::ReadRequest;
 use crate::reply::{Flusher, Outcome, RequestError};
 use crate::state_machine::{Replies, StateMachine, Work};
 
-/// Most entries or queries of a job that is done on the loop's thread. Larger ones are worth a thread of their own.
-const MAX_INLINE: usize = 128;
+/// Most entries of a job that is done on the loop's thread. Larger ones are worth a thread of their own.
+const MAX_INLINE_ENTRIES: usize = 128;
 /// Most bytes of entries of such a job.
 const MAX_INLINE_BYTES: usize = 128 << 10;
+/// Most queries of such a job: each may have to look at the disk.
+const MAX_INLINE_QUERIES: usize = 16;
 
 /// The core is woken to hear about progress only after so many bytes: it looks at [`Progress`] whenever it is awake anyway,
 /// and hearing later costs it nothing but memory. Far below the limit at which it would hand out no more.
@@ -70,10 +72,9 @@ impl<S: StateMachine> Submit for Submitter<S> {
             && let Ok(mut applier) = self.applier.try_lock()
             && applier.is_prompt(&job)
         {
-            return applier.work(job).is_ok_and(|()| {
-                applier.flusher.flush();
-                true
-            });
+            let done = applier.work(job);
+            applier.flusher.flush();
+            return done.is_ok();
         }
         self.pending.fetch_add(1, Ordering::AcqRel);
         self.queue.send(job).is_ok()
@@ -83,16 +84,19 @@ impl<S: StateMachine> Submit for Submitter<S> {
 /// The thread: ends when the submitter is gone and everything queued is done, or when the state machine fails.
 fn run<S: StateMachine>(applier: &Mutex<Applier<S>>, jobs: &Receiver<Job>, pending: &AtomicUsize) {
     while let Ok(first) = jobs.recv() {
-        // After a panic of the state machine the node stops; its state is not looked at again.
-        let mut applier = applier.lock().unwrap_or_else(PoisonError::into_inner);
+        // After a panic of the state machine nobody looks at its state again: the node stops.
+        let Ok(mut applier) = applier.lock() else { return };
         // Answers leave when the queue is empty, or after a few jobs: together they cost one wake-up.
-        for job in std::iter::once(first).chain(jobs.try_iter().take(64)) {
-            if applier.work(job).is_err() {
-                return;
-            }
+        let mut batch = std::iter::once(first).chain(jobs.try_iter().take(64));
+        let done = batch.try_for_each(|job| {
+            applier.work(job)?;
             pending.fetch_sub(1, Ordering::AcqRel);
-        }
+            Ok(())
+        });
         applier.flusher.flush();
+        if let Err(Failed) = done {
+            return;
+        }
     }
 }
 
@@ -114,12 +118,13 @@ impl<S: StateMachine> Applier<S> {
     fn is_prompt(&self, job: &Job) -> bool {
         match job {
             Job::Apply { entries, .. } => {
-                entries.len() <= MAX_INLINE
+                entries.len() <= MAX_INLINE_ENTRIES
                     && entries.byte_len() <= MAX_INLINE_BYTES
                     && self.machine.is_prompt(Work::Apply(entries))
             }
             Job::Query(reads) => {
-                reads.len() <= MAX_INLINE && reads.iter().all(|read| self.machine.is_prompt(Work::Query(&read.query)))
+                reads.len() <= MAX_INLINE_QUERIES
+                    && reads.iter().all(|read| self.machine.is_prompt(Work::Query(&read.query)))
             }
         }
     }
@@ -153,23 +158,21 @@ impl<S: StateMachine> Applier<S> {
         if waiting.is_empty() {
             return;
         }
-        let commands = entries.iter().filter(|entry| entry.kind == EntryKind::Command);
-        for (n, entry) in commands.enumerate() {
-            if waiting.front().is_none_or(|front| front.index != entry.index) {
+        let mut commands = 0;
+        for entry in entries.iter() {
+            let is_command = entry.kind == EntryKind::Command;
+            commands += usize::from(is_command);
+            let Some(Waiting { term, index, responder }) = waiting.pop_front_if(|front| front.index == entry.index)
+            else {
                 continue;
-            }
-            let Some(Waiting { term, index, responder }) = waiting.pop_front() else { break };
-            let outcome = match self.replies.get(n) {
-                Some(reply) if term == entry.term => Outcome::Applied { term, index, reply },
+            };
+            let outcome = match self.replies.get(commands.wrapping_sub(1)) {
                 // Another entry took the place: this one is definitely not in the log.
-                _ if term != entry.term => Outcome::Failed(RequestError::NotLeader { hint: None }),
-                _ => Outcome::Failed(RequestError::OutcomeUnknown),
+                _ if term != entry.term || !is_command => Outcome::Failed(RequestError::NotLeader { hint: None }),
+                Some(reply) => Outcome::Applied { term, index, reply },
+                None => Outcome::Failed(RequestError::OutcomeUnknown),
             };
             self.flusher.add(responder.reply(outcome));
-        }
-        // Whoever is left waited for an entry that is no command: another took the place.
-        for lost in waiting {
-            self.flusher.add(lost.responder.reply(Outcome::Failed(RequestError::NotLeader { hint: None })));
         }
     }
 

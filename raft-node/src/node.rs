@@ -165,8 +165,9 @@ impl<M: StateMachine> Builder<M> {
         let tls = self.tls.ok_or(StartError::Missing("tls"))?;
         let (options, limits, peers) = (self.storage, self.limits, self.peers);
         let open = move |voters: BTreeMap<NodeId, String>, config: &Config| {
-            let storage =
-                RocksStorage::open(data_dir.join("log"), &Identity { cluster: cluster.clone(), node: id }, &options)?;
+            let owner = Identity { cluster: cluster.clone(), node: id };
+            let mut storage = RocksStorage::open(data_dir.join("log"), &owner, &options)?;
+            storage.pin_founders(GroupId::FIRST, &voters.keys().copied().collect::<Vec<_>>())?;
             let storage_metrics = storage.metrics();
             let (inbound, network) = mpsc::channel(INBOUND_QUEUE);
             let (client_sender, clients) = mpsc::channel(CLIENT_QUEUE);

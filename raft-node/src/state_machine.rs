@@ -29,7 +29,7 @@ pub trait StateMachine: Send + 'static {
     /// The machine can go on no longer; the node stops.
     fn apply(&mut self, entries: &Entries, replies: &mut Replies) -> Result<(), Self::Error>;
 
-    /// Whether this work, if it were given now, would take microseconds: no waiting for a disk, a lock or anybody else. Then the node may
+    /// Whether this work, if it were given now, would take microseconds for each entry or query, and wait for nobody. Then the node may
     /// do it on the thread of its loop, which saves two switches of threads for each write or read; the loop stands still
     /// meanwhile, so a wrong "yes" delays heartbeats. "No", the default, is always right.
     fn is_prompt(&self, work: Work<'_>) -> bool {

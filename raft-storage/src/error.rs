@@ -46,6 +46,19 @@ pub enum StorageError {
         /// The node that the directory belongs to.
         found: NodeId,
     },
+    /// The group began with other voters than it is started with now.
+    #[error(
+        "{} began with the voters {}, not with {}: voters cannot be changed by starting with others",
+        dir.display(), list(found), list(expected)
+    )]
+    WrongFounders {
+        /// The directory.
+        dir: PathBuf,
+        /// The voters that it was started with.
+        expected: Vec<NodeId>,
+        /// The voters with which it began.
+        found: Vec<NodeId>,
+    },
     /// Written by a newer version of this software. Nothing is wrong with it; use that version.
     #[error("{place} has format {found}; this version reads up to format {supported}")]
     NewerFormat {
@@ -111,6 +124,10 @@ pub enum StorageError {
         /// Its error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+fn list(ids: &[NodeId]) -> String {
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl StorageError {

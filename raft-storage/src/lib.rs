@@ -64,6 +64,7 @@
 //! |---|---|
 //! | 1, hard state | `format u8 = 1, current term u64, voted u8, voted for u64` |
 //! | 2, log start | `format u8 = 1, index u64, term u64, checksum of the record that ends there u32`; absent until a prefix is purged, which is done in whole records |
+//! | 3, founders | `format u8 = 1`, then each voter of the first membership `u64` |
 //! | 0xF0 of group 0, identity | `format u32 = 1, node u64, incarnation u128, name of the cluster` |
 //!
 //! # What is noticed, and what is not

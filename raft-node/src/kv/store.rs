@@ -271,8 +271,8 @@ impl StateMachine for KvStore {
         self.flush_if_due()
     }
 
-    /// A change only touches memory, unless it has to wait for a buffer that is being written out; a get reads at most a few blocks; a scan may
-    /// read a great many.
+    /// A put only touches memory, unless it has to wait for a buffer that is being written out; a delete, a compare-and-swap and a get look at
+    /// a few blocks, mostly cached; a scan may read a great many.
     fn is_prompt(&self, work: Work<'_>) -> bool {
         match work {
             Work::Apply(entries) => {

@@ -161,6 +161,18 @@ async fn the_data_of_another_node_is_refused() {
     assert!(error.contains("belongs to node 2 of cluster `test`, not to node 1"), "{error}");
 }
 
+/// A node of three that was started again as a cluster of one would elect itself and acknowledge writes alone.
+#[tokio::test]
+async fn other_voters_than_at_the_first_start_are_refused() {
+    let mut cluster = Cluster::start(3).await;
+    assert!(cluster.terminate(NodeId(1)).success());
+    for peer in ["2 = ", "3 = "] {
+        change_config(&cluster, &format!("\n{peer}"), &format!("\n# {peer}"));
+    }
+    let error = serve_fails(&cluster, &[]);
+    assert!(error.contains("began with the voters 1, 2, 3, not with 1"), "{error}");
+}
+
 #[tokio::test]
 async fn certificates_can_be_made_on_the_command_line() {
     let dir = tempfile::tempdir().expect("a temporary directory");

@@ -19,6 +19,7 @@ const CRC: usize = 4;
 pub(crate) enum Tag {
     HardState = 1,
     LogStart = 2,
+    Founders = 3,
     Identity = 0xF0,
 }
 
@@ -40,6 +41,7 @@ pub(crate) fn parse_key(key: &[u8]) -> Result<(GroupId, Tag), StorageError> {
     let tag = match key.last() {
         Some(1) => Some(Tag::HardState),
         Some(2) => Some(Tag::LogStart),
+        Some(3) => Some(Tag::Founders),
         Some(0xF0) => Some(Tag::Identity),
         _ => None,
     };
@@ -123,6 +125,22 @@ pub(crate) fn decode_hard_state(key: &[u8], group: GroupId, value: &[u8]) -> Res
     };
     fields.end()?;
     Ok(HardState { current_term, voted_for })
+}
+
+pub(crate) fn encode_founders(key: &Key, founders: &[NodeId]) -> Vec<u8> {
+    let ids = founders.iter().flat_map(|id| id.0.to_be_bytes());
+    seal(key, std::iter::once(VALUE_FORMAT).chain(ids).collect())
+}
+
+pub(crate) fn decode_founders(key: &[u8], group: GroupId, value: &[u8]) -> Result<Vec<NodeId>, StorageError> {
+    let place = &format!("group {group}: the founders");
+    let mut fields = Fields { rest: unseal(key, value, place)?, place };
+    fields.format()?;
+    let mut founders = Vec::new();
+    while fields.end().is_err() {
+        founders.push(NodeId(fields.u64()?));
+    }
+    Ok(founders)
 }
 
 /// Where a log begins. The log is purged in whole records, so a record begins right after `id`.

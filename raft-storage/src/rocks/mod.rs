@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use raft_core::{GroupId, LogIndex, Segment, Write};
+use raft_core::{GroupId, LogIndex, NodeId, Segment, Write};
 use rocksdb::{ColumnFamily, DB, DBRawIterator, ErrorKind, ReadOptions, WriteBatch, WriteOptions};
 
 pub use meta::Identity;
@@ -89,6 +89,31 @@ impl RocksStorage {
     /// Where it is.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Pins the voters with which a group begins: the first call writes them down, durably; every later one, also after a
+    /// restart, must name the same. Two nodes that start from different voters could each find a majority of its own.
+    ///
+    /// # Errors
+    /// [`StorageError::WrongFounders`] when the group began with others: nothing has changed, mend the configuration. Any other error
+    /// is final.
+    pub fn pin_founders(&mut self, group: GroupId, voters: &[NodeId]) -> Result<(), StorageError> {
+        self.check_alive()?;
+        let key = meta::key(group, meta::Tag::Founders);
+        let meta = column(&self.db, META)?;
+        match self.db.get_cf(meta, key).map_err(|error| read_error("the founders", error))? {
+            Some(value) => {
+                let found = meta::decode_founders(&key, group, &value)?;
+                if found == voters {
+                    return Ok(());
+                }
+                Err(StorageError::WrongFounders { dir: self.dir.clone(), expected: voters.to_vec(), found })
+            }
+            None => self
+                .db
+                .put_cf_opt(meta, key, meta::encode_founders(&key, voters), &self.synced)
+                .map_err(|error| StorageError::engine("writing the founders", error)),
+        }
     }
 
     /// Every group that was ever written to.

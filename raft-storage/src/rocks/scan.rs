@@ -62,6 +62,8 @@ fn scan_meta(db: &DB) -> Result<BTreeMap<GroupId, GroupState>, StorageError> {
                 state.outline.last_index = id.index;
                 state.link = link;
             }
+            // Compared when the group is started.
+            Tag::Founders => drop(meta::decode_founders(&key, group, &value)?),
             // Verified before anything else was looked at.
             Tag::Identity => {}
         }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use raft_core::{LogIndex, NodeId};
+use raft_core::{GroupId, LogIndex, NodeId};
 use raft_storage::{Identity, Options, RocksStorage, Storage, StorageError};
 use rocksdb::DB;
 
@@ -97,4 +97,26 @@ fn a_log_that_lost_its_identity_is_refused() {
     fs::remove_file(dir.path().join("CURRENT")).unwrap();
     let error = open(dir.path()).unwrap_err();
     assert!(error.to_string().contains("no file CURRENT"), "{error}");
+}
+
+/// Two nodes that start from different voters could each find a majority of its own.
+#[test]
+fn the_founders_of_a_group_cannot_be_exchanged() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || RocksStorage::open(dir.path(), &Identity::new("c", NodeId(1)), &Options::default()).unwrap();
+    let three = [1, 2, 3].map(NodeId);
+    open().pin_founders(GroupId::FIRST, &three).unwrap();
+    let mut again = open();
+    again.pin_founders(GroupId::FIRST, &three).unwrap();
+    let error = again.pin_founders(GroupId::FIRST, &three[..1]).unwrap_err();
+    assert!(matches!(error, StorageError::WrongFounders { .. }), "{error}");
+    assert!(
+        error
+            .to_string()
+            .ends_with("began with the voters 1, 2, 3, not with 1: voters cannot be changed by starting with others")
+    );
+    // Another group of the node has founders of its own, and a refusal leaves everything as it was.
+    again.pin_founders(GroupId(2), &three[..1]).unwrap();
+    drop(again);
+    open().pin_founders(GroupId::FIRST, &three).unwrap();
 }
