@@ -24,6 +24,7 @@ Runs whole clusters under every mix of faults, in virtual time.
   --seeds N      how many seeds (default 1000)
   --from S       the first of them (default 0)
   --jobs J       on so many threads (default: as many as the machine runs at once)
+  --until-failure  stop at the first seed that fails
   --ledger FILE  append a line about this batch to FILE
   --seed S       run only this seed, and say what came of it
   --trace        with --seed: print everything that happens";
@@ -32,6 +33,7 @@ struct Args {
     from: u64,
     seeds: u64,
     jobs: usize,
+    until_failure: bool,
     ledger: Option<String>,
     one: Option<u64>,
     trace: bool,
@@ -66,7 +68,7 @@ fn main() -> ExitCode {
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Args>, String> {
     let jobs = std::thread::available_parallelism().map_or(1, Into::into);
-    let mut args = Args { from: 0, seeds: 1000, jobs, ledger: None, one: None, trace: false };
+    let mut args = Args { from: 0, seeds: 1000, jobs, until_failure: false, ledger: None, one: None, trace: false };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} wants a value"));
         let number = |text: String| text.parse::<u64>().map_err(|_| format!("{word} wants a number, not `{text}`"));
@@ -77,6 +79,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Args>, String
             "--ledger" => args.ledger = Some(value()?),
             "--seed" => args.one = Some(number(value()?)?),
             "--trace" => args.trace = true,
+            "--until-failure" => args.until_failure = true,
             "--help" | "-h" => {
                 println!("{USAGE}");
                 return Ok(None);
@@ -87,7 +90,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Args>, String
     if args.trace && args.one.is_none() {
         return Err("--trace shows one run: say which one with --seed".into());
     }
-    if args.from.checked_add(args.seeds).is_none() {
+    if args.from.checked_add(args.seeds).is_none_or(|end| end > u64::MAX / 2) {
         return Err("those seeds are too large".into());
     }
     Ok(Some(args))
@@ -174,6 +177,9 @@ fn batch(args: &Args) -> ExitCode {
                     RUNNING.set(Some(seed));
                     let report = swarm::run(seed, None);
                     let mut sum = sum.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    if args.until_failure && report.failure.is_some() {
+                        next.store(u64::MAX / 2, Ordering::Relaxed);
+                    }
                     sum.add(report);
                     let mut shown = shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     if shown.elapsed() >= every {
