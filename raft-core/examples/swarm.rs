@@ -127,7 +127,8 @@ fn one(seed: u64, trace: bool) -> ExitCode {
 struct Sum {
     seeds: u64,
     simulated: Duration,
-    longest_recovery: Duration,
+    /// And in which seed.
+    longest_recovery: (Duration, u64),
     completed: u64,
     in_doubt: u64,
     committed: u64,
@@ -141,7 +142,7 @@ impl Sum {
     fn add(&mut self, report: Report) {
         self.seeds += 1;
         self.simulated += report.simulated;
-        self.longest_recovery = self.longest_recovery.max(report.recovery.unwrap_or_default());
+        self.longest_recovery = self.longest_recovery.max((report.recovery.unwrap_or_default(), report.seed));
         self.completed += report.completed;
         self.in_doubt += report.in_doubt;
         self.committed += report.committed;
@@ -214,7 +215,7 @@ fn finish(sum: &Sum, args: &Args, elapsed: Duration) -> ExitCode {
     let missing: Vec<_> = sum.tally.missing().map(Situation::words).collect();
     let line = format!(
         "seeds {}..{}: {:.1} simulated hours in {seconds:.0} s ({:.1} seeds/s, {:.0} times real time), {} events, {} operations, \
-         {} in doubt, {} commands, longest recovery {:.1} s, {} keys undecided, {} failed{}",
+         {} in doubt, {} commands, longest recovery {:.1} s (seed {}), {} keys undecided, {} failed{}",
         args.from,
         args.from + args.seeds,
         sum.hours(),
@@ -224,7 +225,8 @@ fn finish(sum: &Sum, args: &Args, elapsed: Duration) -> ExitCode {
         sum.completed,
         sum.in_doubt,
         sum.committed,
-        sum.longest_recovery.as_secs_f64(),
+        sum.longest_recovery.0.as_secs_f64(),
+        sum.longest_recovery.1,
         sum.unknown,
         sum.failures.len(),
         if missing.is_empty() { String::new() } else { format!(", never occurred: {}", missing.join("; ")) },
