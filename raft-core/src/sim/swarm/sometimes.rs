@@ -42,7 +42,7 @@ situations! {
     QuorumLost: 100, "a leader gave up because no majority answered";
     WriteStalled: 300, "a leader gave up because its disk hung";
     Truncated: 100, "entries were truncated";
-    WriteOvertaken: 500, "a write was overtaken by a truncation";
+    WriteOvertaken: 1500, "a write was overtaken by a truncation";
     Rejected: 20, "an append was refused";
     FoundInOne: 20, "the match was found in one round trip";
     FoundInSeveral: 300, "the match was found in several round trips";
@@ -63,13 +63,13 @@ situations! {
     WritesLost: 100, "a crash lost writes that were not synced";
     WritesKept: 100, "a crash kept writes that were not synced";
     WriteTorn: 300, "a crash tore a write";
-    CrashAfterSync: 300, "a crash came between a sync and its completion";
+    CrashAfterSync: 600, "a crash came between a sync and its completion";
     SyncFailed: 300, "a sync failed and its server stopped";
     DiskStalled: 100, "a disk hung";
     Paused: 100, "a server was paused";
     LeaderPaused: 100, "a leader was paused";
     Overload: 100, "a burst of requests";
-    InboxFull: 3000, "a server's inbox was full";
+    InboxFull: 300, "a server's inbox was full";
     LeaderCutOff: 100, "the leader was cut off";
     MajorityCut: 100, "the cluster was cut in two, one side with a majority";
     NoMajority: 100, "the cluster was cut so that no majority was left";
