@@ -13,7 +13,7 @@ use crate::message::{Envelope, Message};
 use crate::role::RoleState;
 use crate::types::{HardState, Instant, LogIndex, NodeId, Term, WriteSeq};
 
-/// One server of a Raft cluster, as a deterministic state machine. See the [crate](crate)'s documentation for the order of calls.
+/// One server of a Raft cluster, as a deterministic state machine. See the [crate]'s documentation for the order of calls.
 ///
 /// Invariants, checked by [`Raft::check_invariants`] and in simulation after every step:
 ///
