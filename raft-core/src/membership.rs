@@ -1,5 +1,6 @@
 //! Who belongs to the cluster, and what makes a majority of it.
 
+#[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
 use crate::types::{LogIndex, NodeId};
@@ -8,7 +9,8 @@ use crate::types::{LogIndex, NodeId};
 /// one of `outgoing` (paper, section 6).
 ///
 /// Invariants: every list is sorted and free of duplicates and of node 0; a learner is not a voter.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct Membership {
     voters: Vec<NodeId>,
     outgoing: Vec<NodeId>,

@@ -1,5 +1,6 @@
 //! What nodes say to each other.
 
+#[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
 use crate::entries::Entries;
@@ -49,14 +50,16 @@ pub enum Message {
 }
 
 /// Arguments of RequestVote and of its pre-vote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct VoteRequest {
     /// The candidate's last entry, for the check of section 5.4.1.
     pub last_log: LogId,
 }
 
 /// Answer to a vote request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct VoteReply {
     /// The term that was asked about. An answer to another election than the current one counts for nothing.
     pub election: Term,
@@ -82,7 +85,8 @@ pub struct AppendEntries {
 
 /// "Everything up to `match_index` equals your log and is on my disk." Acknowledgements are cumulative, and may
 /// answer several appends at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct AppendAck {
     /// Echo of [`AppendEntries::epoch`].
     pub epoch: u64,
@@ -92,7 +96,8 @@ pub struct AppendAck {
 
 /// "I have nothing, or something else, at `prev_log`." Carries the follower's term runs, from which the
 /// leader computes the point where the logs part, in one round trip.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct AppendReject {
     /// Echo of [`AppendEntries::epoch`]; 0, which is no epoch, when the append's term is over.
     pub epoch: u64,
@@ -108,7 +113,8 @@ pub struct AppendReject {
 }
 
 /// A sign of life from the leader.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct Heartbeat {
     /// Echo of this in replies proves that they belong to the same life of the follower as in [`AppendEntries::epoch`].
     pub epoch: u64,
@@ -120,7 +126,8 @@ pub struct Heartbeat {
 }
 
 /// Answer to a heartbeat.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct HeartbeatReply {
     /// Echo of [`Heartbeat::epoch`]; 0, which is no epoch, when the heartbeat's term is over.
     pub epoch: u64,

@@ -4,13 +4,15 @@ use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
+#[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-        #[serde(transparent)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+        #[cfg_attr(feature = "serde", serde(transparent))]
         pub struct $name(pub u64);
 
         impl fmt::Debug for $name {
@@ -112,7 +114,8 @@ impl Sub<LogIndex> for LogIndex {
 
 /// Term and index of an entry. Two logs that hold the same `LogId` are identical up to it (Log Matching, paper,
 /// section 5.3). The order, by term and then by index, is the paper's "at least as up-to-date" (section 5.4.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct LogId {
     /// Term in which the entry was proposed.
     pub term: Term,
@@ -138,7 +141,8 @@ impl fmt::Display for LogId {
 
 /// What a server must remember across restarts besides its log (paper, Figure 2). Term and vote always travel
 /// together, so no crash can separate them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct HardState {
     /// Latest term the server has seen.
     pub current_term: Term,
@@ -148,8 +152,9 @@ pub struct HardState {
 
 /// A moment on the caller's monotonic clock, in nanoseconds from an origin of the caller's choice. The core
 /// never reads a clock: a node hands in monotonic time, a simulator hands in virtual time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[cfg_attr(feature = "serde", serde(transparent))]
 pub struct Instant(pub u64);
 
 impl Instant {
