@@ -1,6 +1,5 @@
 //! What a server tells about itself.
 
-use crate::io::Event;
 use crate::raft::Raft;
 use crate::role::RoleState;
 use crate::types::{LogId, LogIndex, NodeId, Term};
@@ -135,11 +134,6 @@ impl Raft {
     /// The term of the entry at `index`, if the log reaches there.
     pub fn term_at(&self, index: LogIndex) -> Option<Term> {
         self.log.term_at(index)
-    }
-
-    /// Events so far, before they are taken with the output. For assertions in tests.
-    pub fn pending_events(&self) -> &[Event] {
-        &self.out.events
     }
 
     /// Checks the invariants that are stated at [`Raft`]. For tests and simulation; costs time in proportion to what is cached.

@@ -23,7 +23,7 @@ pub(super) fn run(command: CertCommand) -> Result<Done> {
             let file = out.dir.join(CLUSTER_FILE);
             fs::write(&file, format!("{cluster}\n")).with_context(|| format!("cannot write {}", file.display()))?;
         }
-        CertCommand::Node { authority, id, host: _, out } => {
+        CertCommand::Node { authority, id, out } => {
             let (authority, cluster) = load(&authority)?;
             write(&out, &format!("node-{id}"), &authority.issue_node(&cluster, NodeId(id), out.validity())?)?;
         }

@@ -93,9 +93,6 @@ enum CertCommand {
         /// Id of the node, from 1
         #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
         id: u64,
-        /// Accepted and not used: nodes are recognised by id and cluster, wherever they run
-        #[arg(long, hide = true)]
-        host: Option<String>,
         #[command(flatten)]
         out: OutArgs,
     },
@@ -327,7 +324,7 @@ mod tests {
             "raft-node serve --config node.toml",
             "raft-node serve --config node.toml --listen 127.0.0.1:0 --data-dir d --log-level debug --log-format json",
             "raft-node cert ca --cluster demo --out certs",
-            "raft-node cert node --ca certs --id 1 --host 127.0.0.1 --out certs",
+            "raft-node cert node --ca certs --id 1 --out certs",
             "raft-node cert client --ca certs --name admin --out certs --days 30 --force",
             "raft-node put --config c.toml key value",
             "raft-node put --config c.toml key -",

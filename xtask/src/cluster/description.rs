@@ -116,8 +116,8 @@ impl Description {
         let authority = certs.to_str().with_context(|| format!("{} is not UTF-8", certs.display()))?;
         make("ca.pem".to_owned(), &["ca", "--cluster", &self.cluster])?;
         for node in &self.nodes {
-            let (id, host) = (node.id.to_string(), node.listen.ip().to_string());
-            make(format!("node-{id}.pem"), &["node", "--ca", authority, "--id", &id, "--host", &host])?;
+            let id = node.id.to_string();
+            make(format!("node-{id}.pem"), &["node", "--ca", authority, "--id", &id])?;
         }
         make("client-admin.pem".to_owned(), &["client", "--ca", authority, "--name", "admin"])
     }
