@@ -2,6 +2,17 @@
 //!
 //! Both are TOML. Relative paths in a file are relative to the file. A key that does not exist is an error, as is a
 //! value that cannot work: the message names the file, the key, and what to do about it.
+//!
+//! A node's file must have `[node]` (`id`, `cluster`, `data_dir`, `listen`), `[peers]` (`id = "host:port"` for every voter) and
+//! `[tls]` (`ca`, `cert`, `key`). Optional, with the defaults of [`raft_core::Config`] and
+//! [`ServiceLimits`](crate::client::ServiceLimits):
+//!
+//! - `[raft]`: `election_timeout_ms`, `heartbeat_interval_ms`, `max_write_stall_ms`, `pre_vote`, `check_quorum`, `no_op_on_election`,
+//!   `max_append_bytes`, `max_inflight_appends`, `max_inflight_bytes`, `max_uncommitted_bytes`, `max_unapplied_bytes`, `max_cached_bytes`;
+//! - `[limits]`: `max_value_bytes`, `max_client_connections`, `max_requests_per_connection`, `max_reply_bytes_per_connection`;
+//! - `[log]`: `level` (a level, or directives), `format` (`text` or `json`).
+//!
+//! A client's file must have `cluster`, `[nodes]` (`id = "host:port"`) and `[tls]`; `timeout_ms` is optional.
 
 mod client;
 mod node;
