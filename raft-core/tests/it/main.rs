@@ -5,4 +5,5 @@ mod hand;
 mod lab;
 mod review;
 mod rules;
+mod scripts;
 mod swarm;
