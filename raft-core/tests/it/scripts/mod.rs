@@ -91,6 +91,8 @@ scripts! {
     leader_disk,
     no_pre_vote,
     one_server,
+    other_election,
+    other_pre_vote,
     one_way_cut,
     pre_vote,
     read_before_own_commit,
