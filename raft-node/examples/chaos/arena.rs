@@ -1,0 +1,318 @@
+//! A cluster with everything around it that breaks it, loads it and watches it; and the judgement at the end.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use raft_core::NodeId;
+use raft_node::Consistency;
+use raft_node::client::Client;
+
+use crate::clients::{self, LEDGER, Load, Shape, Told};
+use crate::cluster::{Cluster, Stopped};
+use crate::disk::{SmallDisk, Tracer};
+use crate::history::History;
+use crate::journal::{Journal, human};
+use crate::monitor::Monitor;
+use crate::proxy::Network;
+use crate::report::{Report, without_service};
+
+/// When all faults are over, the cluster must elect, serve and converge within this time. It takes a second or two; a busy machine takes
+/// longer to start processes.
+pub(crate) const RECOVERY_WITHIN: Duration = Duration::from_secs(30);
+/// How long clients go on after the cluster has recovered.
+const AFTERGLOW: Duration = Duration::from_secs(2);
+/// Keys asked for at a time when whole nodes are compared.
+const PAGE: u32 = 5000;
+
+/// What to build.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) seed: u64,
+    pub(crate) nodes: u64,
+    /// Folder for everything; must not exist.
+    pub(crate) dir: PathBuf,
+    /// The `raft-node` program.
+    pub(crate) program: PathBuf,
+    pub(crate) log_level: String,
+    pub(crate) shape: Shape,
+}
+
+/// Fields are dropped in this order: processes before what they stand on.
+pub(crate) struct Arena {
+    pub(crate) load: Load,
+    pub(crate) monitor: Monitor,
+    pub(crate) cluster: Cluster,
+    pub(crate) network: Network,
+    /// The node whose disk can be filled.
+    pub(crate) small: Option<(NodeId, SmallDisk)>,
+    pub(crate) journal: Journal,
+    pub(crate) notes: Notes,
+    /// What was read besides the load.
+    pub(crate) extra: History,
+    options: Options,
+}
+
+/// What is to be remembered for the report.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    /// Faults by kind.
+    pub(crate) faults: BTreeMap<String, u64>,
+    /// Kinds of faults that cannot be had here, and why.
+    pub(crate) skipped: BTreeMap<String, String>,
+    pub(crate) violations: Vec<String>,
+    /// Results of measurements.
+    pub(crate) figures: Vec<String>,
+}
+
+impl Arena {
+    /// Starts everything, and returns when the cluster serves.
+    pub(crate) async fn start(options: Options, journal: Journal) -> Result<Arena> {
+        let addresses = Cluster::addresses(options.nodes)?;
+        let network = Network::start(&addresses, options.seed).await?;
+        let mut cluster = Cluster::prepare(&options.dir, &options.program, &addresses, &network, &options.log_level)?;
+        let mut notes = Notes::default();
+        let last = NodeId(options.nodes);
+        let small = match SmallDisk::mount(&cluster.data_dir(last)) {
+            Ok(disk) => Some((last, disk)),
+            Err(error) => {
+                notes.skip(&journal, "full disk", &format!("{error:#}"));
+                None
+            }
+        };
+        if let Err(why) = Tracer::available() {
+            notes.skip(&journal, "fsync error", &why);
+            notes.skip(&journal, "fsync delay", &why);
+        }
+        cluster.start_all()?;
+        let monitor = Monitor::start(&cluster)?;
+        let leader = match monitor.agreement(RECOVERY_WITHIN).await {
+            Ok(leader) => leader,
+            Err(error) => {
+                for stopped in cluster.reap()? {
+                    journal.say(&stopped.to_string());
+                }
+                return Err(error.context("the cluster does not come up"));
+            }
+        };
+        journal.say(&format!("{} nodes are up, node {leader} leads", options.nodes));
+        let load = Load::start(&cluster.client_config(), journal.origin(), options.seed, options.shape)?;
+        load.next_write(RECOVERY_WITHIN).await?;
+        Ok(Arena { load, monitor, cluster, network, small, journal, notes, extra: History::default(), options })
+    }
+
+    /// Starts again what has stopped by itself, if it had a reason; otherwise that is a violation.
+    pub(crate) fn restart_stopped(&mut self) -> Result<Vec<Stopped>> {
+        let stopped = self.cluster.reap()?;
+        for one in &stopped {
+            self.journal.say(&one.to_string());
+            if !one.expected || !one.says_why() {
+                self.notes.violations.push(one.to_string());
+            }
+            self.cluster.start(one.id)?;
+        }
+        Ok(stopped)
+    }
+
+    /// Ends all faults, demands recovery, and judges what clients and nodes have to say.
+    pub(crate) async fn finish(mut self) -> Result<Report> {
+        let recovery = self.recover().await;
+        let (recovered, agreed) = match recovery {
+            Ok((recovered, agreed)) => (Some(recovered), Some(agreed)),
+            Err(error) => {
+                self.notes.violations.push(format!("no recovery: {error:#}"));
+                (None, None)
+            }
+        };
+        let (longest_gap, gap_began) = self.load.longest_gap();
+        let writes = self.load.samples();
+        let Told { mut history, ledger, outcomes, violations } = self.load.finish().await?;
+        history.merge(self.extra);
+        self.journal.say("the clients have stopped; comparing");
+        self.notes.violations.extend(violations);
+        let converged_at = self.monitor.convergence(RECOVERY_WITHIN).await;
+        let client = Client::new(self.cluster.client_config())?;
+        for key in history.keys() {
+            match clients::read(&client, self.journal.origin(), &key).await {
+                Ok(record) => history.push(&key, record),
+                Err(error) => self.notes.violations.push(format!("{key} cannot be read at the end: {error:#}")),
+            }
+        }
+        match converged_at {
+            Ok(index) => {
+                self.journal.say(&format!("all nodes have applied up to {index}"));
+                let contents = contents(&self.cluster).await?;
+                self.notes.violations.extend(differences(&contents));
+                for (id, content) in contents {
+                    let entries = content.into_iter().filter(|(key, _)| key.starts_with(LEDGER));
+                    let entries = entries.map(|(key, (_, value))| (key, value)).collect();
+                    self.notes
+                        .violations
+                        .extend(ledger.check(&entries).iter().map(|wrong| format!("node {id}: {wrong}")));
+                }
+            }
+            Err(error) => self.notes.violations.push(format!("{error:#}")),
+        }
+        self.notes.violations.extend(self.monitor.violations());
+        for stopped in self.cluster.reap()? {
+            self.notes.violations.push(format!("at the end: {stopped}"));
+        }
+        for id in self.cluster.ids() {
+            let log = self.cluster.log(id)?;
+            for line in log.lines().filter(|line| line.contains("panicked at") || line.contains("stack backtrace")) {
+                self.notes.violations.push(format!("node {id}: {line}"));
+            }
+        }
+        let findings = history.check();
+        for key in history.keys() {
+            if findings.violations.iter().any(|violation| violation.starts_with(&key)) {
+                fs::write(self.options.dir.join(format!("{key}.history")), history.show(&key))?;
+            }
+        }
+        let lost = self.notes.violations.iter().filter(|violation| violation.contains(LEDGER)).count();
+        self.notes.violations.extend(findings.violations.iter().cloned());
+        if !self.notes.violations.is_empty()
+            && let Some((id, disk)) = &self.small
+        {
+            disk.save(&self.options.dir.join(format!("node-{id}.data.saved")))?;
+        }
+        Ok(Report {
+            seed: self.options.seed,
+            nodes: self.options.nodes,
+            seconds: self.journal.origin().elapsed().as_secs_f64(),
+            operations: outcomes,
+            faults: self.notes.faults,
+            skipped: self.notes.skipped,
+            packets: self.network.totals(),
+            elections: self.monitor.elections(),
+            last_term: self.monitor.term(),
+            longest_without_a_write_ms: longest_gap.as_millis() as u64,
+            longest_began_s: gap_began.as_secs_f64(),
+            without_service_s: without_service(&writes).as_secs_f64(),
+            linearizable: findings.violations.is_empty(),
+            keys_explained: findings.explained,
+            keys_open: findings.open,
+            ledger_entries: ledger.acknowledged.len(),
+            ledger_problems: lost,
+            recovery_ms: recovered.map(|time| time.as_millis() as u64),
+            agreement_ms: agreed.map(|time| time.as_millis() as u64),
+            figures: self.notes.figures,
+            violations: self.notes.violations,
+        })
+    }
+
+    /// Heals everything; returns how long it took until a write was acknowledged, and until all nodes followed one leader.
+    async fn recover(&mut self) -> Result<(Duration, Duration)> {
+        self.network.heal();
+        if let Some((_, disk)) = &self.small {
+            disk.free()?;
+        }
+        self.cluster.resume_all()?;
+        self.restart_stopped()?;
+        self.cluster.start_all()?;
+        self.journal.say("all faults are over");
+        let healed = Instant::now();
+        let served = self.load.next_write(RECOVERY_WITHIN).await?;
+        let leader = self.monitor.agreement(RECOVERY_WITHIN.saturating_sub(healed.elapsed())).await?;
+        let agreed = healed.elapsed();
+        self.journal.say(&format!(
+            "recovered: the first write after {}, all nodes follow node {leader} after {}",
+            human(served),
+            human(agreed)
+        ));
+        tokio::time::sleep(AFTERGLOW).await;
+        Ok((served, agreed))
+    }
+}
+
+impl Notes {
+    /// Counts a fault that was carried out.
+    pub(crate) fn count(&mut self, kind: &str) {
+        *self.faults.entry(kind.to_owned()).or_default() += 1;
+    }
+
+    fn skip(&mut self, journal: &Journal, kind: &str, why: &str) {
+        journal.say(&format!("skipped in this run: {kind} ({why})"));
+        self.skipped.insert(kind.to_owned(), why.to_owned());
+    }
+}
+
+impl Stopped {
+    /// Whether the log ends with an error.
+    pub(crate) fn says_why(&self) -> bool {
+        self.last_words.starts_with("error:")
+    }
+}
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let reason = if self.expected { "" } else { " without reason" };
+        write!(f, "node {} has stopped{reason} ({}): {}", self.id, self.status, self.last_words)
+    }
+}
+
+/// Revision and value of each key.
+type Content = BTreeMap<String, (u64, u64)>;
+
+/// All that each node has.
+async fn contents(cluster: &Cluster) -> Result<BTreeMap<NodeId, Content>> {
+    let mut contents = BTreeMap::new();
+    for id in cluster.ids() {
+        let client = cluster.client_of(id, RECOVERY_WITHIN)?;
+        let (mut content, mut start) = (Content::new(), Vec::new());
+        loop {
+            let page =
+                client.scan(&start, None, PAGE, Consistency::Stale).await.with_context(|| format!("node {id}"))?;
+            let Some(last) = page.items.last() else { break };
+            start = [&last.key[..], &[0]].concat();
+            for item in &page.items {
+                let key = String::from_utf8_lossy(&item.key).into_owned();
+                let value = clients::number(&item.value).with_context(|| format!("{key} of node {id}"))?;
+                content.insert(key, (item.revision, value));
+            }
+            if !page.more {
+                break;
+            }
+        }
+        if client.nodes() != [id] {
+            bail!("the answer may be another node's");
+        }
+        contents.insert(id, content);
+    }
+    Ok(contents)
+}
+
+/// Where nodes disagree.
+fn differences(contents: &BTreeMap<NodeId, Content>) -> Vec<String> {
+    let mut problems = Vec::new();
+    let Some((first, expected)) = contents.first_key_value() else { return problems };
+    for (id, content) in contents {
+        for key in expected.keys().chain(content.keys()) {
+            if expected.get(key) != content.get(key) {
+                let [here, there] = [content, expected].map(|content| content.get(key));
+                problems.push(format!("{key}: node {id} has {here:?}, node {first} has {there:?}"));
+            }
+        }
+    }
+    problems.truncate(20);
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_that_differ_are_noticed() {
+        let content =
+            |revision, value| -> Content { [("a".to_owned(), (1, 1)), ("b".to_owned(), (revision, value))].into() };
+        let of = |other| BTreeMap::from([(NodeId(1), content(5, 7)), (NodeId(2), other)]);
+        assert!(differences(&of(content(5, 7))).is_empty());
+        assert!(!differences(&of(content(6, 7))).is_empty());
+        assert!(!differences(&of(content(5, 8))).is_empty());
+        assert!(!differences(&of(Content::new())).is_empty());
+        assert!(!differences(&BTreeMap::from([(NodeId(1), Content::new()), (NodeId(2), content(5, 7))])).is_empty());
+    }
+}

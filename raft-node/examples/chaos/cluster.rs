@@ -1,0 +1,288 @@
+//! Real `raft-node` processes, each told addresses of its peers that are proxies.
+//!
+//! Whatever happens to this program, no process is left: they are killed when the [`Cluster`] is dropped, and the kernel kills them when this
+//! program dies without getting there (`setpriv --pdeathsig`, where there is one).
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use raft_core::NodeId;
+use raft_net::TlsIdentity;
+use raft_net::pki::{CertificateAuthority, Credentials};
+use raft_node::client::{Client, ClientConfig};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::proxy::Network;
+
+const CLUSTER: &str = "chaos";
+const DAY: Duration = Duration::from_hours(24);
+
+/// The nodes.
+pub(crate) struct Cluster {
+    dir: PathBuf,
+    program: PathBuf,
+    nodes: BTreeMap<NodeId, Node>,
+    tls: TlsIdentity,
+    leash: bool,
+}
+
+struct Node {
+    address: SocketAddr,
+    process: Option<Process>,
+}
+
+struct Process {
+    child: Child,
+    /// Length of the log when it was started.
+    log_start: u64,
+    /// Its disk was given reason to fail: then it may stop by itself.
+    may_stop: bool,
+}
+
+/// A node that ended without being killed.
+#[derive(Debug)]
+pub(crate) struct Stopped {
+    pub(crate) id: NodeId,
+    pub(crate) status: ExitStatus,
+    /// Whether its disk gave it a reason.
+    pub(crate) expected: bool,
+    /// The last line of its log.
+    pub(crate) last_words: String,
+}
+
+impl Cluster {
+    /// Addresses for nodes 1 to `count`.
+    pub(crate) fn addresses(count: u64) -> Result<BTreeMap<NodeId, SocketAddr>> {
+        let mut ports = free_ports();
+        (1..=count)
+            .map(|id| {
+                let port = ports.next().context("no free UDP port")?;
+                Ok((NodeId(id), SocketAddr::from(([127, 0, 0, 1], port))))
+            })
+            .collect()
+    }
+
+    /// Writes certificates and configuration files into `dir`, and starts nothing.
+    pub(crate) fn prepare(
+        dir: &Path,
+        program: &Path,
+        addresses: &BTreeMap<NodeId, SocketAddr>,
+        network: &Network,
+        log_level: &str,
+    ) -> Result<Cluster> {
+        let ca = CertificateAuthority::generate(DAY)?;
+        write(dir, "ca", ca.credentials())?;
+        for (&id, &address) in addresses {
+            write(dir, &format!("node-{id}"), &ca.issue_node(CLUSTER, id, DAY)?)?;
+            let peers = addresses.keys().map(|&peer| (peer, network.address(id, peer).unwrap_or(address)));
+            fs::write(dir.join(format!("node-{id}.toml")), config(id, address, peers, log_level)?)?;
+        }
+        let client = ca.issue_client(CLUSTER, "chaos", DAY)?;
+        let tls = TlsIdentity::from_pem(&ca.credentials().cert_pem, &client.cert_pem, &client.key_pem)?;
+        let nodes = addresses.iter().map(|(&id, &address)| (id, Node { address, process: None })).collect();
+        let leash = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "true"])
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success());
+        Ok(Cluster { dir: dir.to_owned(), program: program.to_owned(), nodes, tls, leash })
+    }
+
+    /// All nodes, running or not.
+    pub(crate) fn ids(&self) -> Vec<NodeId> {
+        self.nodes.keys().copied().collect()
+    }
+
+    /// Where a node keeps its data.
+    pub(crate) fn data_dir(&self, id: NodeId) -> PathBuf {
+        self.file(id, "data")
+    }
+
+    /// Settings for a client of all nodes, which it reaches without a proxy.
+    pub(crate) fn client_config(&self) -> ClientConfig {
+        let nodes = self.nodes.iter().map(|(&id, node)| (id, node.address.to_string())).collect();
+        ClientConfig::new(nodes, self.tls.clone())
+    }
+
+    /// A client that begins with one node.
+    pub(crate) fn client_of(&self, id: NodeId, timeout: Duration) -> Result<Client> {
+        let mut config = self.client_config();
+        config.nodes.retain(|&node, _| node == id);
+        config.timeout = timeout;
+        Ok(Client::new(config)?)
+    }
+
+    /// Starts every node that does not run.
+    pub(crate) fn start_all(&mut self) -> Result<()> {
+        self.ids().into_iter().try_for_each(|id| self.start(id))
+    }
+
+    /// Starts a node, unless it runs. Must be called on the thread that lives longest: the leash of a process is its parent's thread.
+    pub(crate) fn start(&mut self, id: NodeId) -> Result<()> {
+        if self.is_up(id) {
+            return Ok(());
+        }
+        let path = self.file(id, "log");
+        let log = File::options().create(true).append(true).open(&path)?;
+        let log_start = log.metadata()?.len();
+        let child = self
+            .leashed(&self.program)
+            .args(["serve", "--config"])
+            .arg(self.file(id, "toml"))
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.program.display()))?;
+        self.node(id)?.process = Some(Process { child, log_start, may_stop: false });
+        Ok(())
+    }
+
+    /// A command that ends with this program, and that Ctrl-C in a terminal does not reach.
+    pub(crate) fn leashed(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        if self.leash {
+            command = Command::new("setpriv");
+            command.args(["--pdeathsig", "KILL"]).arg(program);
+        }
+        command.process_group(0);
+        command
+    }
+
+    /// Whether it was started and not killed since; it may have stopped by itself.
+    pub(crate) fn is_up(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.process.is_some())
+    }
+
+    /// `kill -9`, if it runs.
+    pub(crate) fn kill(&mut self, id: NodeId) -> Result<()> {
+        if let Some(mut process) = self.node(id)?.process.take() {
+            process.child.kill()?;
+            process.child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// SIGSTOP; the process goes on where it stood after [`resume`](Self::resume).
+    pub(crate) fn pause(&mut self, id: NodeId) -> Result<()> {
+        self.signal(id, Signal::STOP)
+    }
+
+    /// SIGCONT.
+    pub(crate) fn resume(&mut self, id: NodeId) -> Result<()> {
+        self.signal(id, Signal::CONT)
+    }
+
+    /// SIGCONT to all.
+    pub(crate) fn resume_all(&mut self) -> Result<()> {
+        self.ids().into_iter().try_for_each(|id| self.resume(id))
+    }
+
+    /// From now on, until it is started anew, this node may stop by itself.
+    pub(crate) fn may_stop(&mut self, id: NodeId) -> Result<()> {
+        if let Some(process) = &mut self.node(id)?.process {
+            process.may_stop = true;
+        }
+        Ok(())
+    }
+
+    /// Process id of a node.
+    pub(crate) fn pid(&self, id: NodeId) -> Option<u32> {
+        Some(self.nodes.get(&id)?.process.as_ref()?.child.id())
+    }
+
+    /// The nodes that have ended by themselves since the last call.
+    pub(crate) fn reap(&mut self) -> Result<Vec<Stopped>> {
+        let mut stopped = Vec::new();
+        for id in self.ids() {
+            let Some(process) = &mut self.node(id)?.process else { continue };
+            if let Some(status) = process.child.try_wait()? {
+                let (expected, start) = (process.may_stop, process.log_start);
+                self.node(id)?.process = None;
+                let last_words = self.log_since(id, start)?.lines().last().unwrap_or("(silence)").to_owned();
+                stopped.push(Stopped { id, status, expected, last_words });
+            }
+        }
+        Ok(stopped)
+    }
+
+    /// What a node has logged in all its lives.
+    pub(crate) fn log(&self, id: NodeId) -> Result<String> {
+        self.log_since(id, 0)
+    }
+
+    fn log_since(&self, id: NodeId, start: u64) -> Result<String> {
+        let mut file = File::open(self.file(id, "log"))?;
+        file.seek(SeekFrom::Start(start))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn signal(&mut self, id: NodeId, signal: Signal) -> Result<()> {
+        let Some(pid) = self.pid(id) else { return Ok(()) };
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a process id")?;
+        // It is our child and was not waited for, so the id is still its own even when it has ended.
+        kill_process(pid, signal).with_context(|| format!("cannot signal node {id}"))
+    }
+
+    /// A file of a node: `node-N.log` and the like.
+    pub(crate) fn file(&self, id: NodeId, extension: &str) -> PathBuf {
+        self.dir.join(format!("node-{id}.{extension}"))
+    }
+
+    fn node(&mut self, id: NodeId) -> Result<&mut Node> {
+        self.nodes.get_mut(&id).with_context(|| format!("there is no node {id}"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for process in self.nodes.values_mut().filter_map(|node| node.process.as_mut()) {
+            // It may have ended by itself. SIGKILL also ends a paused process.
+            let _ = process.child.kill();
+            let _ = process.child.wait();
+        }
+    }
+}
+
+/// Free UDP ports below the range from which the system gives ports to clients, so that nobody takes one while its node is down.
+fn free_ports() -> impl Iterator<Item = u16> {
+    const FIRST: u16 = 18_000;
+    const COUNT: u16 = 14_000;
+    // Runs at the same time begin at different places.
+    let offset = (std::process::id().wrapping_mul(89) % u32::from(COUNT)) as u16;
+    let free = |port: &u16| UdpSocket::bind(("127.0.0.1", *port)).is_ok();
+    (0..COUNT).map(move |i| FIRST + (offset + i) % COUNT).filter(free)
+}
+
+fn write(dir: &Path, name: &str, credentials: &Credentials) -> Result<()> {
+    let file = |extension: &str| dir.join(format!("{name}.{extension}"));
+    Ok(credentials.write(&file("pem"), &file("key"))?)
+}
+
+fn config(
+    id: NodeId,
+    address: SocketAddr,
+    peers: impl Iterator<Item = (NodeId, SocketAddr)>,
+    log_level: &str,
+) -> Result<String> {
+    let mut text = format!(
+        "[node]\nid = {id}\ncluster = \"{CLUSTER}\"\ndata_dir = \"node-{id}.data\"\nlisten = \"{address}\"\n\
+         [log]\nlevel = \"{log_level}\"\n\
+         [tls]\nca = \"ca.pem\"\ncert = \"node-{id}.pem\"\nkey = \"node-{id}.key\"\n[peers]\n"
+    );
+    for (id, address) in peers {
+        writeln!(text, "{id} = \"{address}\"")?;
+    }
+    Ok(text)
+}

@@ -1,0 +1,194 @@
+//! Watches the nodes from outside: who leads, since when, and that no term has two leaders.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use raft_core::NodeId;
+use raft_node::client::Client;
+use raft_node::client::protocol::NodeStatus;
+use tokio::task::JoinSet;
+
+use crate::cluster::Cluster;
+
+/// How often each node is asked.
+const EVERY: Duration = Duration::from_millis(50);
+/// How long it gets to answer.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+#[derive(Default)]
+struct Known {
+    /// What each node said last; nothing when it did not answer the last time.
+    now: BTreeMap<NodeId, NodeStatus>,
+    /// Who led in each term.
+    leaders: BTreeMap<u64, NodeId>,
+    violations: Vec<String>,
+}
+
+/// Asks all nodes again and again until it is dropped.
+pub(crate) struct Monitor {
+    known: Arc<Mutex<Known>>,
+    nodes: usize,
+    _tasks: JoinSet<()>,
+}
+
+impl Monitor {
+    /// Starts asking.
+    pub(crate) fn start(cluster: &Cluster) -> Result<Monitor> {
+        let known = Arc::new(Mutex::new(Known::default()));
+        let mut tasks = JoinSet::new();
+        for id in cluster.ids() {
+            tasks.spawn(watch(cluster.client_of(id, PATIENCE)?, id, known.clone()));
+        }
+        Ok(Monitor { known, nodes: cluster.ids().len(), _tasks: tasks })
+    }
+
+    /// The leader of the newest term that anybody knows of.
+    pub(crate) fn leader(&self) -> Option<NodeId> {
+        let known = self.known();
+        known.now.values().filter(|status| status.role == "leader").max_by_key(|status| status.term).map(|s| s.node)
+    }
+
+    /// The newest term.
+    pub(crate) fn term(&self) -> u64 {
+        self.known().now.values().map(|status| status.term).max().unwrap_or(0)
+    }
+
+    /// Waits until all nodes follow one leader.
+    pub(crate) async fn agreement(&self, patience: Duration) -> Result<NodeId> {
+        let begin = Instant::now();
+        loop {
+            {
+                let known = self.known();
+                let newest = known.now.values().max_by_key(|status| status.term);
+                let follow = |leader| known.now.values().all(|status| status.leader == Some(leader));
+                if let Some(NodeStatus { leader: Some(leader), term, .. }) = newest
+                    && known.now.len() == self.nodes
+                    && known.now.values().all(|status| status.term == *term)
+                    && follow(*leader)
+                {
+                    return Ok(*leader);
+                }
+            }
+            if begin.elapsed() > patience {
+                bail!("the nodes do not follow one leader within {patience:?}: {}", self.describe());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until all nodes have applied the same, and as much as is committed.
+    pub(crate) async fn convergence(&self, patience: Duration) -> Result<u64> {
+        let begin = Instant::now();
+        loop {
+            {
+                let known = self.known();
+                let last = known.now.values().map(|status| status.last_index).max().unwrap_or(0);
+                let same = |status: &NodeStatus| {
+                    [status.last_index, status.durable_index, status.commit_index, status.applied_index]
+                        .iter()
+                        .all(|index| *index == last)
+                };
+                if known.now.len() == self.nodes && known.now.values().all(same) {
+                    return Ok(last);
+                }
+            }
+            if begin.elapsed() > patience {
+                bail!("the nodes do not converge within {patience:?}: {}", self.describe());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Forgets what the nodes said before: the next answers count.
+    pub(crate) fn forget(&self) {
+        self.known().now.clear();
+    }
+
+    /// How many terms had a leader that was seen.
+    pub(crate) fn elections(&self) -> usize {
+        self.known().leaders.len()
+    }
+
+    /// What is wrong with the elections.
+    pub(crate) fn violations(&self) -> Vec<String> {
+        self.known().violations.clone()
+    }
+
+    /// One line about every node.
+    pub(crate) fn describe(&self) -> String {
+        let known = self.known();
+        let one = |s: &NodeStatus| {
+            let leader = s.leader.map_or("none".to_owned(), |id| id.to_string());
+            format!(
+                "node {}: {} in term {}, leader {leader}, last {}, durable {}, committed {}, applied {}",
+                s.node, s.role, s.term, s.last_index, s.durable_index, s.commit_index, s.applied_index
+            )
+        };
+        let lines: Vec<String> = known.now.values().map(one).collect();
+        if lines.is_empty() { "no node answers".to_owned() } else { lines.join("; ") }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn watch(client: Client, id: NodeId, known: Arc<Mutex<Known>>) {
+    loop {
+        let answer = client.status(id).await;
+        known.lock().unwrap_or_else(PoisonError::into_inner).learn(id, answer.ok());
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+impl Known {
+    fn learn(&mut self, id: NodeId, status: Option<NodeStatus>) {
+        let Some(status) = status else {
+            self.now.remove(&id);
+            return;
+        };
+        if status.role == "leader" {
+            let leader = *self.leaders.entry(status.term).or_insert(id);
+            if leader != id {
+                self.violations.push(format!("term {} has two leaders: {leader} and {id}", status.term));
+            }
+        }
+        self.now.insert(id, status);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(node: u64, role: &str, term: u64) -> NodeStatus {
+        NodeStatus {
+            node: NodeId(node),
+            cluster: "c".into(),
+            version: "0".into(),
+            role: role.into(),
+            term,
+            leader: None,
+            commit_index: 0,
+            applied_index: 0,
+            last_index: 0,
+            durable_index: 0,
+            followers: BTreeMap::new(),
+            metrics: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn two_leaders_of_a_term_are_noticed() {
+        let mut known = Known::default();
+        known.learn(NodeId(1), Some(status(1, "leader", 3)));
+        known.learn(NodeId(2), Some(status(2, "leader", 4)));
+        known.learn(NodeId(1), None);
+        known.learn(NodeId(1), Some(status(1, "follower", 4)));
+        assert!(known.violations.is_empty());
+        known.learn(NodeId(1), Some(status(1, "leader", 4)));
+        assert_eq!(known.violations.len(), 1);
+    }
+}

@@ -1,0 +1,267 @@
+//! Carries out a schedule.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use raft_core::NodeId;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::arena::{Arena, Notes};
+use crate::cluster::Cluster;
+use crate::disk::{Injection, SmallDisk, Tracer};
+use crate::journal::{Journal, human};
+use crate::monitor::Monitor;
+use crate::proxy::{Network, Policy};
+use crate::schedule::{Effect, Event, Fault, Links, Schedule, Syncs, Who};
+
+/// How long a node may take to stop after all its syncs failed, before the fault is called off: it may have had nothing to write.
+const GIVE_UP: Duration = Duration::from_secs(15);
+
+/// Runs both tracks of `schedule` to their end.
+pub(crate) async fn run(arena: &mut Arena, schedule: &Schedule) -> Result<()> {
+    let begin = Instant::now();
+    let ids = arena.cluster.ids();
+    let mut network_notes = Notes::default();
+    let wire = Wire {
+        network: &arena.network,
+        monitor: &arena.monitor,
+        journal: &arena.journal,
+        ids: &ids,
+        notes: &mut network_notes,
+    };
+    let mut machines = Machines {
+        cluster: &mut arena.cluster,
+        monitor: &arena.monitor,
+        journal: &arena.journal,
+        small: arena.small.as_ref(),
+        ids: &ids,
+        notes: &mut arena.notes,
+    };
+    let (one, other) = tokio::join!(wire.run(&schedule.network, begin), machines.run(&schedule.processes, begin));
+    one?;
+    other?;
+    arena.notes.faults.append(&mut network_notes.faults);
+    Ok(())
+}
+
+/// Who is who at this moment.
+fn resolve(who: Who, monitor: &Monitor, ids: &[NodeId]) -> NodeId {
+    let leader = monitor.leader().unwrap_or(ids[0]);
+    let others: Vec<NodeId> = ids.iter().copied().filter(|id| *id != leader).collect();
+    match who {
+        Who::Leader => leader,
+        Who::Follower(n) => others.get(n % others.len().max(1)).copied().unwrap_or(leader),
+    }
+}
+
+/// The track of the network.
+struct Wire<'a> {
+    network: &'a Network,
+    monitor: &'a Monitor,
+    journal: &'a Journal,
+    ids: &'a [NodeId],
+    notes: &'a mut Notes,
+}
+
+impl Wire<'_> {
+    async fn run(self, events: &[Event], begin: Instant) -> Result<()> {
+        for Event { at, lasts, fault } in events {
+            let Fault::Network { links, effects } = fault else { continue };
+            sleep_until(begin + *at).await;
+            // Roles change; the fault stays where it is.
+            let chosen: Vec<(NodeId, NodeId)> = self.directions(*links);
+            self.journal.say(&format!("{fault}, for {} {}", human(*lasts), arrows(*links, &chosen)));
+            let meant = |from, to| chosen.contains(&(from, to));
+            self.network.change(meant, |policy| effects.iter().for_each(|effect| effect.apply(policy)));
+            fault.kinds().iter().for_each(|kind| self.notes.count(kind));
+            let flap = effects.iter().find_map(|effect| match effect {
+                Effect::Flap(time) => Some(*time),
+                _ => None,
+            });
+            match flap {
+                Some(time) if !effects.contains(&Effect::Cut) => {
+                    let end = begin + *at + *lasts;
+                    while Instant::now() < end {
+                        sleep(time).await;
+                        self.network.change(meant, |policy: &mut Policy| policy.cut = !policy.cut);
+                    }
+                }
+                _ => sleep(*lasts).await,
+            }
+            self.network.heal();
+            self.journal.say("network: whole again");
+        }
+        Ok(())
+    }
+
+    fn directions(&self, links: Links) -> Vec<(NodeId, NodeId)> {
+        // Asked once each: the answer may change while the question is put again.
+        let leader = resolve(Who::Leader, self.monitor, self.ids);
+        let others: Vec<NodeId> = self.ids.iter().copied().filter(|id| *id != leader).collect();
+        let node = |who| match who {
+            Who::Leader => leader,
+            Who::Follower(n) => others[n % others.len()],
+        };
+        let pairs = self.ids.iter().flat_map(|&from| self.ids.iter().map(move |&to| (from, to)));
+        pairs.filter(|&(from, to)| from != to && links.contains(from, to, node)).collect()
+    }
+}
+
+fn arrows(links: Links, chosen: &[(NodeId, NodeId)]) -> String {
+    if links == Links::All {
+        return String::new();
+    }
+    let arrows: Vec<String> = chosen.iter().map(|(from, to)| format!("{from}->{to}")).collect();
+    format!("({})", arrows.join(" "))
+}
+
+/// The track of processes and disks.
+struct Machines<'a> {
+    cluster: &'a mut Cluster,
+    monitor: &'a Monitor,
+    journal: &'a Journal,
+    small: Option<&'a (NodeId, SmallDisk)>,
+    ids: &'a [NodeId],
+    notes: &'a mut Notes,
+}
+
+impl Machines<'_> {
+    async fn run(&mut self, events: &[Event], begin: Instant) -> Result<()> {
+        for event in events {
+            sleep_until(begin + event.at).await;
+            self.look_after()?;
+            if let Some(kind) = event.fault.kinds().iter().find(|kind| self.notes.skipped.contains_key(*kind)) {
+                self.journal.say(&format!("skipped: {kind}"));
+                continue;
+            }
+            event.fault.kinds().iter().for_each(|kind| self.notes.count(kind));
+            self.inflict(event).await?;
+            self.look_after()?;
+        }
+        Ok(())
+    }
+
+    async fn inflict(&mut self, event: &Event) -> Result<()> {
+        let Event { lasts, fault, .. } = event;
+        let announce = |machines: &Self, nodes: &[NodeId]| {
+            let nodes: Vec<String> = nodes.iter().map(NodeId::to_string).collect();
+            machines.journal.say(&format!("{fault}, for {} (node {})", human(*lasts), nodes.join(", ")));
+        };
+        match fault {
+            Fault::Kill(victims) => {
+                let victims: Vec<NodeId> = victims.iter().map(|who| self.resolve(*who)).collect();
+                announce(self, &victims);
+                self.kill(&victims, *lasts).await
+            }
+            Fault::KillAll => {
+                announce(self, self.ids);
+                self.kill(self.ids, *lasts).await
+            }
+            Fault::CrashLoop(who, rounds) => {
+                let node = self.resolve(*who);
+                announce(self, &[node]);
+                for (up, down) in rounds {
+                    self.kill(&[node], *down).await?;
+                    sleep(*up).await;
+                }
+                Ok(())
+            }
+            Fault::Pause(who) => {
+                let node = self.resolve(*who);
+                announce(self, &[node]);
+                self.cluster.pause(node)?;
+                sleep(*lasts).await;
+                self.cluster.resume(node)?;
+                self.journal.say(&format!("SIGCONT: node {node}"));
+                Ok(())
+            }
+            Fault::SyncError(who, syncs) => {
+                let node = self.resolve(*who);
+                announce(self, &[node]);
+                self.fail_syncs(node, *syncs).await
+            }
+            Fault::SyncDelay(who, delay) => {
+                let node = self.resolve(*who);
+                announce(self, &[node]);
+                let tracer = Tracer::attach(self.cluster, node, Syncs::Writer, Injection::Delay(*delay))?;
+                sleep(*lasts).await;
+                drop(tracer);
+                self.journal.say(&format!("node {node} syncs as before"));
+                Ok(())
+            }
+            Fault::DiskFull { restart } => {
+                let Some((node, disk)) = self.small else { return Ok(()) };
+                announce(self, &[*node]);
+                self.fill(*node, disk, *lasts, *restart).await
+            }
+            Fault::Network { .. } => Ok(()),
+        }
+    }
+
+    async fn kill(&mut self, victims: &[NodeId], down: Duration) -> Result<()> {
+        victims.iter().try_for_each(|id| self.cluster.kill(*id))?;
+        sleep(down).await;
+        victims.iter().try_for_each(|id| self.cluster.start(*id))?;
+        if victims.len() > 1 || down > Duration::from_millis(500) {
+            let victims: Vec<String> = victims.iter().map(NodeId::to_string).collect();
+            self.journal.say(&format!("started: node {}", victims.join(", ")));
+        }
+        Ok(())
+    }
+
+    /// Until the node has stopped, or for a while.
+    async fn fail_syncs(&mut self, node: NodeId, syncs: Syncs) -> Result<()> {
+        self.cluster.may_stop(node)?;
+        let tracer = Tracer::attach(self.cluster, node, syncs, Injection::Error)?;
+        let begin = Instant::now();
+        while begin.elapsed() < GIVE_UP {
+            sleep(Duration::from_millis(50)).await;
+            if self.look_after()?.contains(&node) {
+                return Ok(());
+            }
+        }
+        drop(tracer);
+        self.journal.say(&format!("node {node} had nothing to sync"));
+        Ok(())
+    }
+
+    async fn fill(&mut self, node: NodeId, disk: &SmallDisk, lasts: Duration, restart: bool) -> Result<()> {
+        self.cluster.may_stop(node)?;
+        let used = disk.fill()?;
+        self.journal.say(&format!("node {node}: no space after {used} bytes"));
+        sleep(lasts / 2).await;
+        let died = self.cluster.reap()?;
+        died.iter().for_each(|stopped| self.judge(stopped));
+        if restart || !died.is_empty() {
+            // It may well refuse to start, or soon stop again: if it says why.
+            self.cluster.kill(node)?;
+            self.cluster.start(node)?;
+            self.cluster.may_stop(node)?;
+        }
+        sleep(lasts / 2).await;
+        disk.free()?;
+        self.journal.say(&format!("node {node}: there is space again"));
+        Ok(())
+    }
+
+    /// Starts again what has stopped; returns which nodes had.
+    fn look_after(&mut self) -> Result<Vec<NodeId>> {
+        let stopped = self.cluster.reap()?;
+        for one in &stopped {
+            self.judge(one);
+            self.cluster.start(one.id)?;
+        }
+        Ok(stopped.iter().map(|one| one.id).collect())
+    }
+
+    fn judge(&mut self, stopped: &crate::cluster::Stopped) {
+        self.journal.say(&stopped.to_string());
+        if !stopped.expected || !stopped.says_why() {
+            self.notes.violations.push(stopped.to_string());
+        }
+    }
+
+    fn resolve(&self, who: Who) -> NodeId {
+        resolve(who, self.monitor, self.ids)
+    }
+}

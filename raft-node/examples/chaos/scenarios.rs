@@ -1,0 +1,375 @@
+//! Measurements: one kind of fault each, done on purpose instead of by chance.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use raft_core::NodeId;
+use raft_core::sim::schedule::Dice;
+use raft_node::client::Client;
+use tokio::task::JoinSet;
+
+use crate::arena::{Arena, RECOVERY_WITHIN};
+use crate::clients::{self, Sample};
+use crate::cluster::Stopped;
+use crate::disk::{Injection, Tracer};
+use crate::history::Record;
+use crate::journal::human;
+use crate::report::quantiles;
+use crate::schedule::Syncs;
+
+/// How long a node may take to stop when its disk fails and there is something to write.
+const STOPS_WITHIN: Duration = Duration::from_secs(20);
+/// Clients that ask precisely the node that was paused.
+const ASKERS: usize = 8;
+/// How often each fsync stall is measured.
+const STALLS: usize = 5;
+
+/// One of the measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Scenario {
+    /// SIGSTOP of the leader for 1, 5 and 30 seconds
+    Pause,
+    /// An fsync of the log returns EIO, at the leader and at a follower
+    FsyncError,
+    /// An fsync of the leader's log takes 0.3, 2 and 5 seconds longer
+    FsyncStall,
+    /// No space on the disk of a follower, then of the leader
+    FullDisk,
+}
+
+impl Scenario {
+    /// Carries it out.
+    pub(crate) async fn run(self, arena: &mut Arena) -> Result<()> {
+        let needs = match self {
+            Scenario::Pause => None,
+            Scenario::FsyncError => Some("fsync error"),
+            Scenario::FsyncStall => Some("fsync delay"),
+            Scenario::FullDisk => Some("full disk"),
+        };
+        if let Some(why) = needs.and_then(|kind| arena.notes.skipped.get(kind)) {
+            arena.journal.say(&format!("skipped: {self:?} ({why})"));
+            return Ok(());
+        }
+        match self {
+            Scenario::Pause => pauses(arena).await,
+            Scenario::FsyncError => sync_errors(arena).await,
+            Scenario::FsyncStall => sync_stalls(arena).await,
+            Scenario::FullDisk => full_disk(arena).await,
+        }
+    }
+}
+
+/// kill -9 of the leader, of a follower, and of all, in turn.
+pub(crate) async fn cycles(arena: &mut Arena, count: u64, seed: u64) -> Result<()> {
+    let mut dice = Dice::new(seed, 3);
+    let mut gaps: [Vec<Duration>; 3] = Default::default();
+    for cycle in 0..count {
+        arena.load.next_write(RECOVERY_WITHIN).await?;
+        let leader = settled(arena).await?;
+        tokio::time::sleep(dice.time(Duration::ZERO, Duration::from_millis(300))).await;
+        let kind = (cycle % 3) as usize;
+        let victims: Vec<NodeId> = match kind {
+            0 => vec![leader],
+            1 => {
+                let others: Vec<NodeId> = arena.cluster.ids().into_iter().filter(|id| *id != leader).collect();
+                vec![others[dice.pick(others.len())]]
+            }
+            _ => arena.cluster.ids(),
+        };
+        victims.iter().try_for_each(|id| arena.cluster.kill(*id))?;
+        arena.notes.count(["kill -9 of the leader", "kill -9 of a follower", "kill -9 of all"][kind]);
+        let killed = Instant::now();
+        if kind == 2 {
+            arena.cluster.start_all()?;
+        }
+        arena.load.next_write(RECOVERY_WITHIN).await.with_context(|| format!("cycle {cycle}"))?;
+        gaps[kind].push(killed.elapsed());
+        arena.cluster.start_all()?;
+        if (cycle + 1) % 30 == 0 {
+            arena.journal.say(&format!("{} cycles", cycle + 1));
+        }
+    }
+    for (what, gaps) in ["the leader", "a follower", "all"].iter().zip(&gaps) {
+        arena.notes.figures.push(format!("kill -9 of {what}: next acknowledged write, {}", quantiles(gaps)));
+    }
+    Ok(())
+}
+
+/// The leader, when all follow it, by answers of now.
+async fn settled(arena: &Arena) -> Result<NodeId> {
+    arena.monitor.forget();
+    arena.monitor.agreement(RECOVERY_WITHIN).await
+}
+
+async fn pauses(arena: &mut Arena) -> Result<()> {
+    for seconds in [1, 5, 30] {
+        for _ in 0..3 {
+            let length = Duration::from_secs(seconds);
+            let leader = settled(arena).await?;
+            let askers: Vec<Client> =
+                (0..ASKERS).map(|_| arena.cluster.client_of(leader, RECOVERY_WITHIN)).collect::<Result<_>>()?;
+            for client in &askers {
+                // Connected beforehand: after a short pause the questions are there before any news.
+                client.status(leader).await?;
+            }
+            arena.cluster.pause(leader)?;
+            arena.notes.count("pause");
+            let gap = arena.load.next_write(RECOVERY_WITHIN).await?;
+            tokio::time::sleep(length.saturating_sub(gap + Duration::from_millis(50))).await;
+            let asking = ask(arena, askers, leader);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            arena.cluster.resume(leader)?;
+            let (mut answers, mut by_it) = (0, 0);
+            for (key, record, own) in asking.join_all().await.into_iter().flatten() {
+                arena.extra.push(&key, record);
+                answers += 1;
+                by_it += usize::from(own);
+            }
+            arena.notes.figures.push(format!(
+                "leader paused for {seconds} s: writes again after {}; {answers} reads asked of it as it woke, {by_it} of \
+                 the answers when it led again or still",
+                human(gap)
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A key, what was read of it, and whether the node that was asked first was taken for the leader by then.
+type Answer = (String, Record, bool);
+
+/// Each client reads, again and again for a second, and begins with the node it knows.
+fn ask(arena: &Arena, clients: Vec<Client>, node: NodeId) -> JoinSet<Vec<Answer>> {
+    let (origin, keys) = (arena.journal.origin(), arena.load.keys());
+    let mut tasks = JoinSet::new();
+    for (n, client) in clients.into_iter().enumerate() {
+        let key = keys[n % keys.len()].clone();
+        tasks.spawn(async move {
+            let begin = Instant::now();
+            let mut seen = Vec::new();
+            while begin.elapsed() < Duration::from_secs(1) {
+                // A read without an answer tells nothing.
+                if let Ok(record) = clients::read(&client, origin, &key).await {
+                    seen.push((key.clone(), record, client.leader() == Some(node)));
+                }
+            }
+            seen
+        });
+    }
+    tasks
+}
+
+async fn sync_errors(arena: &mut Arena) -> Result<()> {
+    for at_leader in [true, false] {
+        // With one node down every write needs the disk that fails: none may be acknowledged.
+        let (victim, bystander) = victim_and_bystander(arena, at_leader).await?;
+        arena.cluster.kill(bystander)?;
+        arena.load.next_write(RECOVERY_WITHIN).await?;
+        let (stopped, injected, took) = stop_by_error(arena, victim).await?;
+        let acknowledged = writes_between(arena, injected, arena.journal.origin().elapsed());
+        if acknowledged > 0 {
+            let wrong = format!("{acknowledged} writes were acknowledged that {stopped} cannot have synced");
+            arena.notes.violations.push(wrong);
+        }
+        arena.cluster.start(bystander)?;
+        let gap = arena.load.next_write(RECOVERY_WITHIN).await?;
+        arena.cluster.start(victim)?;
+        let who = if at_leader { "leader" } else { "follower" };
+        arena.notes.figures.push(format!(
+            "EIO at the {who}, a majority only with it: stopped after {}, {acknowledged} writes acknowledged meanwhile; \
+             writes again {} after the third node came back; it says `{}`",
+            human(took),
+            human(gap),
+            stopped.last_words
+        ));
+
+        // With all nodes up the cluster goes on without it.
+        let (victim, _) = victim_and_bystander(arena, at_leader).await?;
+        let (_, injected, took) = stop_by_error(arena, victim).await?;
+        arena.load.next_write(RECOVERY_WITHIN).await?;
+        let gap = longest_gap_since(arena, injected);
+        arena.notes.figures.push(format!(
+            "EIO at the {who}, all nodes up: stopped after {}; longest time without a write {}",
+            human(took),
+            human(gap)
+        ));
+        arena.cluster.start(victim)?;
+    }
+    Ok(())
+}
+
+async fn victim_and_bystander(arena: &Arena, at_leader: bool) -> Result<(NodeId, NodeId)> {
+    ensure!(arena.cluster.ids().len() == 3, "this measurement is for three nodes");
+    let leader = settled(arena).await?;
+    let others: Vec<NodeId> = arena.cluster.ids().into_iter().filter(|id| *id != leader).collect();
+    Ok(if at_leader { (leader, others[0]) } else { (others[0], others[1]) })
+}
+
+/// From now on every sync of the node's log fails. Returns how it ended, when that began, and how long it took.
+async fn stop_by_error(arena: &mut Arena, node: NodeId) -> Result<(Stopped, Duration, Duration)> {
+    arena.cluster.may_stop(node)?;
+    let tracer = Tracer::attach(&arena.cluster, node, Syncs::Writer, Injection::Error)?;
+    let injected = arena.journal.origin().elapsed();
+    arena.notes.count("fsync error");
+    arena.journal.say(&format!("fsync of node {node} returns EIO"));
+    let stopped = wait_for_end(arena, node, "Input/output error").await?;
+    drop(tracer);
+    Ok((stopped, injected, arena.journal.origin().elapsed() - injected))
+}
+
+/// Waits until a node ends by itself, and sees that its log says why.
+async fn wait_for_end(arena: &mut Arena, node: NodeId, reason: &str) -> Result<Stopped> {
+    let begin = Instant::now();
+    while begin.elapsed() < STOPS_WITHIN {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        for stopped in arena.cluster.reap()? {
+            arena.journal.say(&stopped.to_string());
+            if stopped.id != node || !stopped.says_why() || !stopped.last_words.contains(reason) {
+                arena.notes.violations.push(format!("expected `{reason}` of node {node}: {stopped}"));
+            }
+            if stopped.id == node {
+                return Ok(stopped);
+            }
+        }
+    }
+    bail!("node {node} does not stop within {STOPS_WITHIN:?}")
+}
+
+fn writes_between(arena: &Arena, from: Duration, to: Duration) -> usize {
+    arena.load.samples().iter().filter(|s| s.start > from && s.start + s.took < to).count()
+}
+
+fn longest_gap_since(arena: &Arena, from: Duration) -> Duration {
+    let mut ends: Vec<Duration> =
+        arena.load.samples().iter().map(|s| s.start + s.took).filter(|end| *end > from).collect();
+    ends.push(from);
+    ends.sort_unstable();
+    ends.windows(2).map(|two| two[1] - two[0]).max().unwrap_or_default()
+}
+
+async fn sync_stalls(arena: &mut Arena) -> Result<()> {
+    let window = Duration::from_secs(4);
+    let leader = settled(arena).await?;
+    let from = arena.journal.origin().elapsed();
+    tokio::time::sleep(window).await;
+    report_latency(arena, "without a stall", from);
+    let tracer = Tracer::attach(&arena.cluster, leader, Syncs::Writer, Injection::Delay(Duration::ZERO))?;
+    let from = arena.journal.origin().elapsed();
+    tokio::time::sleep(window).await;
+    report_latency(arena, "strace attached, no stall", from);
+    drop(tracer);
+    for stall in [300, 2000, 5000].map(Duration::from_millis) {
+        let (mut moved, mut gaps) = (0, Vec::new());
+        let began = arena.journal.origin().elapsed();
+        for _ in 0..STALLS {
+            let (leader, term) = (settled(arena).await?, arena.monitor.term());
+            let from = arena.journal.origin().elapsed();
+            let tracer = Tracer::attach(&arena.cluster, leader, Syncs::Writer, Injection::DelayOnce(stall))?;
+            arena.notes.count("fsync delay");
+            tokio::time::sleep(stall + Duration::from_secs(2)).await;
+            drop(tracer);
+            arena.load.next_write(RECOVERY_WITHIN).await?;
+            let (now, now_term) = (settled(arena).await?, arena.monitor.term());
+            let gap = longest_gap_since(arena, from);
+            let moves = if (now, now_term) == (leader, term) { "stays leader" } else { "leads no more" };
+            arena.journal.say(&format!(
+                "fsync of leader {leader} stalled for {}: it {moves} (now node {now}, term {term} -> {now_term}); {} without a write",
+                human(stall),
+                human(gap)
+            ));
+            moved += usize::from((now, now_term) != (leader, term));
+            gaps.push(gap);
+        }
+        arena.notes.figures.push(format!(
+            "leader's fsync stalled for {}: leadership moved {moved} times of {STALLS}; time without a write: {}",
+            human(stall),
+            quantiles(&gaps)
+        ));
+        report_latency(arena, &format!("with stalls of {}", human(stall)), began);
+    }
+    Ok(())
+}
+
+fn report_latency(arena: &mut Arena, when: &str, from: Duration) {
+    let samples = arena.load.samples();
+    let times: Vec<Duration> = samples.iter().filter(|s: &&Sample| s.start > from).map(|s| s.took).collect();
+    arena.notes.figures.push(format!("acknowledged writes {when}: {}", quantiles(&times)));
+}
+
+async fn full_disk(arena: &mut Arena) -> Result<()> {
+    let small = arena.small.as_ref().map(|(node, _)| *node).context("there is no small disk")?;
+    for at_leader in [false, true] {
+        make_leader(arena, small, at_leader).await?;
+        let who = if at_leader { "leader" } else { "follower" };
+        arena.cluster.may_stop(small)?;
+        let begin = Instant::now();
+        let from = arena.journal.origin().elapsed();
+        let used = disk(arena)?.fill()?;
+        arena.notes.count("full disk");
+        arena.journal.say(&format!("the disk of node {small} ({who}) is full after {used} bytes"));
+        let bulk = tokio::spawn(write_much(Client::new(arena.cluster.client_config())?));
+        let stopped = wait_for_end(arena, small, "No space left on device").await;
+        bulk.abort();
+        let stopped = stopped?;
+        let took = begin.elapsed();
+        arena.load.next_write(RECOVERY_WITHIN).await?;
+        let gap = longest_gap_since(arena, from);
+
+        arena.cluster.start(small)?;
+        arena.cluster.may_stop(small)?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let restarted = match arena.cluster.reap()?.pop() {
+            Some(again) => {
+                if !again.says_why() {
+                    arena.notes.violations.push(again.to_string());
+                }
+                format!("refuses to start: `{}`", again.last_words)
+            }
+            None => "starts all the same".to_owned(),
+        };
+        disk(arena)?.free()?;
+        for stopped in arena.cluster.reap()? {
+            arena.journal.say(&stopped.to_string());
+        }
+        arena.cluster.start(small)?;
+        let freed = Instant::now();
+        settled(arena).await?;
+        arena.notes.figures.push(format!(
+            "disk of the {who} full: stopped after {}, `{}`; longest time without a write {}; while full it {restarted}; \
+             part of the cluster {} after space returned",
+            human(took),
+            stopped.last_words,
+            human(gap),
+            human(freed.elapsed())
+        ));
+    }
+    Ok(())
+}
+
+fn disk(arena: &Arena) -> Result<&crate::disk::SmallDisk> {
+    Ok(&arena.small.as_ref().context("there is no small disk")?.1)
+}
+
+/// Kills leaders until the right node leads, or does not.
+async fn make_leader(arena: &mut Arena, node: NodeId, wanted: bool) -> Result<()> {
+    for _ in 0..50 {
+        let leader = settled(arena).await?;
+        if (leader == node) == wanted {
+            return Ok(());
+        }
+        arena.cluster.kill(leader)?;
+        arena.load.next_write(RECOVERY_WITHIN).await?;
+        arena.cluster.start(leader)?;
+    }
+    bail!("chance has it that node {node} {} leads", if wanted { "never" } else { "always" })
+}
+
+/// Fills logs quickly; until it is aborted. What it writes looks like other values, since whole nodes are compared at the end.
+async fn write_much(client: Client) {
+    let mut value = b"1:".to_vec();
+    value.resize(256 << 10, b'x');
+    for n in 0u64.. {
+        // The leader may be the one that fails; then another one will be.
+        let _ = client.put(format!("bulk/{}", n % 8).as_bytes(), &value).await;
+    }
+}
