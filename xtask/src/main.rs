@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod chaos;
 mod ci;
 mod cluster;
 mod prerequisites;
@@ -31,6 +32,7 @@ enum Cli {
     Bench(bench::Args),
     Cluster(cluster::Args),
     Sim(sim::Args),
+    Chaos(chaos::Args),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Cli::Bench(args) => bench::run(args),
         Cli::Cluster(args) => cluster::run(args),
         Cli::Sim(args) => sim::run(args),
+        Cli::Chaos(args) => chaos::run(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -27,3 +27,17 @@ pub(crate) fn catch() -> Result<()> {
 pub(crate) fn stop_requested() -> bool {
     STOP.get().is_some_and(|flag| flag.load(Ordering::Relaxed))
 }
+
+/// Asks a child process to end.
+#[cfg(unix)]
+pub(crate) fn terminate(pid: u32) {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        // An error means that the process has ended already, and that is what we want.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+}
+
+/// Without Unix signals processes can only be killed.
+#[cfg(not(unix))]
+pub(crate) fn terminate(_: u32) {}

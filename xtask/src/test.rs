@@ -9,17 +9,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::report::{human, table};
-use crate::{setup, workspace};
+use crate::{chaos, setup, workspace};
 
-/// Runs all tests: unit tests, integration tests with real processes, the lab tests in simulation, examples and doc tests.
+/// Runs all tests: unit tests, integration tests with real processes, the lab tests in simulation, examples and doc tests; then two minutes of
+/// `cargo xtask chaos`, unless only some tests were asked for.
 ///
-/// Takes a few minutes once everything is compiled. Benchmarks are not run. `RAFT_TEST_SEEDS` is the number of seeds of each lab test (200
+/// Takes several minutes once everything is compiled. Benchmarks are not run. `RAFT_TEST_SEEDS` is the number of seeds of each lab test (200
 /// unless set).
 #[derive(clap::Args, Default)]
 pub(crate) struct Args {
     /// Seeds of each lab test; sets `RAFT_TEST_SEEDS`
     #[arg(long)]
     seeds: Option<u64>,
+    /// Without the two minutes of faults on real processes
+    #[arg(long)]
+    no_chaos: bool,
     /// Only this package
     #[arg(long, short)]
     package: Option<String>,
@@ -49,7 +53,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.filter.is_none() && suites.iter().all(|suite| suite.passed == 0) {
         bail!("no test ran: something is wrong with this command");
     }
-    Ok(())
+    if args.no_chaos || args.package.is_some() || args.filter.is_some() || !args.rest.is_empty() {
+        return Ok(());
+    }
+    chaos::short()
 }
 
 /// Without flags that select targets `cargo test` takes libraries, programs, integration tests, examples and doc tests, but no

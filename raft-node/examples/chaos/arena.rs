@@ -214,8 +214,16 @@ impl Arena {
         self.cluster.start_all()?;
         self.journal.say("all faults are over");
         let healed = Instant::now();
+        self.monitor.forget();
         let served = self.load.next_write(RECOVERY_WITHIN).await?;
-        let leader = self.monitor.agreement(RECOVERY_WITHIN.saturating_sub(healed.elapsed())).await?;
+        let leader = loop {
+            match self.monitor.agreement(Duration::from_millis(500)).await {
+                Ok(leader) => break leader,
+                Err(error) if healed.elapsed() > RECOVERY_WITHIN => return Err(error),
+                // A disk that failed may stop a node only now.
+                Err(_) => drop(self.restart_stopped()?),
+            }
+        };
         let agreed = healed.elapsed();
         self.journal.say(&format!(
             "recovered: the first write after {}, all nodes follow node {leader} after {}",

@@ -328,12 +328,15 @@ async fn full_disk(arena: &mut Arena) -> Result<()> {
             None => "starts all the same".to_owned(),
         };
         disk(arena)?.free()?;
-        for stopped in arena.cluster.reap()? {
-            arena.journal.say(&stopped.to_string());
-        }
-        arena.cluster.start(small)?;
+        arena.journal.say(&format!("node {small} {restarted}; there is space again"));
         let freed = Instant::now();
-        settled(arena).await?;
+        arena.cluster.start(small)?;
+        arena.monitor.forget();
+        // It may still stop for an error of before.
+        while let Err(error) = arena.monitor.agreement(Duration::from_millis(500)).await {
+            ensure!(freed.elapsed() < RECOVERY_WITHIN, "after space returned: {error:#}");
+            arena.restart_stopped()?;
+        }
         arena.notes.figures.push(format!(
             "disk of the {who} full: stopped after {}, `{}`; longest time without a write {}; while full it {restarted}; \
              part of the cluster {} after space returned",

@@ -189,7 +189,7 @@ end of the log of node ",
         }
         let task = Task::spinner(format!("stopping {} nodes", self.processes.len()));
         for process in &self.processes {
-            terminate(process.child.id());
+            signals::terminate(process.child.id());
         }
         let deadline = Instant::now() + GRACE;
         let mut killed = Vec::new();
@@ -272,7 +272,7 @@ fn stop_leftovers(earlier: &Description) {
     }
     let task = Task::spinner(format!("stopping {} nodes that an earlier run left behind", left.len()));
     for pid in left.iter().filter_map(|node| node.pid) {
-        terminate(pid);
+        signals::terminate(pid);
     }
     while task.elapsed() < GRACE && left.iter().any(|node| alive(node)) {
         sleep(Duration::from_millis(50));
@@ -294,18 +294,6 @@ fn own_group(command: &mut Command) {
 
 #[cfg(not(unix))]
 fn own_group(_: &mut Command) {}
-
-#[cfg(unix)]
-fn terminate(pid: u32) {
-    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
-    if let Some(pid) = pid {
-        // An error means that the process has ended already, and that is what we want.
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-    }
-}
-
-#[cfg(not(unix))]
-fn terminate(_: u32) {}
 
 #[cfg(test)]
 mod tests {
