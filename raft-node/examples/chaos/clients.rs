@@ -183,9 +183,16 @@ impl Shared {
         let gap = Duration::from_nanos(end.saturating_sub(self.last_write.fetch_max(end, Ordering::Relaxed)));
         let mut longest = self.longest_gap.lock().unwrap_or_else(PoisonError::into_inner);
         if gap > longest.0 {
-            *longest = (gap, Duration::from_nanos(end) - gap);
+            *longest = (gap, Duration::from_nanos(end).saturating_sub(gap));
         }
     }
+}
+
+/// What became of a write.
+enum Outcome<T> {
+    Done(T),
+    InDoubt,
+    NotDone,
 }
 
 /// One client.
@@ -196,7 +203,7 @@ struct Worker {
     dice: Dice,
     /// Values written so far.
     count: u64,
-    /// What this client saw last in each slot, with its key: compare-and-swap begins from there.
+    /// What this client saw last in each slot, with its key: compare-and-swap begins there.
     seen: [(String, Option<Seen>); SLOTS],
     told: Told,
 }
@@ -247,21 +254,29 @@ impl Worker {
         let ((slot, key), (value, bytes)) = (self.key(), self.value());
         let start = nanos(self.shared.origin);
         let outcome = self.client.put(key.as_bytes(), &bytes).await;
-        if let Some(revision) = self.written(start, &outcome, slot, &key) {
-            if let Some(revision) = revision {
+        let revision = match self.written(start, outcome, slot, &key) {
+            Outcome::Done(revision) => {
                 self.seen[slot].1 = Some(Seen { revision, value });
+                Some(revision)
             }
-            self.record(&key, start, revision.is_some(), Did::Put { value, revision });
-        }
+            Outcome::InDoubt => None,
+            Outcome::NotDone => return,
+        };
+        self.record(&key, start, revision.is_some(), Did::Put { value, revision });
     }
 
     async fn get(&mut self) {
         let (slot, key) = self.key();
         let start = nanos(self.shared.origin);
         let outcome = self.client.get(key.as_bytes(), Consistency::Linearizable).await;
-        if let Some(found) = self.read(&key, outcome) {
-            self.seen[slot].1 = found;
-            self.record(&key, start, true, Did::Get { found });
+        match outcome.map(|found| found.as_ref().map(seen).transpose()) {
+            Ok(Ok(found)) => {
+                self.told.outcomes.ok += 1;
+                self.seen[slot].1 = found;
+                self.record(&key, start, true, Did::Get { found });
+            }
+            Ok(Err(error)) => self.told.violations.push(format!("{key}: {error:#}")),
+            Err(error) => self.failed(&key, &error),
         }
     }
 
@@ -270,29 +285,32 @@ impl Worker {
         let expected = self.seen[slot].1;
         let start = nanos(self.shared.origin);
         let outcome = self.client.cas(key.as_bytes(), expected.map_or(0, |seen| seen.revision), &bytes).await;
-        let Some(outcome) = self.written(start, &outcome, slot, &key) else { return };
-        let did = match outcome {
-            Some(CasOutcome::Mismatch { current }) => {
+        let (answered, did) = match self.written(start, outcome, slot, &key) {
+            Outcome::Done(CasOutcome::Mismatch { current }) => {
                 self.seen[slot].1 = None;
-                Did::Mismatch { current }
+                (true, Did::Mismatch { current })
             }
-            Some(CasOutcome::Written { revision }) => {
+            Outcome::Done(CasOutcome::Written { revision }) => {
                 self.seen[slot].1 = Some(Seen { revision, value });
-                Did::Swap { expected, value, revision: Some(revision) }
+                (true, Did::Swap { expected, value, revision: Some(revision) })
             }
-            None => Did::Swap { expected, value, revision: None },
+            Outcome::InDoubt => (false, Did::Swap { expected, value, revision: None }),
+            Outcome::NotDone => return,
         };
-        self.record(&key, start, outcome.is_some(), did);
+        self.record(&key, start, answered, did);
     }
 
     async fn delete(&mut self) {
         let (slot, key) = self.key();
         let start = nanos(self.shared.origin);
         let outcome = self.client.delete(key.as_bytes()).await;
-        if let Some(existed) = self.written(start, &outcome, slot, &key) {
-            self.seen[slot].1 = None;
-            self.record(&key, start, existed.is_some(), Did::Delete { existed });
-        }
+        let existed = match self.written(start, outcome, slot, &key) {
+            Outcome::Done(existed) => Some(existed),
+            Outcome::InDoubt => None,
+            Outcome::NotDone => return,
+        };
+        self.seen[slot].1 = None;
+        self.record(&key, start, existed.is_some(), Did::Delete { existed });
     }
 
     /// An entry of the ledger: a key that is written once.
@@ -301,60 +319,32 @@ impl Worker {
         let key = format!("{LEDGER}{}/{:08}", self.number, self.count);
         let start = nanos(self.shared.origin);
         let outcome = self.client.put(key.as_bytes(), &bytes).await;
-        match self.written(start, &outcome, usize::MAX, &key) {
-            Some(Some(_)) => self.told.ledger.acknowledged.insert(key, value),
-            Some(None) => self.told.ledger.in_doubt.insert(key, value),
-            None => {
-                self.told.ledger.refused.insert(key);
-                None
-            }
-        };
+        match self.written(start, outcome, usize::MAX, &key) {
+            Outcome::Done(_) => drop(self.told.ledger.acknowledged.insert(key, value)),
+            Outcome::InDoubt => drop(self.told.ledger.in_doubt.insert(key, value)),
+            Outcome::NotDone => drop(self.told.ledger.refused.insert(key)),
+        }
     }
 
-    /// Counts the outcome of a write. `Some(None)`: it may have been done; `None`: it was not.
-    fn written<T: Copy>(
-        &mut self,
-        start: u64,
-        outcome: &Result<T, Error>,
-        slot: usize,
-        key: &str,
-    ) -> Option<Option<T>> {
+    /// Counts what became of a write.
+    fn written<T>(&mut self, start: u64, outcome: Result<T, Error>, slot: usize, key: &str) -> Outcome<T> {
         match outcome {
             Ok(answer) => {
                 let end = nanos(self.shared.origin);
                 self.told.outcomes.ok += 1;
                 self.shared.written(start, end);
-                Some(Some(*answer))
+                Outcome::Done(answer)
             }
             Err(Error::OutcomeUnknown { .. }) => {
                 self.told.outcomes.unknown += 1;
                 if let Some(slot) = self.shared.slots.get(slot) {
                     slot.fetch_add(WEIGHT_OF_DOUBT, Ordering::Relaxed);
                 }
-                Some(None)
+                Outcome::InDoubt
             }
-            Err(error) => {
-                self.failed(key, error);
-                None
-            }
-        }
-    }
-
-    fn read(&mut self, key: &str, outcome: Result<Option<Versioned>, Error>) -> Option<Option<Seen>> {
-        match outcome {
-            Ok(found) => match found.map(seen).transpose() {
-                Ok(found) => {
-                    self.told.outcomes.ok += 1;
-                    Some(found)
-                }
-                Err(error) => {
-                    self.told.violations.push(format!("{key}: {error:#}"));
-                    None
-                }
-            },
             Err(error) => {
                 self.failed(key, &error);
-                None
+                Outcome::NotDone
             }
         }
     }
@@ -375,11 +365,12 @@ impl Worker {
 /// Reads a key of the history as any client would.
 pub(crate) async fn read(client: &Client, origin: Instant, key: &str) -> Result<Record> {
     let start = nanos(origin);
-    let found = client.get(key.as_bytes(), Consistency::Linearizable).await?.map(seen).transpose()?;
+    let found = client.get(key.as_bytes(), Consistency::Linearizable).await?;
+    let found = found.as_ref().map(seen).transpose()?;
     Ok(Record { did: Did::Get { found }, start, end: Some(nanos(origin)) })
 }
 
-fn seen(found: Versioned) -> Result<Seen> {
+fn seen(found: &Versioned) -> Result<Seen> {
     Ok(Seen { revision: found.revision, value: number(&found.value)? })
 }
 

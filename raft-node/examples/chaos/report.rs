@@ -100,7 +100,7 @@ impl fmt::Display for Report {
 pub(crate) fn without_service(writes: &[Sample]) -> Duration {
     let mut ends: Vec<Duration> = writes.iter().map(|sample| sample.start + sample.took).collect();
     ends.sort_unstable();
-    ends.windows(2).map(|two| two[1] - two[0]).filter(|gap| *gap >= NOTICEABLE).sum()
+    ends.windows(2).map(|two| two[1].saturating_sub(two[0])).filter(|gap| *gap >= NOTICEABLE).sum()
 }
 
 /// `p50`, `p99` and the largest of some times.
