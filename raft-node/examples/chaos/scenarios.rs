@@ -116,8 +116,8 @@ async fn pauses(arena: &mut Arena) -> Result<()> {
             }
             arena.cluster.pause(leader)?;
             arena.notes.count("pause");
-            let gap = arena.load.next_write(RECOVERY_WITHIN).await?;
-            tokio::time::sleep(length.saturating_sub(gap + Duration::from_millis(50))).await;
+            let paused = arena.journal.origin().elapsed();
+            tokio::time::sleep(length.saturating_sub(Duration::from_millis(50))).await;
             let asking = ask(arena, askers);
             tokio::time::sleep(Duration::from_millis(50)).await;
             arena.cluster.resume(leader)?;
@@ -129,8 +129,9 @@ async fn pauses(arena: &mut Arena) -> Result<()> {
                     answered += 1;
                 }
             }
+            let gap = longest_gap_since(arena, paused);
             let figure = format!(
-                "leader paused for {seconds} s: writes again after {}; it was asked {asked} reads as it woke, and answered {answered}",
+                "leader paused for {seconds} s: {} without a write; it was asked {asked} reads as it woke, and answered {answered}",
                 human(gap)
             );
             arena.journal.say(&figure);
