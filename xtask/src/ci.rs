@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::report::{human, table};
-use crate::{setup, sim, test, workspace};
+use crate::{mutants, setup, sim, test, workspace};
 
 /// Checks everything: format, lints, documentation, licences, tests and a short simulation.
 ///
@@ -26,6 +26,7 @@ const STEPS: &[Step] = &[
     ("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
     ("documentation", documentation),
     ("licences and bans", deny),
+    ("mutants apply", || passed(mutants::check())),
     ("tests", || passed(test::run(&test::Args::default()))),
     ("simulation", || passed(sim::short())),
 ];

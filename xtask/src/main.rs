@@ -9,6 +9,7 @@ mod bench;
 mod chaos;
 mod ci;
 mod cluster;
+mod mutants;
 mod prerequisites;
 mod report;
 mod rocksdb;
@@ -33,6 +34,7 @@ enum Cli {
     Cluster(cluster::Args),
     Sim(sim::Args),
     Chaos(chaos::Args),
+    Mutants(mutants::Args),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Cli::Cluster(args) => cluster::run(args),
         Cli::Sim(args) => sim::run(args),
         Cli::Chaos(args) => chaos::run(args),
+        Cli::Mutants(args) => mutants::run(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,4 +6,5 @@ mod lab;
 mod review;
 mod rules;
 mod scripts;
+mod survivors;
 mod swarm;
