@@ -75,7 +75,8 @@ pub(crate) fn short() -> Result<()> {
 
 fn build(release: bool) -> Result<()> {
     let mut command = workspace::cargo();
-    command.args(["build", "-p", "raft-node", "--bin", "raft-node", "--example", "chaos"]);
+    // With the whole workspace in view dependencies have the same features as for the tests, and need not be compiled anew.
+    command.args(["build", "--workspace", "--bin", "raft-node", "--example", "chaos"]);
     if release {
         command.arg("--release");
     }

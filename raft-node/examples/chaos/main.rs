@@ -178,13 +178,18 @@ async fn torment(args: &Args, seed: u64, dir: &Path) -> Result<Report> {
         shape: Shape::default(),
     };
     let mut arena = Arena::start(options, journal).await?;
-    match (args.cycles, args.scenario) {
-        (Some(count), _) => scenarios::cycles(&mut arena, count, seed).await?,
-        (None, Some(scenario)) => scenario.run(&mut arena).await?,
+    let outcome = match (args.cycles, args.scenario) {
+        (Some(count), _) => scenarios::cycles(&mut arena, count, seed).await,
+        (None, Some(scenario)) => scenario.run(&mut arena).await,
         (None, None) => {
             let schedule = Schedule::new(seed, args.nodes as usize, args.length());
-            nemesis::run(&mut arena, &schedule).await?;
+            nemesis::run(&mut arena, &schedule).await
         }
+    };
+    if let Err(error) = outcome {
+        // Whatever it was, what clients and nodes have to say is worth hearing.
+        arena.journal.say(&format!("broken off: {error:#}"));
+        arena.notes.violations.push(format!("broken off: {error:#}"));
     }
     arena.finish().await
 }

@@ -134,14 +134,16 @@ impl Machines<'_> {
                 self.journal.say(&format!("skipped: {kind}"));
                 continue;
             }
-            event.fault.kinds().iter().for_each(|kind| self.notes.count(kind));
-            self.inflict(event).await?;
+            if self.inflict(event).await? {
+                event.fault.kinds().iter().for_each(|kind| self.notes.count(kind));
+            }
             self.look_after()?;
         }
         Ok(())
     }
 
-    async fn inflict(&mut self, event: &Event) -> Result<()> {
+    /// Returns whether it could be done.
+    async fn inflict(&mut self, event: &Event) -> Result<bool> {
         let Event { lasts, fault, .. } = event;
         let announce = |machines: &Self, nodes: &[NodeId]| {
             let nodes: Vec<String> = nodes.iter().map(NodeId::to_string).collect();
@@ -151,11 +153,11 @@ impl Machines<'_> {
             Fault::Kill(victims) => {
                 let victims: Vec<NodeId> = victims.iter().map(|who| self.resolve(*who)).collect();
                 announce(self, &victims);
-                self.kill(&victims, *lasts).await
+                self.kill(&victims, *lasts).await?;
             }
             Fault::KillAll => {
                 announce(self, self.ids);
-                self.kill(self.ids, *lasts).await
+                self.kill(self.ids, *lasts).await?;
             }
             Fault::CrashLoop(who, rounds) => {
                 let node = self.resolve(*who);
@@ -164,7 +166,6 @@ impl Machines<'_> {
                     self.kill(&[node], *down).await?;
                     sleep(*up).await;
                 }
-                Ok(())
             }
             Fault::Pause(who) => {
                 let node = self.resolve(*who);
@@ -173,29 +174,28 @@ impl Machines<'_> {
                 sleep(*lasts).await;
                 self.cluster.resume(node)?;
                 self.journal.say(&format!("SIGCONT: node {node}"));
-                Ok(())
             }
             Fault::SyncError(who, syncs) => {
                 let node = self.resolve(*who);
                 announce(self, &[node]);
-                self.fail_syncs(node, *syncs).await
+                return self.fail_syncs(node, *syncs).await;
             }
             Fault::SyncDelay(who, delay) => {
                 let node = self.resolve(*who);
                 announce(self, &[node]);
-                let tracer = Tracer::attach(self.cluster, node, Syncs::Writer, Injection::Delay(*delay))?;
+                let Some(tracer) = self.trace(node, Syncs::Writer, Injection::Delay(*delay)) else { return Ok(false) };
                 sleep(*lasts).await;
                 drop(tracer);
                 self.journal.say(&format!("node {node} syncs as before"));
-                Ok(())
             }
             Fault::DiskFull { restart } => {
-                let Some((node, disk)) = self.small else { return Ok(()) };
+                let Some((node, disk)) = self.small else { return Ok(false) };
                 announce(self, &[*node]);
-                self.fill(*node, disk, *lasts, *restart).await
+                self.fill(*node, disk, *lasts, *restart).await?;
             }
-            Fault::Network { .. } => Ok(()),
+            Fault::Network { .. } => return Ok(false),
         }
+        Ok(true)
     }
 
     async fn kill(&mut self, victims: &[NodeId], down: Duration) -> Result<()> {
@@ -209,20 +209,31 @@ impl Machines<'_> {
         Ok(())
     }
 
+    /// Attaches strace, if the node is there: it may have refused to start on a disk that failed before.
+    fn trace(&self, node: NodeId, syncs: Syncs, injection: Injection) -> Option<Tracer> {
+        match Tracer::attach(self.cluster, node, syncs, injection) {
+            Ok(tracer) => Some(tracer),
+            Err(error) => {
+                self.journal.say(&format!("not done: {error:#}"));
+                None
+            }
+        }
+    }
+
     /// Until the node has stopped, or for a while.
-    async fn fail_syncs(&mut self, node: NodeId, syncs: Syncs) -> Result<()> {
+    async fn fail_syncs(&mut self, node: NodeId, syncs: Syncs) -> Result<bool> {
         self.cluster.may_stop(node)?;
-        let tracer = Tracer::attach(self.cluster, node, syncs, Injection::Error)?;
+        let Some(tracer) = self.trace(node, syncs, Injection::Error) else { return Ok(false) };
         let begin = Instant::now();
         while begin.elapsed() < GIVE_UP {
             sleep(Duration::from_millis(50)).await;
             if self.look_after()?.contains(&node) {
-                return Ok(());
+                return Ok(true);
             }
         }
         drop(tracer);
         self.journal.say(&format!("node {node} had nothing to sync"));
-        Ok(())
+        Ok(true)
     }
 
     async fn fill(&mut self, node: NodeId, disk: &SmallDisk, lasts: Duration, restart: bool) -> Result<()> {
