@@ -77,6 +77,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+pub mod driver;
 mod durability;
 mod election;
 mod entries;

@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 
 use bytes::BytesMut;
-use raft_core::{Entries, EntryKind, Input, LogIndex};
+use raft_core::driver::{self, Settled, Waiting, settle};
+use raft_core::{Entries, Input, LogIndex};
 
-use crate::driver::{Job, Waiting};
 use crate::event_loop::{Fatal, Inbox, Internal};
 use crate::handle::ReadRequest;
-use crate::reply::{Flusher, Outcome, RequestError};
+use crate::reply::{Flusher, Outcome, RequestError, Responder};
 use crate::state_machine::{Replies, StateMachine, Work};
 
 /// Most entries of a job that is done on the loop's thread. Larger ones are worth a thread of their own.
@@ -28,6 +28,9 @@ const MAX_INLINE_QUERIES: usize = 16;
 /// The core is woken to hear about progress only after so many bytes: it looks at [`Progress`] whenever it is awake anyway,
 /// and hearing later costs it nothing but memory. Far below the limit at which it would hand out no more.
 const WAKE_AFTER_BYTES: usize = 1 << 20;
+
+/// Work for the state machine.
+pub(crate) type Job = driver::Job<Responder, ReadRequest>;
 
 /// Index up to which the state machine has applied, for the loop to look at.
 pub(crate) type Progress = Arc<AtomicU64>;
@@ -140,7 +143,7 @@ impl<S: StateMachine> Applier<S> {
         })
     }
 
-    fn apply(&mut self, entries: &Entries, waiting: VecDeque<Waiting>) -> Result<(), S::Error> {
+    fn apply(&mut self, entries: &Entries, waiting: VecDeque<Waiting<Responder>>) -> Result<(), S::Error> {
         let Some(last) = entries.last_index() else { return Ok(()) };
         self.replies.reset(!waiting.is_empty());
         self.machine.apply(entries, &mut self.replies)?;
@@ -154,26 +157,18 @@ impl<S: StateMachine> Applier<S> {
         Ok(())
     }
 
-    fn answer_waiting(&mut self, entries: &Entries, mut waiting: VecDeque<Waiting>) {
-        if waiting.is_empty() {
-            return;
-        }
-        let mut commands = 0;
-        for entry in entries.iter() {
-            let is_command = entry.kind == EntryKind::Command;
-            commands += usize::from(is_command);
-            let Some(Waiting { term, index, responder }) = waiting.pop_front_if(|front| front.index == entry.index)
-            else {
-                continue;
+    fn answer_waiting(&mut self, entries: &Entries, waiting: VecDeque<Waiting<Responder>>) {
+        let Applier { replies, flusher, .. } = self;
+        settle(entries, waiting, |responder, settled| {
+            let outcome = match settled {
+                Settled::Replaced => Outcome::Failed(RequestError::NotLeader { hint: None }),
+                Settled::Applied { id, command } => match replies.get(command) {
+                    Some(reply) => Outcome::Applied { term: id.term, index: id.index, reply },
+                    None => Outcome::Failed(RequestError::OutcomeUnknown),
+                },
             };
-            let outcome = match self.replies.get(commands.wrapping_sub(1)) {
-                // Another entry took the place: this one is definitely not in the log.
-                _ if term != entry.term || !is_command => Outcome::Failed(RequestError::NotLeader { hint: None }),
-                Some(reply) => Outcome::Applied { term, index, reply },
-                None => Outcome::Failed(RequestError::OutcomeUnknown),
-            };
-            self.flusher.add(responder.reply(outcome));
-        }
+            flusher.add(responder.reply(outcome));
+        });
     }
 
     fn query(&mut self, reads: Vec<ReadRequest>) -> Result<(), S::Error> {

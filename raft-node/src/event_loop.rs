@@ -7,15 +7,16 @@ use std::pin::pin;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use raft_core::{Envelope, Fetch, GroupId, Input, Instant, LogIndex, NodeId, Write};
+use raft_core::driver::{Driver, Ports, RequestError};
+use raft_core::{Envelope, Event, Fetch, GroupId, Input, Instant, LogIndex, NodeId, Write};
 use raft_net::{Inbound, Transport};
 use raft_storage::StorageError;
 use tokio::sync::mpsc as queue;
 use tokio::sync::watch;
 
-use crate::applier::{self, Progress, Submit};
-use crate::driver::{Driver, Job, Ports};
-use crate::handle::{Request, refuse};
+use crate::applier::{self, Job, Progress, Submit};
+use crate::handle::{Consistency, ReadRequest, Request, refuse};
+use crate::reply::{Flusher, Outcome, Responder};
 
 /// Most inputs taken in before their consequences are carried out.
 const MAX_DRAIN: usize = 4096;
@@ -63,9 +64,13 @@ pub(crate) struct Outlets<T> {
     pub(crate) reader: mpsc::Sender<Fetch>,
     /// A thread that does not take its work any more.
     pub(crate) lost: Option<&'static str>,
+    pub(crate) flusher: Flusher,
 }
 
 impl<T: Transport> Ports for Outlets<T> {
+    type Proposer = Responder;
+    type Reader = ReadRequest;
+
     fn send(&mut self, messages: &mut Vec<Envelope>) {
         self.transport.send(self.group, messages);
     }
@@ -88,6 +93,27 @@ impl<T: Transport> Ports for Outlets<T> {
             self.lost = Some("reader");
         }
     }
+
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::BecameLeader { term } => tracing::info!(%term, "became leader"),
+            Event::SteppedDown { term, reason } => tracing::info!(%term, ?reason, "stepped down"),
+            Event::LeaderChanged { term, leader: Some(leader) } => tracing::info!(%term, %leader, "leader"),
+            Event::LeaderChanged { term, leader: None } => tracing::info!(%term, "no leader"),
+            Event::Campaigning { term, pre_vote } => tracing::info!(%term, pre_vote, "campaigning"),
+            Event::Truncated { from } => tracing::info!(%from, "uncommitted entries gave way to the leader's"),
+            Event::Rejected { from, reason } => tracing::warn!(%from, ?reason, "input rejected"),
+            other => tracing::debug!(?other, "event"),
+        }
+    }
+
+    fn fail_proposal(&mut self, responder: Responder, error: RequestError) {
+        self.flusher.add(responder.reply(Outcome::Failed(error)));
+    }
+
+    fn fail_read(&mut self, read: ReadRequest, error: RequestError) {
+        self.flusher.add(read.responder.reply(Outcome::Failed(error)));
+    }
 }
 
 /// What the loop listens to.
@@ -106,7 +132,9 @@ enum Happened {
 }
 
 pub(crate) struct EventLoop<T> {
-    pub(crate) driver: Driver,
+    pub(crate) driver: Driver<Responder, ReadRequest>,
+    /// Someone asked the node to stop.
+    pub(crate) stopping: bool,
     pub(crate) inlets: Inlets,
     pub(crate) outlets: Outlets<T>,
     pub(crate) progress: Progress,
@@ -118,7 +146,8 @@ impl<T: Transport> EventLoop<T> {
     /// Runs until the node is asked to stop, or cannot go on. The transport is given back, since the last replies have yet to leave.
     pub(crate) async fn run(mut self) -> (Result<(), Fatal>, T) {
         let result = self.serve().await;
-        self.driver.stop();
+        self.driver.stop(&mut self.outlets);
+        self.outlets.flusher.flush();
         self.inlets.requests.close();
         while let Ok(request) = self.inlets.requests.try_recv() {
             refuse(request);
@@ -129,7 +158,7 @@ impl<T: Transport> EventLoop<T> {
     async fn serve(&mut self) -> Result<(), Fatal> {
         let mut seen = LogIndex::ZERO;
         let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
-        while !self.driver.is_stopping() {
+        while !self.stopping {
             let deadline = self.driver.deadline();
             let due = tokio::time::Instant::from_std(self.origin + Duration::from_nanos(deadline.0));
             // Moving the timer costs more than waking up once too early.
@@ -156,11 +185,12 @@ impl<T: Transport> EventLoop<T> {
                 self.driver.step(now, Input::Applied(applied));
             }
             self.driver.turn(now, &mut self.outlets);
+            self.outlets.flusher.flush();
             if let Some(thread) = self.outlets.lost {
                 return Err(self.why_lost(thread));
             }
-            self.leader
-                .send_if_modified(|leader| std::mem::replace(leader, self.driver.leader()) != self.driver.leader());
+            let known = self.driver.core().leader();
+            self.leader.send_if_modified(|leader| std::mem::replace(leader, known) != known);
         }
         Ok(())
     }
@@ -199,10 +229,34 @@ impl<T: Transport> EventLoop<T> {
             }
             Happened::Network(Inbound::LinkReset { peer }) => self.driver.step(now, Input::LinkReset(peer)),
             Happened::Network(_) => tracing::debug!("the network has news of an unknown kind"),
-            Happened::Request(request) => self.driver.request(now, request),
+            Happened::Request(request) => self.request(now, request),
             Happened::Time => self.driver.step(now, Input::Wake),
         }
         Ok(())
+    }
+
+    fn request(&mut self, now: Instant, request: Request) {
+        match request {
+            Request::Propose(proposals) => {
+                for proposal in proposals {
+                    self.driver.propose(now, proposal.command, proposal.responder);
+                }
+            }
+            Request::Start { command, responder, placed } => {
+                // Whoever asked may be gone.
+                let _ = placed.send(self.driver.start(now, command, responder).map_err(RequestError::from));
+            }
+            Request::Read(reads) => {
+                let (linearizable, stale): (Vec<_>, Vec<_>) =
+                    reads.into_iter().partition(|read| read.consistency == Consistency::Linearizable);
+                linearizable.into_iter().for_each(|read| self.driver.read(read));
+                self.driver.read_stale(stale);
+            }
+            Request::Status(reply) => {
+                let _ = reply.send(self.driver.core().status());
+            }
+            Request::Shutdown => self.stopping = true,
+        }
     }
 
     /// A thread that is gone has said why, unless it panicked.

@@ -88,7 +88,6 @@
 mod applier;
 pub mod client;
 pub mod config;
-mod driver;
 mod event_loop;
 mod handle;
 pub mod kv;

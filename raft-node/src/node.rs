@@ -10,15 +10,16 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use raft_core::driver::Driver;
 use raft_core::{Config, ConfigError, GroupId, Instant, Membership, NodeId, Raft as Core, Recovered};
 use raft_net::{ClientConnection, Inbound, NetConfig, NetError, NetMetrics, QuicTransport, TlsIdentity, Transport};
 use raft_storage::{Identity, Options, RocksStorage, Storage, StorageError, StorageMetrics};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::applier::{self, Progress};
-use crate::driver::Driver;
 use crate::event_loop::{EventLoop, Inbox, Inlets, Outlets};
 use crate::handle::{Raft, Stopped};
+use crate::reply::Flusher;
 use crate::state_machine::StateMachine;
 use crate::{reader, writer};
 
@@ -288,7 +289,7 @@ fn wire<M: StateMachine, S: Storage, T: Transport>(
     parts: Parts<S, T>,
 ) -> Result<WiredParts<T>, StartError> {
     let Parts { mut storage, transport, network, clients, address, metrics } = parts;
-    let (id, group, max_entry_bytes) = (config.id, GroupId::FIRST, config.max_entry_bytes);
+    let (id, group) = (config.id, GroupId::FIRST);
     let log = storage.recover(group)?;
     let recovered = Recovered {
         hard_state: log.hard_state,
@@ -314,9 +315,10 @@ fn wire<M: StateMachine, S: Storage, T: Transport>(
     let (leader, leader_seen) = watch::channel(None);
     let (stopped, stopped_seen) = watch::channel(Stopped::default());
     let event_loop = EventLoop {
-        driver: Driver::new(core, max_entry_bytes),
+        driver: Driver::new(core),
+        stopping: false,
         inlets: Inlets { internal, network, requests },
-        outlets: Outlets { group, transport, writer, applier, reader, lost: None },
+        outlets: Outlets { group, transport, writer, applier, reader, lost: None, flusher: Flusher::default() },
         progress,
         leader,
         origin,

@@ -3,50 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use raft_core::{LogIndex, NodeId, ProposeError, Term};
+pub use raft_core::driver::RequestError;
+use raft_core::{LogIndex, Term};
 use tokio::sync::oneshot;
-
-/// Why a request failed, and whether it may have had an effect.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RequestError {
-    /// This node does not lead. Nothing happened: ask `hint`, or the others.
-    #[error("not the leader{}", hint.map(|id| format!("; node {id} is")).unwrap_or_default())]
-    NotLeader {
-        /// The leader of the current term, if it is known.
-        hint: Option<NodeId>,
-    },
-    /// Too much is in progress. Nothing happened: try again after a while.
-    #[error("too much in progress; retry later")]
-    Busy,
-    /// The command is too large. Nothing happened, and it will never be accepted.
-    #[error("command of {size} bytes is over the limit of {limit}")]
-    TooLarge {
-        /// Its size, in bytes.
-        size: usize,
-        /// The limit, in bytes.
-        limit: usize,
-    },
-    /// Leadership was lost while the command was in the log: it may still be applied, or never. Only the caller can
-    /// know whether it is safe to propose it again.
-    #[error("leadership was lost before the outcome was known; the command may or may not take effect")]
-    OutcomeUnknown,
-    /// The node is stopping, or has stopped. Nothing happened: ask the others. (A command that is in the log already ends in
-    /// [`OutcomeUnknown`](Self::OutcomeUnknown).)
-    #[error("the node is shutting down")]
-    ShuttingDown,
-}
-
-impl From<ProposeError> for RequestError {
-    fn from(error: ProposeError) -> Self {
-        match error {
-            ProposeError::NotLeader { hint } => RequestError::NotLeader { hint },
-            ProposeError::Busy => RequestError::Busy,
-            ProposeError::TooLarge { size, limit } => RequestError::TooLarge { size, limit },
-            ProposeError::BadBatch => RequestError::TooLarge { size: 0, limit: u32::MAX as usize },
-        }
-    }
-}
 
 /// What became of a request.
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! A cluster in virtual time: servers, disks, the network between them, and the driver that carries out what the cores want.
+//! A cluster in virtual time: servers, disks, the network between them, and what carries out that which their drivers hand out.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +10,7 @@ use super::node::Node;
 use super::schedule::{Dice, Schedule};
 use super::task::{Failure, TaskId};
 use crate::config::Config;
+use crate::driver::Job;
 use crate::entries::EntryRef;
 use crate::io::{Fetch, Input, ProposeError, Proposed};
 use crate::membership::Membership;
@@ -216,14 +217,14 @@ impl Cluster {
     }
 
     /// Offers a command to server `i`. It is carried out in this very moment, but together with others of the same moment, as
-    /// a driver that empties its inbox would.
+    /// a node that empties its inbox would.
     ///
     /// # Errors
     /// The server does not lead, or is down.
     pub fn propose(&mut self, i: usize, command: &[u8]) -> Result<Proposed, ProposeError> {
         let now = self.now();
-        let Some(raft) = self.nodes[i].raft_mut() else { return Err(ProposeError::NotLeader { hint: None }) };
-        let proposed = raft.propose(now, &[command])?;
+        let Some(driver) = self.nodes[i].driver_mut() else { return Err(ProposeError::NotLeader { hint: None }) };
+        let proposed = driver.start(now, command.to_vec().into(), ())?;
         trace!(self, "n{} accepts a command of {} bytes: {proposed:?}", i + 1, command.len());
         if let Some(life) = self.nodes[i].ask_for_pump() {
             self.schedule.at(now, Event::Pump { server: i, life });
@@ -296,45 +297,50 @@ impl Cluster {
 
     fn step(&mut self, i: usize, input: Input, call: Option<Call>) {
         let now = self.now();
-        if let Some(raft) = self.nodes[i].raft_mut() {
-            raft.step(now, input);
+        if let Some(driver) = self.nodes[i].driver_mut() {
+            driver.step(now, input);
             self.pump(i, call);
         }
     }
 
-    /// The driver: carries out what the core of server `i` wants, in the order save, send, apply, until it wants nothing more.
+    /// Carries out what the driver of server `i` hands out, in the order save, send, apply, until there is nothing more.
     /// `call` is the request that the server is handling.
     fn pump(&mut self, i: usize, mut call: Option<Call>) {
         while self.failure.is_none() {
-            let Some(output) = self.nodes[i].take_output() else { break };
-            for event in &output.events {
+            let now = self.now();
+            let Some(outbox) = self.nodes[i].turn(now) else { break };
+            for event in &outbox.events {
                 trace!(self, "n{} tells: {event:?}", i + 1);
                 let heard = self.checker.heard(id_of(i), event);
                 self.check(heard);
             }
-            let persisted = output.write.and_then(|write| self.save(i, write));
-            for envelope in output.messages {
+            let persisted = outbox.writes.into_iter().filter_map(|write| self.save(i, write)).last();
+            for envelope in outbox.messages {
                 let said = self.checker.said(id_of(i), &envelope, self.nodes[i].disk());
                 self.check(said);
                 self.send(i, envelope, &mut call);
             }
-            for entry in output.apply.iter() {
-                let applied = self.checker.applied(id_of(i), entry.id());
-                let applied = applied.and_then(|()| self.applier.apply(i, &entry));
-                self.check(applied);
+            let mut last = None;
+            for job in outbox.jobs {
+                let Job::Apply { entries, .. } = job else { continue };
+                for entry in entries.iter() {
+                    let applied = self.checker.applied(id_of(i), entry.id());
+                    let applied = applied.and_then(|()| self.applier.apply(i, &entry));
+                    self.check(applied);
+                }
+                last = entries.last_index();
             }
-            for fetch in output.fetches {
+            for fetch in outbox.fetches {
                 if let Some(life) = self.nodes[i].life() {
                     self.schedule.after(Duration::from_micros(200), Event::Read { server: i, life, fetch });
                 }
             }
-            let now = self.now();
-            if let Some(raft) = self.nodes[i].raft_mut() {
+            if let Some(driver) = self.nodes[i].driver_mut() {
                 if let Some(seq) = persisted {
-                    raft.step(now, Input::Persisted(seq));
+                    driver.step(now, Input::Persisted(seq));
                 }
-                if let Some(last) = output.apply.last_index() {
-                    raft.step(now, Input::Applied(last));
+                if let Some(last) = last {
+                    driver.step(now, Input::Applied(last));
                 }
             }
         }

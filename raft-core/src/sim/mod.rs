@@ -5,8 +5,9 @@
 //! - [`schedule`]: the queue of things to come, and the dice.
 //! - [`network`]: which messages arrive, when, and what they count for.
 //! - [`disk`]: what is written, and what of it a crash leaves.
-//! - [`node`]: a server, up or down.
-//! - [`cluster`]: the driver that connects cores, disks and network.
+//! - [`outbox`]: what a server's [driver](crate::driver) hands out.
+//! - [`node`]: a server, up or down: core, driver and disk.
+//! - [`cluster`]: what connects servers, disks and network.
 //! - [`checker`]: Raft's promises, checked after every event.
 //! - [`task`]: scripts on virtual time.
 //! - [`lab`]: the tests of MIT's course on distributed systems, labs 2A to 2C, written on all of this.
@@ -23,6 +24,7 @@ pub mod lab;
 pub mod linearizability;
 pub mod network;
 pub mod node;
+pub mod outbox;
 pub mod schedule;
 pub mod swarm;
 pub mod task;

@@ -1,11 +1,12 @@
-//! One server: its core while it is up, its disk always, and its alarm clock.
+//! One server: its core with the driver around it while it is up, its disk always, and its alarm clock.
 
 use std::time::Duration;
 
 use super::disk::Disk;
+use super::outbox::Outbox;
 use super::schedule::Dice;
 use crate::config::{Config, ConfigError};
-use crate::io::Output;
+use crate::driver::Driver;
 use crate::membership::Membership;
 use crate::raft::Raft;
 use crate::types::{Instant, NodeId};
@@ -15,7 +16,8 @@ use crate::types::{Instant, NodeId};
 pub struct Node {
     id: NodeId,
     disk: Disk,
-    raft: Option<Raft>,
+    /// Nobody waits for its answers: the course's tests look at what is applied.
+    driver: Option<Driver<(), ()>>,
     /// Number of the present life, or of the last one. What was sent to or asked by a former life does not reach a later one.
     life: u64,
     /// When the alarm that is set goes off.
@@ -26,17 +28,17 @@ pub struct Node {
 impl Node {
     /// A server that has never run.
     pub fn new(id: NodeId, slowest_write: Duration, dice: Dice) -> Self {
-        Node { id, disk: Disk::new(slowest_write, dice), raft: None, life: 0, alarm: None, pump_asked: false }
+        Node { id, disk: Disk::new(slowest_write, dice), driver: None, life: 0, alarm: None, pump_asked: false }
     }
 
     /// Its core, while it is up.
     pub fn raft(&self) -> Option<&Raft> {
-        self.raft.as_ref()
+        self.driver.as_ref().map(Driver::core)
     }
 
-    /// Its core, while it is up.
-    pub(crate) fn raft_mut(&mut self) -> Option<&mut Raft> {
-        self.raft.as_mut()
+    /// Its driver, while it is up.
+    pub(crate) fn driver_mut(&mut self) -> Option<&mut Driver<(), ()>> {
+        self.driver.as_mut()
     }
 
     /// Its disk.
@@ -51,14 +53,14 @@ impl Node {
 
     /// Which life it is in; `None` while it is down.
     pub fn life(&self) -> Option<u64> {
-        self.raft.as_ref().map(|_| self.life)
+        self.driver.as_ref().map(|_| self.life)
     }
 
     /// Starts from what is durable. Each life draws other timeouts.
     pub(crate) fn start(&mut self, config: &Config, membership: Membership, now: Instant) -> Result<(), ConfigError> {
         self.life += 1;
         let config = Config { id: self.id, seed: config.seed.wrapping_add(self.life << 32), ..config.clone() };
-        self.raft = Some(Raft::new(config, self.disk.recover(membership), now)?);
+        self.driver = Some(Driver::new(Raft::new(config, self.disk.recover(membership), now)?));
         self.alarm = None;
         self.pump_asked = false;
         Ok(())
@@ -66,15 +68,15 @@ impl Node {
 
     /// Stops at once; what was not durable is lost.
     pub(crate) fn crash(&mut self) {
-        self.raft = None;
+        self.driver = None;
         self.disk.crash();
     }
 
-    /// What the core wants, if it wants anything.
-    pub(crate) fn take_output(&mut self) -> Option<Output> {
+    /// What the driver hands out, if there is anything.
+    pub(crate) fn turn(&mut self, now: Instant) -> Option<Outbox<(), ()>> {
         self.pump_asked = false;
-        let output = self.raft.as_mut()?.take_output();
-        (!output.is_empty()).then_some(output)
+        let mut outbox = Outbox::default();
+        self.driver.as_mut()?.turn(now, &mut outbox).then_some(outbox)
     }
 
     /// Asks for a pump at the end of this moment. Returns the present life, or `None` when one was asked for already.
@@ -90,20 +92,16 @@ impl Node {
             return false;
         }
         self.alarm = None;
-        self.raft.as_ref().and_then(deadline).is_some_and(|deadline| deadline <= now)
+        self.driver.as_ref().is_some_and(|driver| driver.deadline() <= now)
     }
 
     /// When to set the alarm, if none that is set goes off in time. Returns the present life with it.
     pub(crate) fn next_alarm(&mut self) -> Option<(Instant, u64)> {
-        let deadline = self.raft.as_ref().and_then(deadline)?;
+        let deadline = self.driver.as_ref()?.deadline();
         if self.alarm.is_some_and(|at| at <= deadline) {
             return None;
         }
         self.alarm = Some(deadline);
         Some((deadline, self.life))
     }
-}
-
-fn deadline(raft: &Raft) -> Option<Instant> {
-    raft.deadline().into()
 }

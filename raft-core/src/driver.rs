@@ -1,0 +1,418 @@
+//! The order of events around the core: which input goes in when, where each output goes, and who waits for what.
+//!
+//! [`Raft`] says what must be done; a [`Driver`] also keeps those who wait (for a command to be applied, for a read to be confirmed) until
+//! their answer is known or it is certain that there will be none. It is as pure as the core: it has no thread, no clock and no queue of
+//! its own. Whoever owns it feeds it what has come in, calls [`Driver::turn`], and carries things through its [`Ports`]. So the same code
+//! orders events in a node, where ports are threads and sockets, and in the [simulator](crate::sim), where they are events in virtual time.
+//!
+//! ```
+//! use raft_core::driver::{Driver, Job, Ports, RequestError, settle};
+//! use raft_core::*;
+//!
+//! /// A disk that is done at once, and a state machine that only says what it was told. Who waits is known by a number.
+//! #[derive(Default)]
+//! struct Everything { written: Vec<WriteSeq>, said: Vec<String> }
+//!
+//! impl Ports for Everything {
+//!     type Proposer = u32;
+//!     type Reader = u32;
+//!     fn send(&mut self, messages: &mut Vec<Envelope>) { messages.clear() }
+//!     fn write(&mut self, write: Write) { self.written.push(write.seq) }
+//!     fn fetch(&mut self, _: Fetch) {}
+//!     fn event(&mut self, _: &Event) {}
+//!     fn apply(&mut self, job: Job<u32, u32>) {
+//!         match job {
+//!             Job::Apply { entries, waiting } => {
+//!                 settle(&entries, waiting, |who, what| self.said.push(format!("{who}: {what:?}")));
+//!             }
+//!             Job::Query(readers) => self.said.push(format!("{readers:?} may read")),
+//!         }
+//!     }
+//!     fn fail_proposal(&mut self, who: u32, error: RequestError) { self.said.push(format!("{who}: {error}")) }
+//!     fn fail_read(&mut self, who: u32, error: RequestError) { self.said.push(format!("{who}: {error}")) }
+//! }
+//!
+//! let recovered = Recovered::fresh(Membership::of_voters([NodeId(1)]));
+//! let core = Raft::new(Config::new(NodeId(1)), recovered, Instant(0)).unwrap();
+//! let mut driver = Driver::new(core);
+//! let mut ports = Everything::default();
+//! driver.propose(Instant(0), b"too early".to_vec().into(), 7);
+//! for turn in 0..8 {
+//!     let now = driver.deadline().max(Instant(turn));
+//!     if driver.core().is_leader() && turn == 4 {
+//!         driver.propose(now, b"command".to_vec().into(), 8);
+//!         driver.read(9);
+//!     }
+//!     driver.step(now, Input::Wake);
+//!     driver.turn(now, &mut ports);
+//!     ports.written.drain(..).for_each(|seq| driver.step(now, Input::Persisted(seq)));
+//! }
+//! assert_eq!(ports.said[0], "7: not the leader");
+//! assert!(ports.said[1..].iter().any(|line| line.starts_with("8: Applied")));
+//! assert!(ports.said[1..].iter().any(|line| line == "[9] may read"));
+//! ```
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use crate::entries::{Entries, EntryKind};
+use crate::io::{Event, Fetch, Input, Output, ProposeError, Proposed, ReadError, ReadId, ReadOutcome, Write};
+use crate::message::Envelope;
+use crate::raft::Raft;
+use crate::types::{Instant, LogId, LogIndex, NodeId, Term};
+
+/// Most bytes of commands that are proposed to the core as one batch (and so become one record on disk).
+const MAX_BATCH_BYTES: usize = 4 << 20;
+
+/// Where the outputs go. None of these may block: two parties each waiting for the other's queue is a deadlock.
+pub trait Ports {
+    /// Whoever waits for a command that was proposed.
+    type Proposer;
+    /// Whoever waits to read, and what.
+    type Reader;
+    /// Sends messages, best effort, in order for each receiver; leaves the vector empty.
+    fn send(&mut self, messages: &mut Vec<Envelope>);
+    /// Makes a write durable after all before it, then reports [`Input::Persisted`].
+    fn write(&mut self, write: Write);
+    /// Gives work to the state machine, which does one job after the other. [`Input::Applied`] is to be reported now and then.
+    fn apply(&mut self, job: Job<Self::Proposer, Self::Reader>);
+    /// Reads old entries, then reports [`Input::Fetched`].
+    fn fetch(&mut self, fetch: Fetch);
+    /// Something worth telling happened.
+    fn event(&mut self, event: &Event);
+    /// A command will not be answered by the state machine.
+    fn fail_proposal(&mut self, proposer: Self::Proposer, error: RequestError);
+    /// A read will not be answered by the state machine.
+    fn fail_read(&mut self, reader: Self::Reader, error: RequestError);
+}
+
+/// Why a request failed, and whether it may have had an effect.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// This node does not lead. Nothing happened: ask `hint`, or the others.
+    #[error("not the leader{}", hint.map(|id| format!("; node {id} is")).unwrap_or_default())]
+    NotLeader {
+        /// The leader of the current term, if it is known.
+        hint: Option<NodeId>,
+    },
+    /// Too much is in progress. Nothing happened: try again after a while.
+    #[error("too much in progress; retry later")]
+    Busy,
+    /// The command is too large. Nothing happened, and it will never be accepted.
+    #[error("command of {size} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// Its size, in bytes.
+        size: usize,
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// Leadership was lost while the command was in the log: it may still be applied, or never. Only the caller can
+    /// know whether it is safe to propose it again.
+    #[error("leadership was lost before the outcome was known; the command may or may not take effect")]
+    OutcomeUnknown,
+    /// The node is stopping, or has stopped. Nothing happened: ask the others. (A command that is in the log already ends in
+    /// [`OutcomeUnknown`](Self::OutcomeUnknown).)
+    #[error("the node is shutting down")]
+    ShuttingDown,
+}
+
+impl From<ProposeError> for RequestError {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::NotLeader { hint } => RequestError::NotLeader { hint },
+            ProposeError::Busy => RequestError::Busy,
+            ProposeError::TooLarge { size, limit } => RequestError::TooLarge { size, limit },
+            ProposeError::BadBatch => RequestError::TooLarge { size: 0, limit: u32::MAX as usize },
+        }
+    }
+}
+
+/// Work for the state machine, in order.
+#[derive(Debug)]
+pub enum Job<P, R> {
+    /// Committed entries, and those who wait for some of them, in the order of their indices.
+    Apply {
+        /// They follow on those of the job before.
+        entries: Entries,
+        /// To be told by [`settle`] once the entries are applied.
+        waiting: VecDeque<Waiting<P>>,
+    },
+    /// Queries that may be answered once every job before this one is done.
+    Query(Vec<R>),
+}
+
+/// Someone waits for this entry to be applied.
+#[derive(Debug)]
+pub struct Waiting<P> {
+    /// Term of the entry that was proposed.
+    pub term: Term,
+    /// Its place, if it is ever committed.
+    pub index: LogIndex,
+    /// Who waits.
+    pub proposer: P,
+}
+
+/// What became of an entry that someone waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It was committed and applied.
+    Applied {
+        /// The entry.
+        id: LogId,
+        /// Which of the commands of its batch it was, counted from zero: the place of its reply.
+        command: usize,
+    },
+    /// Another entry was committed in its place: it is in no log that counts, and never will be.
+    Replaced,
+}
+
+/// After `entries` were applied: calls `tell` for everyone who waited for one of them.
+pub fn settle<P>(entries: &Entries, mut waiting: VecDeque<Waiting<P>>, mut tell: impl FnMut(P, Settled)) {
+    if waiting.is_empty() {
+        return;
+    }
+    let mut commands = 0;
+    for entry in entries.iter() {
+        let is_command = entry.kind == EntryKind::Command;
+        commands += usize::from(is_command);
+        if let Some(Waiting { term, proposer, .. }) = waiting.pop_front_if(|front| front.index == entry.index) {
+            let same = is_command && term == entry.term;
+            let applied = Settled::Applied { id: entry.id(), command: commands.wrapping_sub(1) };
+            tell(proposer, if same { applied } else { Settled::Replaced });
+        }
+    }
+}
+
+/// A core and everyone who waits for it.
+///
+/// Invariants: `waiting` ascends in index; everyone who came in is either in here, or was handed to [`Ports::apply`], or has failed.
+pub struct Driver<P, R> {
+    core: Raft,
+    /// Commands that came in since the last turn.
+    proposals: Vec<Bytes>,
+    proposers: Vec<P>,
+    proposal_bytes: usize,
+    waiting: VecDeque<Waiting<P>>,
+    /// Reads that came in since the last turn, then by the round that must confirm them, then by the index that must be applied.
+    reads: Vec<R>,
+    unconfirmed: BTreeMap<ReadId, Vec<R>>,
+    unapplied: VecDeque<(LogIndex, Vec<R>)>,
+    /// Those who failed between two turns.
+    failed: Vec<(P, RequestError)>,
+    failed_reads: Vec<(R, RequestError)>,
+    /// Highest index handed to the state machine.
+    dispatched: LogIndex,
+}
+
+impl<P, R> Driver<P, R> {
+    /// Nobody waits yet.
+    pub fn new(core: Raft) -> Self {
+        Driver {
+            dispatched: core.status().applied_index,
+            core,
+            proposals: Vec::new(),
+            proposers: Vec::new(),
+            proposal_bytes: 0,
+            waiting: VecDeque::new(),
+            reads: Vec::new(),
+            unconfirmed: BTreeMap::new(),
+            unapplied: VecDeque::new(),
+            failed: Vec::new(),
+            failed_reads: Vec::new(),
+        }
+    }
+
+    /// The core, to look at.
+    pub fn core(&self) -> &Raft {
+        &self.core
+    }
+
+    /// When [`Driver::turn`] is due at the latest, after a [`Driver::step`] with [`Input::Wake`].
+    pub fn deadline(&self) -> Instant {
+        self.core.deadline()
+    }
+
+    /// Takes in an event; what follows from it is carried out at the next [`Driver::turn`].
+    pub fn step(&mut self, now: Instant, input: Input) {
+        self.core.step(now, input);
+    }
+
+    /// Takes in a command. All that come in before the next turn become one batch: one record, one sync, one message.
+    pub fn propose(&mut self, now: Instant, command: Bytes, proposer: P) {
+        let (size, limit) = (command.len(), self.core.config.max_entry_bytes);
+        if size > limit {
+            return self.failed.push((proposer, RequestError::TooLarge { size, limit }));
+        }
+        if self.proposal_bytes + size > MAX_BATCH_BYTES {
+            self.propose_queued(now);
+        }
+        self.proposal_bytes += size;
+        self.proposals.push(command);
+        self.proposers.push(proposer);
+    }
+
+    /// Takes in a command, and says at once which place in the log it will have, if it is ever committed: the course's `Start`.
+    ///
+    /// # Errors
+    /// On any error the command is not in the log.
+    pub fn start(&mut self, now: Instant, command: Bytes, proposer: P) -> Result<Proposed, ProposeError> {
+        self.propose_queued(now);
+        let placed = self.core.propose(now, &[command])?;
+        self.waiting.push_back(Waiting { term: placed.term, index: placed.first, proposer });
+        Ok(placed)
+    }
+
+    /// Takes in someone who wants to read what is newest (linearizable). All that come in before the next turn share one request.
+    pub fn read(&mut self, reader: R) {
+        self.reads.push(reader);
+    }
+
+    /// Takes in those who read whatever this server has applied: answered in the next turn, after the jobs that were handed out before.
+    pub fn read_stale(&mut self, readers: Vec<R>) {
+        if !readers.is_empty() {
+            self.unapplied.push_front((LogIndex::ZERO, readers));
+        }
+    }
+
+    /// Carries out everything that follows from what came in since the last turn. Says whether there was anything.
+    pub fn turn(&mut self, now: Instant, ports: &mut impl Ports<Proposer = P, Reader = R>) -> bool {
+        self.propose_queued(now);
+        self.ask_for_reads(now);
+        let mut output = self.core.take_output();
+        let busy = !output.is_empty();
+        // The disk first: it works while the messages are being encoded.
+        if let Some(write) = output.write.take() {
+            ports.write(write);
+        }
+        if !output.messages.is_empty() {
+            ports.send(&mut output.messages);
+        }
+        for fetch in output.fetches.drain(..) {
+            ports.fetch(fetch);
+        }
+        self.apply(&mut output, ports);
+        for event in output.events.drain(..) {
+            ports.event(&event);
+            if matches!(event, Event::SteppedDown { .. }) {
+                self.give_up();
+            }
+        }
+        let busy = self.finish_reads(&mut output, ports) || busy;
+        self.tell_failed(ports) || busy
+    }
+
+    /// The server stops: nobody is left without an answer.
+    pub fn stop(&mut self, ports: &mut impl Ports<Proposer = P, Reader = R>) {
+        self.proposals.clear();
+        let queued = self.proposers.drain(..).map(|proposer| (proposer, RequestError::ShuttingDown));
+        let waiting = self.waiting.drain(..).map(|waiting| (waiting.proposer, RequestError::OutcomeUnknown));
+        self.failed.extend(queued.chain(waiting));
+        let unconfirmed = std::mem::take(&mut self.unconfirmed).into_values().flatten();
+        let unapplied = std::mem::take(&mut self.unapplied).into_iter().flat_map(|(_, reads)| reads);
+        let reads = unconfirmed.chain(unapplied).chain(self.reads.drain(..));
+        self.failed_reads.extend(reads.map(|reader| (reader, RequestError::ShuttingDown)));
+        self.tell_failed(ports);
+    }
+
+    fn propose_queued(&mut self, now: Instant) {
+        if self.proposals.is_empty() {
+            return;
+        }
+        self.proposal_bytes = 0;
+        let proposed = self.core.propose(now, &self.proposals);
+        self.proposals.clear();
+        match proposed {
+            Ok(Proposed { term, first, .. }) => {
+                let waiting = self.proposers.drain(..).enumerate();
+                self.waiting.extend(waiting.map(|(i, proposer)| Waiting { term, index: first + i as u64, proposer }));
+            }
+            Err(error) => self.failed.extend(self.proposers.drain(..).map(|proposer| (proposer, error.into()))),
+        }
+    }
+
+    /// All reads of a turn share one id, and many turns may share one round.
+    fn ask_for_reads(&mut self, now: Instant) {
+        if self.reads.is_empty() {
+            return;
+        }
+        let reads = std::mem::take(&mut self.reads);
+        match self.core.read_index(now) {
+            Ok(id) => {
+                self.unconfirmed.insert(id, reads);
+            }
+            Err(ReadError::NotLeader { hint }) => self.fail_reads(reads, hint),
+        }
+    }
+
+    fn fail_reads(&mut self, reads: Vec<R>, hint: Option<NodeId>) {
+        self.failed_reads.extend(reads.into_iter().map(|reader| (reader, RequestError::NotLeader { hint })));
+    }
+
+    fn apply(&mut self, output: &mut Output, ports: &mut impl Ports<Proposer = P, Reader = R>) {
+        let entries = std::mem::take(&mut output.apply);
+        let Some(last) = entries.last_index() else { return };
+        let split = self.waiting.partition_point(|waiting| waiting.index <= last);
+        let rest = self.waiting.split_off(split);
+        let waiting = std::mem::replace(&mut self.waiting, rest);
+        self.dispatched = last;
+        ports.apply(Job::Apply { entries, waiting });
+    }
+
+    /// After leadership is lost: a command that is committed will still be applied here and answered; of all others the
+    /// outcome is unknown.
+    fn give_up(&mut self) {
+        let commit = self.core.commit_index();
+        for waiting in std::mem::take(&mut self.waiting) {
+            let certain = waiting.index <= commit && self.core.term_at(waiting.index) == Some(waiting.term);
+            if certain {
+                self.waiting.push_back(waiting);
+            } else {
+                self.failed.push((waiting.proposer, RequestError::OutcomeUnknown));
+            }
+        }
+    }
+
+    /// Reads go to the state machine behind the entries that they must see.
+    fn finish_reads(&mut self, output: &mut Output, ports: &mut impl Ports<Proposer = P, Reader = R>) -> bool {
+        for outcome in output.reads.drain(..) {
+            match outcome {
+                ReadOutcome::Ready { id, index } => {
+                    if let Some(reads) = self.unconfirmed.remove(&id) {
+                        self.unapplied.push_back((index, reads));
+                    }
+                }
+                ReadOutcome::Lost { id } => {
+                    if let Some(reads) = self.unconfirmed.remove(&id) {
+                        self.fail_reads(reads, self.core.leader());
+                    }
+                }
+            }
+        }
+        let mut any = false;
+        while let Some((_, readers)) = self.unapplied.pop_front_if(|(index, _)| *index <= self.dispatched) {
+            ports.apply(Job::Query(readers));
+            any = true;
+        }
+        any
+    }
+
+    fn tell_failed(&mut self, ports: &mut impl Ports<Proposer = P, Reader = R>) -> bool {
+        let any = !self.failed.is_empty() || !self.failed_reads.is_empty();
+        self.failed.drain(..).for_each(|(proposer, error)| ports.fail_proposal(proposer, error));
+        self.failed_reads.drain(..).for_each(|(reader, error)| ports.fail_read(reader, error));
+        any
+    }
+}
+
+impl<P, R> std::fmt::Debug for Driver<P, R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver")
+            .field("core", &self.core)
+            .field("waiting", &self.waiting.len())
+            .field("unconfirmed", &self.unconfirmed.len())
+            .field("unapplied", &self.unapplied.len())
+            .finish_non_exhaustive()
+    }
+}

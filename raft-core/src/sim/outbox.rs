@@ -1,0 +1,71 @@
+//! Ports that only keep what a driver hands out, for whoever simulates where it goes.
+
+use crate::driver::{Job, Ports, RequestError};
+use crate::io::{Event, Fetch, Write};
+use crate::message::Envelope;
+
+/// What came of one or more turns of a [`Driver`](crate::driver::Driver), each field in the order in which it came.
+#[derive(Debug)]
+pub struct Outbox<P, R> {
+    /// To be sent.
+    pub messages: Vec<Envelope>,
+    /// To be made durable.
+    pub writes: Vec<Write>,
+    /// For the state machine.
+    pub jobs: Vec<Job<P, R>>,
+    /// To be read back.
+    pub fetches: Vec<Fetch>,
+    /// To be told.
+    pub events: Vec<Event>,
+    /// Commands that the state machine will not answer.
+    pub failed: Vec<(P, RequestError)>,
+    /// Reads that the state machine will not answer.
+    pub failed_reads: Vec<(R, RequestError)>,
+}
+
+impl<P, R> Default for Outbox<P, R> {
+    fn default() -> Self {
+        Outbox {
+            messages: Vec::new(),
+            writes: Vec::new(),
+            jobs: Vec::new(),
+            fetches: Vec::new(),
+            events: Vec::new(),
+            failed: Vec::new(),
+            failed_reads: Vec::new(),
+        }
+    }
+}
+
+impl<P, R> Ports for Outbox<P, R> {
+    type Proposer = P;
+    type Reader = R;
+
+    fn send(&mut self, messages: &mut Vec<Envelope>) {
+        self.messages.append(messages);
+    }
+
+    fn write(&mut self, write: Write) {
+        self.writes.push(write);
+    }
+
+    fn apply(&mut self, job: Job<P, R>) {
+        self.jobs.push(job);
+    }
+
+    fn fetch(&mut self, fetch: Fetch) {
+        self.fetches.push(fetch);
+    }
+
+    fn event(&mut self, event: &Event) {
+        self.events.push(event.clone());
+    }
+
+    fn fail_proposal(&mut self, proposer: P, error: RequestError) {
+        self.failed.push((proposer, error));
+    }
+
+    fn fail_read(&mut self, reader: R, error: RequestError) {
+        self.failed_reads.push((reader, error));
+    }
+}
