@@ -89,7 +89,6 @@ pub trait Ports {
 
 /// Why a request failed, and whether it may have had an effect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum RequestError {
     /// This node does not lead. Nothing happened: ask `hint`, or the others.
     #[error("not the leader{}", hint.map(|id| format!("; node {id} is")).unwrap_or_default())]

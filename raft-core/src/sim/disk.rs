@@ -208,6 +208,15 @@ impl Disk {
         Ok(())
     }
 
+    /// Puts an older image in the place of a disk whose server is down: the last `entries` entries are gone, and the vote. No server may
+    /// survive this unnoticed; it is here to show that what follows from it is seen.
+    pub fn roll_back(&mut self, entries: u64) {
+        let left = self.durable.entries.len().saturating_sub(usize::try_from(entries).unwrap_or(usize::MAX));
+        self.durable.entries.truncate(left);
+        self.durable.hard_state = HardState { current_term: self.durable.last().term, voted_for: None };
+        self.crash();
+    }
+
     /// What a server finds when it starts. Its state machine starts empty, so everything is to be applied again.
     pub fn recover(&self, membership: Membership) -> Recovered {
         let mut runs: Vec<LogId> = Vec::new();

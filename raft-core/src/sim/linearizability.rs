@@ -1,15 +1,39 @@
-//! Is what clients saw of one register linearizable? The search of Wing and Gong, with Lowe's memory of what was tried already.
+//! Is what clients saw linearizable? The search of Wing and Gong, with Lowe's memory of what was tried already.
 //!
-//! A register holds a number or nothing. Keys are independent of one another (Herlihy and Wing, locality), so a history of many
-//! keys is checked key by key.
+//! [`check_model`] answers this for any [`Model`] of an object that clients share; [`check`] for a register, which holds a number or nothing.
+//! Objects are independent of one another (Herlihy and Wing, locality), so a history of many keys is checked key by key.
 //!
-//! A write whose answer never came may have happened at any later time, or never. If each number is written once, that can be
+//! A write to a register whose answer never came may have happened at any later time, or never. If each number is written once, that can be
 //! settled before the search: a write whose number nobody saw might as well not have happened, and one whose number was seen
 //! happened before that. What is left has a beginning and an end, so the search stays small.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::types::Instant;
+
+/// What an object does when nobody disturbs it.
+pub trait Model {
+    /// What is in it; it begins with the default.
+    type State: Clone + Ord + Default;
+    /// What a client did with it, and what it saw.
+    type Action;
+    /// What is in it after the action, or `None` if the action cannot happen in `state`, or not with what was seen. For an action whose
+    /// answer never came, there is nothing to contradict.
+    fn after(state: &Self::State, action: &Self::Action) -> Option<Self::State>;
+}
+
+/// A register that holds a number or nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Register;
+
+impl Model for Register {
+    type State = Option<u64>;
+    type Action = Action;
+
+    fn after(state: &Option<u64>, action: &Action) -> Option<Option<u64>> {
+        action.fits(*state).then(|| action.after(*state))
+    }
+}
 
 /// What a client did with a register, and what it saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,11 +92,14 @@ impl Action {
     }
 }
 
+/// One operation of one client on a register.
+pub type Operation = Timed<Action>;
+
 /// One operation of one client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Operation {
+pub struct Timed<A> {
     /// What it did.
-    pub action: Action,
+    pub action: A,
     /// When it began.
     pub invoked: Instant,
     /// When its answer came; `None` when none came, so that it may have happened or not.
@@ -81,13 +108,13 @@ pub struct Operation {
 
 /// The answer to the question.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Verdict<O = Operation> {
     /// There is an order that explains everything.
     Linearizable,
     /// There is none.
     Violation {
         /// An operation that no order explains together with those before it.
-        stuck: Operation,
+        stuck: O,
     },
     /// The budget ran out before an answer was found.
     Unknown,
@@ -100,11 +127,20 @@ pub fn check(history: &[Operation], budget: u64) -> Verdict {
     let history: Vec<Operation> = history.iter().filter(asked).copied().collect();
     let written: Vec<u64> = history.iter().filter_map(|op| op.action.writes()).collect();
     if written.iter().collect::<BTreeSet<_>>().len() < written.len() {
-        return Search::new(history).run(budget);
+        return check_model::<Register>(&history, budget);
     }
-    let mut search = Search::new(settle(history));
+    let history = settle(history);
+    let mut search = Search::<Register>::new(&history);
     search.queue_up();
     search.run(budget)
+}
+
+/// Looks for an order of `history`, the operations on one object; gives up after `budget` steps.
+pub fn check_model<M: Model>(history: &[Timed<M::Action>], budget: u64) -> Verdict<Timed<M::Action>>
+where
+    M::Action: Clone,
+{
+    Search::<M>::new(history).run(budget)
 }
 
 /// Decides about the operations in doubt, if every number is written once: those that were seen get an end, the others are
@@ -146,21 +182,21 @@ fn settle(mut history: Vec<Operation>) -> Vec<Operation> {
 
 /// All that what comes next depends on: the set of placed operations, the state they led to, and, when the last one is in doubt and something must need
 /// it now, the state before it.
-type Situation = (Vec<u64>, Option<u64>, Option<Option<u64>>);
+type Situation<S> = (Vec<u64>, S, Option<S>);
 
 /// The state of the search: a list of calls and returns in the order of time, from which operations are lifted out as they
 /// are given their place, and put back when that leads nowhere.
-struct Search {
-    history: Vec<Operation>,
+struct Search<'a, M: Model> {
+    history: &'a [Timed<M::Action>],
     /// Position 0 is the head; operation i is called at 2i + 1 and returns at 2i + 2. The list ends with position 0 again.
     next: Vec<usize>,
     prev: Vec<usize>,
     placed: Vec<u64>,
-    state: Option<u64>,
+    state: M::State,
     /// What was placed, and the state before it.
-    trail: Vec<(usize, Option<u64>)>,
+    trail: Vec<(usize, M::State)>,
     /// Where the search has been already.
-    tried: BTreeSet<Situation>,
+    tried: BTreeSet<Situation<M::State>>,
     /// Operations that must be placed and are not.
     missing: usize,
     /// Operations in doubt that can stand for one another, in the order of their calls: deletes, and writes that nobody saw. The
@@ -168,8 +204,11 @@ struct Search {
     queues: [Vec<usize>; 2],
 }
 
-impl Search {
-    fn new(history: Vec<Operation>) -> Self {
+impl<'a, M: Model> Search<'a, M>
+where
+    M::Action: Clone,
+{
+    fn new(history: &'a [Timed<M::Action>]) -> Self {
         let count = history.len();
         let mut order: Vec<(Instant, bool, usize)> = Vec::with_capacity(2 * count);
         for (i, op) in history.iter().enumerate() {
@@ -192,21 +231,11 @@ impl Search {
             history,
             next,
             prev,
-            state: None,
+            state: M::State::default(),
             trail: Vec::new(),
             tried: BTreeSet::new(),
             queues: [Vec::new(), Vec::new()],
         }
-    }
-
-    /// After [`settle`]: whatever is in doubt now is one of two kinds.
-    fn queue_up(&mut self) {
-        let mut doubts: Vec<usize> =
-            (0..self.history.len()).filter(|&op| self.history[op].returned.is_none()).collect();
-        doubts.sort_by_key(|&op| self.history[op].invoked);
-        let is_delete = |op: &usize| matches!(self.history[*op].action, Action::Delete { .. });
-        let (deletes, writes) = doubts.into_iter().partition(is_delete);
-        self.queues = [deletes, writes];
     }
 
     fn is_placed(&self, op: usize) -> bool {
@@ -226,12 +255,14 @@ impl Search {
             return true;
         }
         match self.trail.last() {
-            Some(&(last, before)) if self.is_queued(last) => queued || self.history[op].action.fits(before),
+            Some((last, before)) if self.is_queued(*last) => {
+                queued || M::after(before, &self.history[op].action).is_some()
+            }
             _ => false,
         }
     }
 
-    fn run(mut self, budget: u64) -> Verdict {
+    fn run(mut self, budget: u64) -> Verdict<Timed<M::Action>> {
         let mut at = self.next[0];
         let mut deepest = (0, None);
         for _ in 0..budget {
@@ -250,7 +281,7 @@ impl Search {
                 Some(op) => at = self.next[2 * op + 1],
                 None => {
                     let stuck = deepest.1.unwrap_or_default();
-                    return Verdict::Violation { stuck: self.history[stuck] };
+                    return Verdict::Violation { stuck: self.history[stuck].clone() };
                 }
             }
         }
@@ -259,19 +290,17 @@ impl Search {
 
     /// Gives operation `op` the next place, if it fits there and that was not tried before.
     fn place(&mut self, op: usize) -> bool {
-        let action = self.history[op].action;
-        if !action.fits(self.state) || self.is_needless(op) {
+        let Some(state) = M::after(&self.state, &self.history[op].action) else { return false };
+        if self.is_needless(op) {
             return false;
         }
-        let state = action.after(self.state);
         self.placed[op / 64] |= 1 << (op % 64);
-        let before = self.is_queued(op).then_some(self.state);
-        if !self.tried.insert((self.placed.clone(), state, before)) {
+        let before = self.is_queued(op).then(|| self.state.clone());
+        if !self.tried.insert((self.placed.clone(), state.clone(), before)) {
             self.placed[op / 64] &= !(1 << (op % 64));
             return false;
         }
-        self.trail.push((op, self.state));
-        self.state = state;
+        self.trail.push((op, std::mem::replace(&mut self.state, state)));
         self.missing -= usize::from(self.history[op].returned.is_some());
         for position in [2 * op + 1, 2 * op + 2] {
             let (prev, next) = (self.prev[position], self.next[position]);
@@ -293,6 +322,18 @@ impl Search {
             self.prev[next] = position;
         }
         Some(op)
+    }
+}
+
+impl Search<'_, Register> {
+    /// After [`settle`]: whatever is in doubt now is one of two kinds.
+    fn queue_up(&mut self) {
+        let mut doubts: Vec<usize> =
+            (0..self.history.len()).filter(|&op| self.history[op].returned.is_none()).collect();
+        doubts.sort_by_key(|&op| self.history[op].invoked);
+        let is_delete = |op: &usize| matches!(self.history[*op].action, Action::Delete { .. });
+        let (deletes, writes) = doubts.into_iter().partition(is_delete);
+        self.queues = [deletes, writes];
     }
 }
 

@@ -1,12 +1,13 @@
 //! Clients: each does one operation after another, asks some server, is sent on, waits, loses patience, tries again elsewhere; and
 //! writes down what it knows.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::machine::{Change, Command};
 use super::mix::Mix;
+use super::replica;
 use super::sometimes::{Counts, Situation};
-use crate::sim::linearizability::{Action, Operation};
+use super::workload::{Draw, Operation, Request, Workload};
 use crate::sim::schedule::Dice;
 use crate::types::{Instant, LogId};
 
@@ -17,20 +18,20 @@ pub(super) struct Ticket {
     pub(super) attempt: u64,
 }
 
-/// What a client asks of a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request {
+/// What travels to a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
     /// A linearizable read.
-    Get { key: u8 },
-    /// A change, with so much padding.
-    Change(Command, usize),
+    Query(Vec<u8>),
+    /// The content of an entry.
+    Propose(Vec<u8>),
 }
 
 /// What a server answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// Done. What was in the register (for a change: before it), and which entry a change became.
-    Done { found: Option<u64>, entry: Option<LogId> },
+    /// Done: the machine's answer, and which entry a command became.
+    Done { answer: Vec<u8>, entry: Option<LogId> },
     /// Not done, and never will be: ask another.
     NotLeader(Option<usize>),
     /// Not done, and never will be: ask again later.
@@ -42,29 +43,38 @@ pub(super) enum Answer {
 }
 
 /// What a client does next.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Next {
     /// Ask this of that server.
-    pub(super) ask: Option<(usize, Request)>,
+    pub(super) ask: Option<(usize, Ask)>,
     /// Be woken after this time.
     pub(super) wake: Option<Duration>,
 }
 
-/// A change that was acknowledged to a client.
-#[derive(Clone, Copy, Debug)]
+/// A command that was acknowledged to a client: which entry it became, and what that must contain.
+#[derive(Clone, Debug)]
 pub(super) struct Acknowledged {
     pub(super) entry: LogId,
-    pub(super) command: Command,
-    pub(super) padding: usize,
+    pub(super) content: Vec<u8>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Undertaking {
-    key: u8,
+    object: usize,
     request: Request,
+    padding: usize,
     invoked: Instant,
     /// An attempt is out, and not yet answered.
     asked: bool,
+}
+
+impl Undertaking {
+    fn ask(&self) -> Ask {
+        match &self.request {
+            Request::Query(query) => Ask::Query(query.clone()),
+            Request::Command(command) => Ask::Propose(replica::encode(command, self.padding)),
+        }
+    }
 }
 
 /// One client.
@@ -73,19 +83,19 @@ pub(super) struct Client {
     number: usize,
     dice: Dice,
     servers: usize,
-    keys: u8,
+    objects: usize,
     padding: usize,
     think: Duration,
     patience: Duration,
     attempt: u64,
-    written: u64,
+    drawn: u64,
     /// Which server it takes for the leader.
     leader: Option<usize>,
-    /// What it saw last under each key.
-    seen: Vec<Option<u64>>,
+    /// What it last asked of each object and had answered.
+    last: BTreeMap<usize, (Request, Vec<u8>)>,
     undertaking: Option<Undertaking>,
-    /// Operations on each key that have happened, or may have.
-    pub(super) history: Vec<Vec<Operation>>,
+    /// Operations on each object that have happened, or may have.
+    pub(super) history: BTreeMap<usize, Vec<Operation>>,
     pub(super) acknowledged: Vec<Acknowledged>,
     /// When the last operation that succeeded had begun.
     pub(super) last_success: Option<Instant>,
@@ -93,21 +103,20 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(number: usize, mix: &Mix, dice: Dice) -> Self {
-        let keys = usize::from(mix.keys);
         Client {
             number,
             dice,
             servers: mix.servers,
-            keys: mix.keys,
+            objects: usize::from(mix.keys),
             padding: mix.padding,
             think: mix.think,
             patience: mix.patience,
             attempt: 0,
-            written: 0,
+            drawn: 0,
             leader: None,
-            seen: vec![None; keys],
+            last: BTreeMap::new(),
             undertaking: None,
-            history: vec![Vec::new(); keys],
+            history: BTreeMap::new(),
             acknowledged: Vec::new(),
             last_success: None,
         }
@@ -125,35 +134,35 @@ impl Client {
 
     /// Operations that are in its books: completed, and in doubt.
     pub(super) fn tally(&self) -> (u64, u64) {
-        let done = self.history.iter().flatten().filter(|op| op.returned.is_some()).count();
-        let all: usize = self.history.iter().map(Vec::len).sum();
+        let done = self.history.values().flatten().filter(|op| op.returned.is_some()).count();
+        let all: usize = self.history.values().map(Vec::len).sum();
         (done as u64, (all - done) as u64)
     }
 
     /// Its alarm goes off: the next operation, another try, or the end of its patience. `stop` means: begin nothing new.
-    pub(super) fn wake(&mut self, now: Instant, stop: bool, counts: &mut Counts) -> Next {
-        match self.undertaking {
-            None if stop => Next::default(),
-            None => {
-                self.begin(now);
-                self.ask()
-            }
-            Some(Undertaking { asked: false, .. }) => self.ask(),
+    pub(super) fn wake<W: Workload>(&mut self, now: Instant, stop: bool, counts: &mut Counts) -> Next {
+        match self.undertaking.take_if(|undertaking| undertaking.asked) {
             Some(undertaking) => {
                 counts.saw(Situation::ClientTimedOut);
                 self.leader = None;
                 self.in_doubt(undertaking);
                 self.rest()
             }
+            None if self.undertaking.is_some() => self.ask(),
+            None if stop => Next::default(),
+            None => {
+                self.begin::<W>(now);
+                self.ask()
+            }
         }
     }
 
     /// An answer to the present attempt.
-    pub(super) fn answered(&mut self, now: Instant, answer: Answer, counts: &mut Counts) -> Next {
-        let Some(undertaking) = self.undertaking else { return Next::default() };
+    pub(super) fn answered(&mut self, now: Instant, answer: Answer) -> Next {
+        let Some(undertaking) = &self.undertaking else { return Next::default() };
         match answer {
-            Answer::Done { found, entry } => {
-                self.done(now, undertaking, found, entry, counts);
+            Answer::Done { answer, entry } => {
+                self.done(now, answer, entry);
                 self.rest()
             }
             Answer::NotLeader(hint) => {
@@ -164,38 +173,29 @@ impl Client {
             Answer::Replaced => self.try_again(Duration::from_millis(10)),
             Answer::Unknown => {
                 self.leader = None;
-                match undertaking.request {
-                    Request::Get { .. } => self.try_again(Duration::from_millis(30)),
-                    Request::Change(..) => {
-                        self.in_doubt(undertaking);
-                        self.rest()
-                    }
+                if matches!(undertaking.request, Request::Query(_)) {
+                    return self.try_again(Duration::from_millis(30));
                 }
+                self.end();
+                self.rest()
             }
         }
     }
 
-    /// Whatever is still going on when the simulation ends is in doubt.
+    /// Whatever is still going on is in doubt.
     pub(super) fn end(&mut self) {
-        if let Some(undertaking) = self.undertaking {
+        if let Some(undertaking) = self.undertaking.take() {
             self.in_doubt(undertaking);
         }
     }
 
-    fn begin(&mut self, now: Instant) {
-        let key = self.dice.between(0, u64::from(self.keys) - 1) as u8;
-        let draw = self.dice.pick(100);
-        self.written += 1;
-        // No two writes of a run write the same number.
-        let value = (self.number as u64 + 1) << 32 | self.written;
-        let change = |change| Command { key, change };
+    fn begin<W: Workload>(&mut self, now: Instant) {
+        self.drawn += 1;
+        let unique = (self.number as u64 + 1) << 32 | self.drawn;
+        let mut draw = Draw { dice: &mut self.dice, unique, objects: self.objects, last: &self.last };
+        let (object, request) = W::draw(&mut draw);
         let padding = self.dice.between(0, self.padding as u64) as usize;
-        let request = match draw {
-            0..45 => Request::Get { key },
-            45..80 => Request::Change(change(Change::Put(value)), padding),
-            _ => Request::Change(change(Change::Swap { expected: self.seen[usize::from(key)], value }), padding),
-        };
-        self.undertaking = Some(Undertaking { key, request, invoked: now, asked: false });
+        self.undertaking = Some(Undertaking { object, request, padding, invoked: now, asked: false });
     }
 
     fn ask(&mut self) -> Next {
@@ -208,7 +208,7 @@ impl Client {
             _ => self.dice.pick(self.servers),
         };
         self.leader = Some(server);
-        Next { ask: Some((server, undertaking.request)), wake: Some(self.patience) }
+        Next { ask: Some((server, undertaking.ask())), wake: Some(self.patience) }
     }
 
     fn try_again(&mut self, pause: Duration) -> Next {
@@ -220,49 +220,27 @@ impl Client {
     }
 
     fn rest(&mut self) -> Next {
-        self.undertaking = None;
         self.attempt += 1;
         Next { ask: None, wake: Some(self.dice.time(Duration::ZERO, self.think * 2)) }
     }
 
     fn in_doubt(&mut self, undertaking: Undertaking) {
-        let Request::Change(command, _) = undertaking.request else { return };
-        let action = match command.change {
-            Change::Put(value) => Action::Put(value),
-            Change::Swap { expected, value } => Action::Swap { expected, value },
-        };
-        self.note(undertaking, action, None);
-    }
-
-    fn done(
-        &mut self,
-        now: Instant,
-        undertaking: Undertaking,
-        found: Option<u64>,
-        entry: Option<LogId>,
-        counts: &mut Counts,
-    ) {
-        let (action, holds) = match undertaking.request {
-            Request::Get { .. } => (Action::Get(found), found),
-            Request::Change(Command { change: Change::Put(value), .. }, _) => (Action::Put(value), Some(value)),
-            Request::Change(Command { change: Change::Swap { expected, value }, .. }, _) if found == expected => {
-                (Action::Swap { expected, value }, Some(value))
-            }
-            Request::Change(..) => {
-                counts.saw(Situation::SwapFailed);
-                (Action::Get(found), found)
-            }
-        };
-        self.note(undertaking, action, Some(now));
-        self.seen[usize::from(undertaking.key)] = holds;
-        self.last_success = Some(undertaking.invoked);
-        if let (Request::Change(command, padding), Some(entry)) = (undertaking.request, entry) {
-            self.acknowledged.push(Acknowledged { entry, command, padding });
+        // A read that nobody answered has told nobody anything.
+        if let request @ Request::Command(_) = undertaking.request {
+            let operation = Operation { action: (request, None), invoked: undertaking.invoked, returned: None };
+            self.history.entry(undertaking.object).or_default().push(operation);
         }
     }
 
-    fn note(&mut self, undertaking: Undertaking, action: Action, returned: Option<Instant>) {
-        let operation = Operation { action, invoked: undertaking.invoked, returned };
-        self.history[usize::from(undertaking.key)].push(operation);
+    fn done(&mut self, now: Instant, answer: Vec<u8>, entry: Option<LogId>) {
+        let Some(undertaking) = self.undertaking.take() else { return };
+        if let (Ask::Propose(content), Some(entry)) = (undertaking.ask(), entry) {
+            self.acknowledged.push(Acknowledged { entry, content });
+        }
+        let Undertaking { object, request, invoked, .. } = undertaking;
+        self.last_success = Some(invoked);
+        self.last.insert(object, (request.clone(), answer.clone()));
+        let operation = Operation { action: (request, Some(answer)), invoked, returned: Some(now) };
+        self.history.entry(object).or_default().push(operation);
     }
 }

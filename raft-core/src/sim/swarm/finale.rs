@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::server::Server;
 use super::sometimes::Situation;
+use super::workload::{Operation, Workload};
 use super::world::{Event, World};
 use crate::sim::cluster::id_of;
-use crate::sim::linearizability::{self, Operation, Verdict};
+use crate::sim::linearizability::Verdict;
 use crate::types::{LogId, LogIndex};
 
-impl World {
+impl<W: Workload> World<W> {
     /// Every fault ends: links work and are quick, disks sync, the frozen go on, the crashed start.
     pub(super) fn heal(&mut self) {
         self.note(format_args!("all faults end"));
@@ -26,6 +28,8 @@ impl World {
             let server = &mut self.servers[i];
             server.stalled_until = now;
             server.sync_fails = false;
+            // What has rotted and was never read again is mended by hand before the end: recovery is not to be put off by new losses.
+            server.rotten &= !server.is_up();
             server.frozen_until = now;
             if server.is_up() {
                 server.pump_asked = false;
@@ -70,62 +74,72 @@ impl World {
     }
 
     fn not_recovered(&mut self, what: &str) {
-        let states: Vec<_> = self.servers.iter().map(|server| server.raft.as_ref().map(crate::Raft::status)).collect();
+        let states: Vec<_> = self.servers.iter().map(|server| server.raft().map(crate::Raft::status)).collect();
         self.failed(format!(
             "liveness: {:?} after the end of all faults the cluster does not {what}: {states:#?}",
             self.bound()
         ));
     }
 
+    /// The servers that take part to the end.
+    fn survivors(&self) -> impl Iterator<Item = &Server<W>> {
+        self.servers.iter().filter(|server| !server.lost)
+    }
+
     /// All follow one leader, and have the same log, committed and applied.
     fn agree(&self) -> bool {
         let Some(leader) = self.leader() else { return false };
-        let Some(first) = self.servers[leader].raft.as_ref().map(crate::Raft::status) else { return false };
+        let Some(first) = self.servers[leader].raft().map(crate::Raft::status) else { return false };
         // Without an entry of its own term, a leader cannot commit what earlier ones left (paper, section 5.4.2).
         let all_committed = !self.mix.config.no_op_on_election || first.commit_index == first.last_log.index;
         all_committed
-            && self.servers.iter().all(|server| {
-                let Some(status) = server.raft.as_ref().map(crate::Raft::status) else { return false };
+            && self.survivors().all(|server| {
+                let Some(status) = server.raft().map(crate::Raft::status) else { return false };
                 status.leader == Some(id_of(leader))
                     && (status.last_log, status.commit_index) == (first.last_log, first.commit_index)
                     && status.durable_index == status.last_log.index
-                    && server.machine.applied.index == status.commit_index
+                    && server.replica.applied.index == status.commit_index
             })
     }
 
     /// The last look, when everything has come to rest. Returns for how many keys the question of linearizability stayed open.
     pub(super) fn examine(&mut self) -> u64 {
         self.clients.iter_mut().for_each(super::client::Client::end);
-        let same = self.servers.windows(2).all(|pair| pair[0].machine == pair[1].machine);
-        if !same {
-            let machines: Vec<_> = self.servers.iter().map(|server| &server.machine).collect();
-            let failure = format!("the state machines differ: {machines:#?}");
-            self.failed(failure);
-        }
+        let equal = self.check_equal();
+        self.check(equal);
         let kept = self.check_acknowledged();
         self.check(kept);
         let histories = self.histories();
         let mut unknown = 0;
-        for (key, history) in histories {
-            match linearizability::check(&history, 1_000_000) {
+        for (object, history) in histories {
+            match W::check(&history, 1_000_000) {
                 Verdict::Linearizable => {}
                 Verdict::Unknown => unknown += 1,
                 Verdict::Violation { stuck } => {
-                    self.note(format_args!("history of key {key}:"));
+                    self.note(format_args!("history of object {object}:"));
                     history.iter().for_each(|op| self.note(format_args!("    {op:?}")));
-                    self.failed(format!("key {key} is not linearizable: no order explains {stuck:?}"));
+                    self.failed(format!("object {object} is not linearizable: no order explains {stuck:?}"));
                 }
             }
         }
         unknown
     }
 
-    /// What all clients did with each key, in the order in which it began.
+    fn check_equal(&self) -> Result<(), String> {
+        let mut replicas = self.survivors().map(|server| &server.replica);
+        let first = replicas.next();
+        match replicas.find(|other| Some(*other) != first) {
+            Some(other) => Err(format!("the state machines differ: {first:#?} and {other:#?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// What all clients did with each object, in the order in which it began.
     fn histories(&self) -> BTreeMap<usize, Vec<Operation>> {
         let mut histories: BTreeMap<usize, Vec<Operation>> = BTreeMap::new();
         for client in &self.clients {
-            for (key, operations) in client.history.iter().enumerate() {
-                histories.entry(key).or_default().extend(operations);
+            for (object, operations) in &client.history {
+                histories.entry(*object).or_default().extend_from_slice(operations);
             }
         }
         histories.values_mut().for_each(|history| history.sort_by_key(|op| op.invoked));
@@ -140,14 +154,16 @@ impl World {
             if places.insert(entry.index, entry).is_some() {
                 return Err(format!("two changes were acknowledged as {entry}"));
             }
-            let content = acknowledged.command.encode(acknowledged.padding);
             let committed = self.checker.committed_entry(entry.index).and_then(|segment| segment.get(entry.index));
-            if !committed.is_some_and(|committed| committed.id() == entry && committed.payload == content) {
+            if !committed.is_some_and(|committed| committed.id() == entry && committed.payload == acknowledged.content)
+            {
                 return Err(format!("acknowledged as {entry}, but committed there is {committed:?}"));
             }
-            let holders =
-                self.servers.iter().filter(|server| server.disk.durable().id_at(entry.index) == Some(entry)).count();
-            if holders * 2 <= self.servers.len() {
+            // A disk that nobody may trust any more counts for nothing, and is not to blame on the cluster.
+            let lost = self.servers.iter().filter(|server| server.lost).count();
+            let holders = self.survivors().filter(|server| server.disk.durable().id_at(entry.index) == Some(entry));
+            let holders = holders.count();
+            if (holders + lost) * 2 <= self.servers.len() {
                 return Err(format!("{entry} was acknowledged and is on {holders} disks"));
             }
         }

@@ -28,12 +28,18 @@ pub enum Fault {
     Stall,
     /// A sync fails, which stops its server.
     SyncError,
+    /// A disk rots or is replaced by an empty one. Its server notices, and stays out.
+    DiskLoss,
+    /// A server comes back with an old image of its disk, and does not know. No Raft survives this, so no seed does it: it is here to show
+    /// that what follows from it is seen.
+    Rollback,
     /// Clients send more than the cluster can take.
     Overload,
 }
 
 impl Fault {
-    const ALL: [Fault; 10] = [
+    /// All that a cluster must survive.
+    const ALL: [Fault; 11] = [
         Fault::Partition,
         Fault::OneWay,
         Fault::Flap,
@@ -43,6 +49,7 @@ impl Fault {
         Fault::Pause,
         Fault::Stall,
         Fault::SyncError,
+        Fault::DiskLoss,
         Fault::Overload,
     ];
 }
@@ -106,13 +113,11 @@ pub struct Mix {
     pub apply: Duration,
     /// State machines remember something across a crash.
     pub keeps_state: bool,
-    /// A server that no longer leads gives up on its proposals at once, instead of waiting for what becomes of them.
-    pub gives_up: bool,
     /// How fast each server's clock runs, in thousandths of the true rate.
     pub clock_rates: Vec<u64>,
     /// Number of clients.
     pub clients: usize,
-    /// Number of keys.
+    /// Number of independent objects.
     pub keys: u8,
     /// Mean time that a client thinks between two operations.
     pub think: Duration,
@@ -150,7 +155,6 @@ impl Mix {
             inbox: if dice.chance(1, 4) { dice.between(8, 64) as usize } else { 4096 },
             apply: if dice.chance(1, 3) { dice.time(Duration::ZERO, millis(30)) } else { Duration::ZERO },
             keeps_state: dice.chance(2, 3),
-            gives_up: dice.chance(1, 2),
             clock_rates: (0..servers).map(|_| dice.between(1000 - drift, 1000 + drift)).collect(),
             clients: dice.between(2, 6) as usize,
             keys: dice.between(1, 6) as u8,

@@ -12,22 +12,26 @@
 //! Parts: [`mix`] is what a seed decides; [`sometimes`] counts what occurred; the others are private: the servers with their disks, clocks
 //! and state machines, the network, the clients, and the nemesis, who decides about faults.
 
+mod carry_out;
 mod client;
 mod clock;
-mod driver;
 mod finale;
-mod machine;
 pub mod mix;
 mod nemesis;
 mod network;
+pub mod registers;
+mod replica;
 mod server;
 pub mod sometimes;
+pub mod workload;
 mod world;
 
 use std::time::Duration;
 
 use self::mix::Mix;
+use self::registers::Registers;
 use self::sometimes::Counts;
+use self::workload::Workload;
 use super::cluster::Tracer;
 
 /// What came of one seed.
@@ -64,5 +68,10 @@ pub fn run(seed: u64, tracer: Option<Tracer>) -> Report {
 
 /// Runs a mix of your own making with the chance of a seed.
 pub fn run_mix(seed: u64, mix: Mix, tracer: Option<Tracer>) -> Report {
-    world::World::new(seed, mix, tracer).run()
+    run_workload::<Registers>(seed, mix, tracer)
+}
+
+/// Runs a mix on a state machine of your own.
+pub fn run_workload<W: Workload>(seed: u64, mix: Mix, tracer: Option<Tracer>) -> Report {
+    world::World::<W>::new(seed, mix, tracer).run()
 }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use super::client::{Request, Ticket};
-use super::machine::{Change, Command};
+use super::client::{Ask, Ticket};
 use super::mix::{Fault, Quality};
+use super::replica;
 use super::sometimes::Situation;
+use super::workload::Workload;
 use super::world::{Event, World};
 use crate::io::Input;
 use crate::sim::cluster::id_of;
@@ -31,10 +32,7 @@ pub(super) enum Undo {
     Flood(u32),
 }
 
-/// The key that is flooded: no client looks at it.
-const FLOODED: u8 = 7;
-
-impl World {
+impl<W: Workload> World<W> {
     /// Something goes wrong, and the next thing is planned.
     pub(super) fn next_fault(&mut self) {
         if self.healed.is_some() {
@@ -51,6 +49,8 @@ impl World {
             Fault::Pause => self.pause(),
             Fault::Stall => self.stall(),
             Fault::SyncError => self.fail_sync(),
+            Fault::DiskLoss => self.lose_disk(),
+            Fault::Rollback => self.roll_back(),
             Fault::Overload => {
                 let requests = self.dice.between(50, 200) as u32;
                 self.flood(requests);
@@ -265,15 +265,41 @@ impl World {
         self.servers[i].sync_fails = true;
     }
 
+    /// A disk rots, or is replaced by an empty one. A majority of disks is always left.
+    fn lose_disk(&mut self) {
+        let i = self.any_server();
+        let bad = self.servers.iter().filter(|server| server.rotten || server.lost).count();
+        if self.servers[i].rotten || self.servers[i].lost || (bad + 1) * 2 >= self.servers.len() {
+            return;
+        }
+        // Checksums show rot to whoever reads; an empty disk is noticed when its server starts.
+        self.note(format_args!("the disk of n{} rots", i + 1));
+        self.servers[i].rotten = true;
+        if self.dice.chance(1, 2) {
+            self.crash(i);
+            self.start_later(i);
+        }
+    }
+
+    /// A server comes back with its disk as it was some time ago, and does not know.
+    fn roll_back(&mut self) {
+        let i = self.any_server();
+        self.crash(i);
+        let writes = self.dice.between(1, 20);
+        self.note(format_args!("the last {writes} entries on the disk of n{} are gone, and its vote", i + 1));
+        self.servers[i].disk.roll_back(writes);
+        self.servers[i].flushed = replica::Replica::default();
+        self.start_later(i);
+    }
+
     /// A burst of large changes, a few a millisecond.
     fn flood(&mut self, left: u32) {
         let Some(server) = self.leader() else { return };
         self.counts.saw(Situation::Overload);
         let many = self.dice.between(1, 8).min(u64::from(left)) as u32;
         for _ in 0..many {
-            let change = Change::Put(self.dice.between(1, u64::MAX));
-            let request = Request::Change(Command { key: FLOODED, change }, self.dice.between(0, 300) as usize);
-            self.send_request(server, Ticket { client: usize::MAX, attempt: 0 }, request);
+            let content = replica::ballast(self.dice.number(), self.dice.between(0, 300) as usize);
+            self.send_request(server, Ticket { client: usize::MAX, attempt: 0 }, Ask::Propose(content));
         }
         if left > many {
             let wait = self.dice.time(Duration::from_micros(100), Duration::from_millis(4));

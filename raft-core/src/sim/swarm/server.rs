@@ -1,34 +1,50 @@
-//! One server as a whole: its core, disk, clock, inbox and state machine, and the clients who wait for it.
+//! One server as a whole: the core with the driver around it, disk, clock, inbox and state machine.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
-use super::client::{Answer, Request, Ticket};
+use super::client::{Answer, Ask, Ticket};
 use super::clock::Clock;
-use super::machine::Machine;
+use super::replica::Replica;
+use super::workload::Workload;
 use crate::config::Config;
-use crate::entries::{Entries, EntryKind};
-use crate::io::{Input, ProposeError, ReadError, ReadId, ReadOutcome};
+use crate::driver::{self, Driver, RequestError, Settled, settle};
+use crate::entries::EntryKind;
+use crate::io::Input;
 use crate::raft::Raft;
 use crate::sim::cluster::index_of;
 use crate::sim::disk::Disk;
+use crate::sim::outbox;
 use crate::types::{Instant, LogIndex, NodeId, Term, WriteSeq};
+
+/// A client that wants to read.
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) ticket: Ticket,
+    query: Vec<u8>,
+    pub(super) since: Instant,
+}
+
+/// Work for a state machine.
+pub(super) type Job = driver::Job<Ticket, Reader>;
+/// What the driver of a server hands out.
+pub(super) type Outbox = outbox::Outbox<Ticket, Reader>;
 
 /// What waits in a server's inbox.
 #[derive(Debug)]
 pub(super) enum Item {
     /// For the core.
     Input(Input),
-    /// Entries that the state machine is through with.
-    Applied(Entries),
+    /// Work that the state machine is through with.
+    Worked(Job),
     /// From a client.
-    Request(Ticket, Request),
+    Request(Ticket, Ask),
 }
 
 /// A server that can crash and come back.
 #[derive(Debug)]
-pub(super) struct Server {
+pub(super) struct Server<W> {
     pub(super) id: NodeId,
-    pub(super) raft: Option<Raft>,
+    pub(super) driver: Option<Driver<Ticket, Reader>>,
     pub(super) disk: Disk,
     pub(super) clock: Clock,
     /// Number of the present life, or of the last one.
@@ -41,6 +57,10 @@ pub(super) struct Server {
     pub(super) frozen_until: Instant,
     pub(super) stalled_until: Instant,
     pub(super) sync_fails: bool,
+    /// What its disk holds has changed by itself. The checksums show it, to whoever reads it.
+    pub(super) rotten: bool,
+    /// It will never come back: what its disk holds cannot be trusted, and it knows.
+    pub(super) lost: bool,
     /// The sync that is under way covers the writes up to this one.
     pub(super) syncing: Option<WriteSeq>,
     /// Writes that were synced, and those of them that the core was told of.
@@ -50,30 +70,19 @@ pub(super) struct Server {
     pub(super) applying_until: Instant,
     /// The last entry that was handed to the state machine.
     pub(super) handed: LogIndex,
-    pub(super) machine: Machine,
+    pub(super) replica: Replica<W>,
     /// What the state machine would remember after a crash.
-    pub(super) flushed: Machine,
-    waiting: Waiting,
-}
-
-/// Clients who wait for an answer.
-#[derive(Debug, Default)]
-struct Waiting {
-    changes: BTreeMap<LogIndex, (Term, Ticket)>,
-    /// Reads that are not confirmed.
-    reads: BTreeMap<ReadId, Vec<(Ticket, u8)>>,
-    /// Reads that only wait for the state machine.
-    confirmed: Vec<(LogIndex, Ticket, u8)>,
+    pub(super) flushed: Replica<W>,
 }
 
 /// Answers for clients.
 pub(super) type Answers = Vec<(Ticket, Answer)>;
 
-impl Server {
+impl<W: Workload> Server<W> {
     pub(super) fn new(id: NodeId, disk: Disk) -> Self {
         Server {
             id,
-            raft: None,
+            driver: None,
             disk,
             clock: Clock::new(Instant(0), 0, 1000),
             life: 0,
@@ -83,45 +92,49 @@ impl Server {
             frozen_until: Instant(0),
             stalled_until: Instant(0),
             sync_fails: false,
+            rotten: false,
+            lost: false,
             syncing: None,
             synced: WriteSeq(0),
             told: WriteSeq(0),
             applying_until: Instant(0),
             handed: LogIndex::ZERO,
-            machine: Machine::default(),
-            flushed: Machine::default(),
-            waiting: Waiting::default(),
+            replica: Replica::default(),
+            flushed: Replica::default(),
         }
     }
 
+    pub(super) fn raft(&self) -> Option<&Raft> {
+        self.driver.as_ref().map(Driver::core)
+    }
+
     pub(super) fn is_up(&self) -> bool {
-        self.raft.is_some()
+        self.driver.is_some()
     }
 
     pub(super) fn leads(&self) -> bool {
-        self.raft.as_ref().is_some_and(Raft::is_leader)
+        self.raft().is_some_and(Raft::is_leader)
     }
 
     /// Whether the time that the core asked for has come, by its own clock.
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        self.raft.as_ref().is_some_and(|raft| raft.deadline() <= self.clock.read(now))
+        self.driver.as_ref().is_some_and(|driver| driver.deadline() <= self.clock.read(now))
     }
 
     /// The core's term; zero while it is down.
     pub(super) fn term(&self) -> Term {
-        self.raft.as_ref().map_or(Term(0), Raft::current_term)
+        self.raft().map_or(Term(0), Raft::current_term)
     }
 
     /// Begins a new life with nothing but what its disk and its state machine remember.
     pub(super) fn begin(&mut self, raft: Raft, clock: Clock) {
         *self = Server {
-            id: self.id,
-            raft: Some(raft),
+            driver: Some(Driver::new(raft)),
             disk: std::mem::replace(&mut self.disk, Disk::empty()),
             clock,
             life: self.life,
             handed: self.flushed.applied.index,
-            machine: self.flushed.clone(),
+            replica: self.flushed.clone(),
             flushed: self.flushed.clone(),
             ..Server::new(self.id, Disk::empty())
         };
@@ -133,124 +146,93 @@ impl Server {
         Config { id: self.id, seed: config.seed.wrapping_add(self.life << 32), ..config.clone() }
     }
 
-    /// Feeds everything that is in the inbox: first what happened, then what clients want, all changes as one batch and all reads
-    /// as another. Says what to answer at once.
+    /// Feeds the driver everything that is in the inbox, and tells it when it is awake because of the time. Says what to answer at once.
     pub(super) fn drain_inbox(&mut self, now: Instant) -> Answers {
         let mut answers = Answers::new();
-        let (mut changes, mut tickets, mut reads) = (Vec::new(), Vec::new(), Vec::new());
-        let now = self.clock.read(now);
+        let due = self.is_due(now);
+        let (since, now) = (now, self.clock.read(now));
         while let Some(item) = self.inbox.pop_front() {
-            let input = match item {
-                Item::Input(input) => input,
-                Item::Applied(entries) => {
-                    self.apply(&entries, &mut answers);
-                    match entries.last_index() {
-                        Some(last) => Input::Applied(last),
-                        None => continue,
+            match item {
+                Item::Input(input) => {
+                    if let Input::Persisted(seq) = input {
+                        self.told = self.told.max(seq);
+                    }
+                    self.step(now, input);
+                }
+                Item::Worked(job) => {
+                    if let Some(applied) = self.work(job, &mut answers) {
+                        self.step(now, applied);
                     }
                 }
-                Item::Request(ticket, Request::Get { key }) => {
-                    reads.push((ticket, key));
-                    continue;
+                Item::Request(ticket, ask) => {
+                    let Some(driver) = &mut self.driver else { continue };
+                    match ask {
+                        Ask::Query(query) => driver.read(Reader { ticket, query, since }),
+                        Ask::Propose(content) => driver.propose(now, content.into(), ticket),
+                    }
                 }
-                Item::Request(ticket, Request::Change(command, padding)) => {
-                    changes.push(command.encode(padding));
-                    tickets.push(ticket);
-                    continue;
-                }
-            };
-            if let Input::Persisted(seq) = input {
-                self.told = self.told.max(seq);
-            }
-            if let Some(raft) = &mut self.raft {
-                raft.step(now, input);
             }
         }
-        self.propose(now, &changes, &tickets, &mut answers);
-        self.read(now, reads, &mut answers);
+        if due {
+            self.step(now, Input::Wake);
+        }
         answers
     }
 
-    fn propose(&mut self, now: Instant, changes: &[Vec<u8>], tickets: &[Ticket], answers: &mut Answers) {
-        let Some(raft) = self.raft.as_mut().filter(|_| !changes.is_empty()) else { return };
-        match raft.propose(now, changes) {
-            Ok(proposed) => {
-                for (i, ticket) in tickets.iter().enumerate() {
-                    let old = self.waiting.changes.insert(proposed.first + i as u64, (proposed.term, *ticket));
-                    // An earlier proposal for that place is gone from this log, but it may live on in another.
-                    answers.extend(old.map(|(_, ticket)| (ticket, Answer::Unknown)));
-                }
-            }
-            Err(ProposeError::NotLeader { hint }) => {
-                let hint = hint.and_then(index_of);
-                answers.extend(tickets.iter().map(|ticket| (*ticket, Answer::NotLeader(hint))));
-            }
-            Err(_) => answers.extend(tickets.iter().map(|ticket| (*ticket, Answer::Busy))),
+    pub(super) fn step(&mut self, now: Instant, input: Input) {
+        if let Some(driver) = &mut self.driver {
+            driver.step(now, input);
         }
     }
 
-    fn read(&mut self, now: Instant, reads: Vec<(Ticket, u8)>, answers: &mut Answers) {
-        let Some(raft) = self.raft.as_mut().filter(|_| !reads.is_empty()) else { return };
-        match raft.read_index(now) {
-            Ok(id) => {
-                self.waiting.reads.insert(id, reads);
-            }
-            Err(ReadError::NotLeader { hint }) => {
-                let hint = hint.and_then(index_of);
-                answers.extend(reads.into_iter().map(|(ticket, _)| (ticket, Answer::NotLeader(hint))));
-            }
-        }
+    /// The next thing that the driver hands out, if there is anything.
+    pub(super) fn turn(&mut self, now: Instant) -> Option<Outbox> {
+        let mut outbox = Outbox::default();
+        let now = self.clock.read(now);
+        self.driver.as_mut()?.turn(now, &mut outbox).then_some(outbox)
     }
 
-    /// The state machine applies entries; those who wait for them, or for reads up to them, get their answers.
-    pub(super) fn apply(&mut self, entries: &Entries, answers: &mut Answers) {
-        for entry in entries.iter() {
-            let before = if entry.kind == EntryKind::Command {
-                Some(self.machine.apply(entry.id(), entry.payload))
-            } else {
-                self.machine.skip(entry.id());
+    /// The state machine does a job; those who wait for it get their answers. Returns what the core must hear.
+    pub(super) fn work(&mut self, job: Job, answers: &mut Answers) -> Option<Input> {
+        match job {
+            Job::Query(readers) => {
+                let machine = &self.replica.machine;
+                answers.extend(readers.into_iter().map(|reader| {
+                    let answer = machine.query(&reader.query);
+                    (reader.ticket, Answer::Done { answer, entry: None })
+                }));
                 None
-            };
-            if let Some((term, ticket)) = self.waiting.changes.remove(&entry.index) {
-                let answer = match before {
-                    Some(Ok(found)) if term == entry.term => Answer::Done { found, entry: Some(entry.id()) },
-                    // What is committed here is another entry than the one that was proposed.
-                    _ => Answer::Replaced,
-                };
-                answers.push((ticket, answer));
             }
-        }
-        let (applied, machine) = (self.machine.applied.index, &self.machine);
-        answers.extend(
-            self.waiting
-                .confirmed
-                .extract_if(.., |(index, ..)| *index <= applied)
-                .map(|(_, ticket, key)| (ticket, Answer::Done { found: machine.get(key), entry: None })),
-        );
-    }
-
-    /// Reads were confirmed or lost.
-    pub(super) fn read_decided(&mut self, outcome: ReadOutcome, answers: &mut Answers) {
-        match outcome {
-            ReadOutcome::Ready { id, index } => {
-                for (ticket, key) in self.waiting.reads.remove(&id).unwrap_or_default() {
-                    if index <= self.machine.applied.index {
-                        answers.push((ticket, Answer::Done { found: self.machine.get(key), entry: None }));
+            Job::Apply { entries, waiting } => {
+                let mut replies = Vec::new();
+                for entry in entries.iter() {
+                    if entry.kind == EntryKind::Command {
+                        replies.push(self.replica.apply(entry.id(), entry.payload));
                     } else {
-                        self.waiting.confirmed.push((index, ticket, key));
+                        self.replica.skip(entry.id());
                     }
                 }
-            }
-            ReadOutcome::Lost { id } => {
-                let lost = self.waiting.reads.remove(&id).unwrap_or_default();
-                answers.extend(lost.into_iter().map(|(ticket, _)| (ticket, Answer::Unknown)));
+                settle(&entries, waiting, |ticket, settled| {
+                    let answer = match settled {
+                        Settled::Replaced => Answer::Replaced,
+                        Settled::Applied { id, command } => match replies.get(command).cloned() {
+                            Some(Ok(answer)) => Answer::Done { answer, entry: Some(id) },
+                            _ => Answer::Replaced,
+                        },
+                    };
+                    answers.push((ticket, answer));
+                });
+                entries.last_index().map(Input::Applied)
             }
         }
     }
+}
 
-    /// Gives up on all proposals: their outcome is unknown.
-    pub(super) fn give_up(&mut self, answers: &mut Answers) {
-        let changes = std::mem::take(&mut self.waiting.changes);
-        answers.extend(changes.into_values().map(|(_, ticket)| (ticket, Answer::Unknown)));
+/// What a client hears of an error.
+pub(super) fn told(error: &RequestError) -> Answer {
+    match error {
+        RequestError::NotLeader { hint } => Answer::NotLeader(hint.and_then(index_of)),
+        RequestError::Busy => Answer::Busy,
+        RequestError::OutcomeUnknown | RequestError::ShuttingDown | RequestError::TooLarge { .. } => Answer::Unknown,
     }
 }

@@ -52,12 +52,10 @@ situations! {
     FetchForFollower: 100, "entries for a follower were fetched";
     FetchForApply: 100, "entries to apply were fetched";
     Busy: 100, "a proposal was refused: busy";
-    Replaced: 100, "a proposal was replaced by another entry";
     Undecided: 100, "a leader gave up on proposals";
     ReadLost: 100, "a read was lost with the leadership";
     OldLeaderAsked: 100, "a leader was asked after another was elected";
     ClientTimedOut: 20, "a client gave up waiting";
-    SwapFailed: 20, "a compare-and-swap found something else";
     Crash: 20, "a server crashed";
     AllCrashed: 300, "all servers were down at once";
     WritesLost: 100, "a crash lost writes that were not synced";
@@ -65,6 +63,8 @@ situations! {
     WriteTorn: 300, "a crash tore a write";
     CrashAfterSync: 600, "a crash came between a sync and its completion";
     SyncFailed: 300, "a sync failed and its server stopped";
+    DiskLost: 100, "a disk could not be trusted any more, and its server stayed out";
+    RotRead: 600, "a rotten entry was read, and its server stopped";
     DiskStalled: 100, "a disk hung";
     Paused: 100, "a server was paused";
     LeaderPaused: 100, "a leader was paused";

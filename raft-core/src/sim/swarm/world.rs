@@ -5,15 +5,15 @@ use std::fmt;
 use std::time::Duration;
 
 use super::Report;
-use super::client::{Answer, Client, Next, Request, Ticket};
+use super::client::{Answer, Ask, Client, Next, Ticket};
 use super::clock::Clock;
-use super::machine::{Machine, mixed};
 use super::mix::Mix;
 use super::nemesis::Undo;
 use super::network::Network;
-use super::server::{Item, Server};
+use super::replica::{Replica, mixed};
+use super::server::{Item, Job, Server};
 use super::sometimes::{Counts, Situation};
-use crate::entries::Entries;
+use super::workload::Workload;
 use crate::io::{Fetch, Input};
 use crate::membership::Membership;
 use crate::message::{Envelope, Message};
@@ -39,10 +39,10 @@ pub(super) enum Event {
     Told { server: usize, life: u64, seq: WriteSeq },
     /// Entries were read back.
     Fetched { server: usize, life: u64, fetch: Fetch },
-    /// A state machine is through with entries.
-    Applied { server: usize, life: u64, entries: Entries },
+    /// A state machine is through with a job.
+    Worked { server: usize, life: u64, job: Job },
     /// A request arrives.
-    Request { server: usize, ticket: Ticket, request: Request },
+    Request { server: usize, ticket: Ticket, ask: Ask },
     /// An answer arrives.
     Answer { ticket: Ticket, answer: Answer },
     /// A client's alarm.
@@ -67,13 +67,13 @@ pub(super) struct Stream {
 }
 
 /// A run of one seed.
-pub(super) struct World {
+pub(super) struct World<W> {
     pub(super) seed: u64,
     pub(super) mix: Mix,
     pub(super) schedule: Schedule<Event>,
     pub(super) dice: Dice,
     pub(super) network: Network,
-    pub(super) servers: Vec<Server>,
+    pub(super) servers: Vec<Server<W>>,
     pub(super) clients: Vec<Client>,
     pub(super) checker: Checker,
     pub(super) counts: Counts,
@@ -92,7 +92,7 @@ pub(super) struct World {
     tracer: Option<Tracer>,
 }
 
-impl World {
+impl<W: Workload> World<W> {
     pub(super) fn new(seed: u64, mix: Mix, tracer: Option<Tracer>) -> Self {
         let clients = (0..mix.clients).map(|i| Client::new(i, &mix, Dice::new(seed, 300 + i as u64))).collect();
         World {
@@ -217,24 +217,32 @@ impl World {
             Event::Told { server, life, seq } => self.put(server, life, Item::Input(Input::Persisted(seq))),
             Event::Fetched { server, life, fetch } => {
                 if let Some(it) = self.lives(server, life) {
+                    if it.rotten {
+                        self.counts.saw(Situation::RotRead);
+                        self.crash(server);
+                        return self.lose(server);
+                    }
                     let entries = it.disk.read(&fetch);
                     self.put(server, life, Item::Input(Input::Fetched { id: fetch.id, entries }));
                 }
             }
-            Event::Applied { server, life, entries } => self.put(server, life, Item::Applied(entries)),
-            Event::Request { server, ticket, request } => self.request_arrives(server, ticket, request),
+            Event::Worked { server, life, job } => self.put(server, life, Item::Worked(job)),
+            Event::Request { server, ticket, ask } => self.request_arrives(server, ticket, ask),
             Event::Answer { ticket, answer } => {
                 let now = self.now();
                 if let Some(client) = self.clients.get_mut(ticket.client).filter(|client| client.ticket() == ticket) {
-                    let next = client.answered(now, answer, &mut self.counts);
-                    self.note(format_args!("c{} hears {answer:?}", ticket.client + 1));
+                    let heard = self.tracer.is_some().then(|| answer.clone());
+                    let next = client.answered(now, answer);
+                    if let Some(answer) = heard {
+                        self.note(format_args!("c{} hears {answer:?}", ticket.client + 1));
+                    }
                     self.client_goes_on(ticket.client, next);
                 }
             }
             Event::Client { ticket } => {
                 let now = self.now();
                 if let Some(client) = self.clients.get_mut(ticket.client).filter(|client| client.ticket() == ticket) {
-                    let next = client.wake(now, self.quiet, &mut self.counts);
+                    let next = client.wake::<W>(now, self.quiet, &mut self.counts);
                     self.client_goes_on(ticket.client, next);
                 }
             }
@@ -250,7 +258,7 @@ impl World {
     }
 
     /// The server, if it is still in this life.
-    pub(super) fn lives(&mut self, server: usize, life: u64) -> Option<&mut Server> {
+    pub(super) fn lives(&mut self, server: usize, life: u64) -> Option<&mut Server<W>> {
         self.servers.get_mut(server).filter(|server| server.is_up() && server.life == life)
     }
 
@@ -287,9 +295,9 @@ impl World {
 
     fn client_goes_on(&mut self, client: usize, next: Next) {
         let ticket = self.clients[client].ticket();
-        if let Some((server, request)) = next.ask {
-            self.note(format_args!("c{} asks n{}: {request:?} ({})", client + 1, server + 1, ticket.attempt));
-            self.send_request(server, ticket, request);
+        if let Some((server, ask)) = next.ask {
+            self.note(format_args!("c{} asks n{}: {ask:?} ({})", client + 1, server + 1, ticket.attempt));
+            self.send_request(server, ticket, ask);
         }
         if let Some(wait) = next.wake {
             self.schedule.after(wait, Event::Client { ticket });
@@ -297,16 +305,17 @@ impl World {
     }
 
     /// Clients reach every server at any time, also those that are cut off from the others: they are the ones to be deceived.
-    pub(super) fn send_request(&mut self, server: usize, ticket: Ticket, request: Request) {
+    pub(super) fn send_request(&mut self, server: usize, ticket: Ticket, ask: Ask) {
         if let Some(delay) = self.client_delay() {
-            self.schedule.after(delay, Event::Request { server, ticket, request });
+            self.schedule.after(delay, Event::Request { server, ticket, ask });
         }
     }
 
     pub(super) fn answer(&mut self, ticket: Ticket, answer: Answer) {
-        match answer {
+        match &answer {
             Answer::Busy => self.counts.saw(Situation::Busy),
-            Answer::Replaced => self.counts.saw(Situation::Replaced),
+            // Whoever stops leading gives up at once on everything that could be replaced.
+            Answer::Replaced => self.failed(format!("c{} hears that its command was replaced", ticket.client + 1)),
             Answer::Unknown => self.counts.saw(Situation::Undecided),
             Answer::Done { .. } | Answer::NotLeader(_) => {}
         }
@@ -321,7 +330,7 @@ impl World {
         (!lost).then(|| self.dice.time(Duration::from_micros(100), Duration::from_millis(3)))
     }
 
-    fn request_arrives(&mut self, i: usize, ticket: Ticket, request: Request) {
+    fn request_arrives(&mut self, i: usize, ticket: Ticket, ask: Ask) {
         if !self.servers[i].is_up() {
             // The connection is refused.
             return self.answer(ticket, Answer::NotLeader(None));
@@ -329,7 +338,7 @@ impl World {
         if self.servers[i].leads() && self.leader() != Some(i) {
             self.counts.saw(Situation::OldLeaderAsked);
         }
-        self.arrives(i, Item::Request(ticket, request));
+        self.arrives(i, Item::Request(ticket, ask));
     }
 
     fn message_arrives(&mut self, i: usize, envelope: Envelope) {
@@ -395,15 +404,18 @@ impl World {
 
     /// Starts a server from what its disk and its state machine remember.
     pub(super) fn start(&mut self, i: usize) {
-        if self.servers[i].is_up() {
+        if self.servers[i].is_up() || self.servers[i].lost {
             return;
         }
         let now = self.now();
         let clock = Clock::new(now, self.dice.between(0, 1 << 40), self.mix.clock_rates[i]);
         let membership = Membership::of_voters((0..self.servers.len()).map(id_of));
         let server = &mut self.servers[i];
+        if server.rotten {
+            return self.lose(i);
+        }
         if !self.mix.keeps_state {
-            server.flushed = Machine::default();
+            server.flushed = Replica::default();
         }
         let config = server.next_config(&self.mix.config);
         let mut recovered = server.disk.recover(membership);
@@ -418,6 +430,13 @@ impl World {
             }
             Err(error) => self.failed(format!("n{} cannot start: {error}", i + 1)),
         }
+    }
+
+    /// A server has found out that its disk cannot be trusted. It will not come back under its name.
+    pub(super) fn lose(&mut self, i: usize) {
+        self.note(format_args!("n{} does not trust its disk, and stays out", i + 1));
+        self.counts.saw(Situation::DiskLost);
+        self.servers[i].lost = true;
     }
 
     /// Kills a server. Of what was not synced, some may be on its disk nevertheless.
@@ -441,7 +460,7 @@ impl World {
         ] {
             self.counts.add(situation, u64::from(occurred));
         }
-        server.raft = None;
+        server.driver = None;
         server.inbox.clear();
         let crashed = server.disk.crash_keeping(kept, torn);
         self.note(format_args!("n{} crashes, {kept} of {pending} writes survive, and of the next {torn:?}", i + 1));

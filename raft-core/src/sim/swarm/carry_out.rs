@@ -1,34 +1,25 @@
-//! The driver of one server: feeds its core, and carries out what the core wants. Nothing here knows of faults.
+//! The ports of one server's driver: what it hands out becomes events in virtual time.
 
 use std::time::Duration;
 
-use super::server::{Answers, Item};
+use super::server::{Answers, Item, Job, Outbox, told};
 use super::sometimes::Situation;
+use super::workload::Workload;
 use super::world::{Event, World};
-use crate::entries::Entries;
-use crate::io::{self, Fetch, Input, Output, ReadOutcome, StepDownReason, Write};
+use crate::io::{self, Fetch, Input, StepDownReason, Write};
 use crate::message::{Envelope, Message};
-use crate::raft::Raft;
 use crate::sim::cluster::{id_of, index_of};
 use crate::types::WriteSeq;
 
-impl World {
-    /// A server works off its inbox and carries out what its core wants, until it wants nothing more.
+impl<W: Workload> World<W> {
+    /// A server works off its inbox; then what its driver hands out is carried out, until there is nothing more.
     pub(super) fn pump(&mut self, i: usize) {
         let now = self.now();
-        let server = &mut self.servers[i];
-        if server.inbox.is_empty()
-            && server.is_due(now)
-            && let Some(raft) = &mut server.raft
+        let mut answers = self.servers[i].drain_inbox(now);
+        while self.failure.is_none()
+            && let Some(outbox) = self.servers[i].turn(now)
         {
-            raft.step(server.clock.read(now), Input::Wake);
-        }
-        let mut answers = server.drain_inbox(now);
-        while self.failure.is_none() {
-            let Some(output) = self.servers[i].raft.as_mut().map(Raft::take_output) else { break };
-            if output.is_empty() || !self.carry_out(i, output, &mut answers) {
-                break;
-            }
+            self.carry_out(i, outbox, &mut answers);
         }
         for (ticket, answer) in answers {
             self.answer(ticket, answer);
@@ -37,47 +28,32 @@ impl World {
         self.set_alarm(i);
     }
 
-    /// Carries out what a core wants. Says whether it was told something in return, so that it may want more.
-    fn carry_out(&mut self, i: usize, output: Output, answers: &mut Answers) -> bool {
-        for event in &output.events {
-            self.tells(i, event, answers);
+    fn carry_out(&mut self, i: usize, outbox: Outbox, answers: &mut Answers) {
+        outbox.events.iter().for_each(|event| self.tells(i, event));
+        outbox.writes.iter().for_each(|write| self.save(i, write));
+        outbox.messages.into_iter().for_each(|envelope| self.send(i, envelope));
+        outbox.jobs.into_iter().for_each(|job| self.hand_to_state_machine(i, job, answers));
+        outbox.fetches.into_iter().for_each(|fetch| self.fetch(i, fetch));
+        answers.extend(outbox.failed.iter().map(|(ticket, error)| (*ticket, told(error))));
+        for (reader, error) in outbox.failed_reads {
+            // One that was let in, and not refused at once.
+            self.counts.add(Situation::ReadLost, u64::from(reader.since < self.now()));
+            answers.push((reader.ticket, told(&error)));
         }
-        if let Some(write) = output.write {
-            self.save(i, &write);
-        }
-        for envelope in output.messages {
-            self.send(i, envelope);
-        }
-        let fed = self.hand_to_state_machine(i, output.apply, answers);
-        for fetch in output.fetches {
-            self.fetch(i, fetch);
-        }
-        for outcome in output.reads {
-            if matches!(outcome, ReadOutcome::Lost { .. }) {
-                self.counts.saw(Situation::ReadLost);
-            }
-            self.servers[i].read_decided(outcome, answers);
-        }
-        fed
     }
 
-    fn tells(&mut self, i: usize, event: &io::Event, answers: &mut Answers) {
+    fn tells(&mut self, i: usize, event: &io::Event) {
         self.note(format_args!("n{} tells: {event:?}", i + 1));
         let heard = self.checker.heard(id_of(i), event);
         self.check(heard);
         let situation = match event {
             io::Event::BecameLeader { .. } => Situation::Elected,
             io::Event::Truncated { .. } => Situation::Truncated,
-            io::Event::SteppedDown { reason, .. } => {
-                if self.mix.gives_up {
-                    self.servers[i].give_up(answers);
-                }
-                match reason {
-                    StepDownReason::NewerTerm => Situation::NewerTerm,
-                    StepDownReason::QuorumLost => Situation::QuorumLost,
-                    StepDownReason::WriteStalled => Situation::WriteStalled,
-                }
-            }
+            io::Event::SteppedDown { reason, .. } => match reason {
+                StepDownReason::NewerTerm => Situation::NewerTerm,
+                StepDownReason::QuorumLost => Situation::QuorumLost,
+                StepDownReason::WriteStalled => Situation::WriteStalled,
+            },
             _ => return,
         };
         self.counts.saw(situation);
@@ -184,42 +160,42 @@ impl World {
         self.counts.saw(situation);
     }
 
-    /// Says whether the state machine is through with them already.
-    fn hand_to_state_machine(&mut self, i: usize, entries: Entries, answers: &mut Answers) -> bool {
-        let Some(last) = entries.last_index() else { return false };
-        for entry in entries.iter() {
-            let applied = self.checker.applied(id_of(i), entry.id());
-            self.check(applied);
-        }
+    /// The state machine does its jobs one after the other, at once or after a while.
+    fn hand_to_state_machine(&mut self, i: usize, job: Job, answers: &mut Answers) {
         let now = self.now();
-        let flush = self.dice.chance(1, 8);
+        let mut time = Duration::ZERO;
+        let mut flush = false;
+        if let Job::Apply { entries, .. } = &job {
+            for entry in entries.iter() {
+                let applied = self.checker.applied(id_of(i), entry.id());
+                self.check(applied);
+            }
+            flush = self.dice.chance(1, 8);
+            if !self.mix.apply.is_zero() && self.healed.is_none() {
+                time = self.dice.time(Duration::ZERO, self.mix.apply);
+            }
+            let server = &mut self.servers[i];
+            server.handed = entries.last_index().unwrap_or(server.handed);
+        }
         let server = &mut self.servers[i];
-        server.handed = last;
-        let life = server.life;
-        if self.mix.apply.is_zero() || self.healed.is_some() && server.applying_until <= now {
-            server.apply(&entries, answers);
-            if flush {
-                server.flushed = server.machine.clone();
-            }
+        if time.is_zero() && server.applying_until <= now {
+            let applied = server.work(job, answers);
             let shown = server.clock.read(now);
-            if let Some(raft) = &mut server.raft {
-                raft.step(shown, Input::Applied(last));
-            }
-            return true;
+            applied.into_iter().for_each(|applied| server.step(shown, applied));
+        } else {
+            let life = server.life;
+            server.applying_until = server.applying_until.max(now) + time;
+            self.schedule.at(server.applying_until, Event::Worked { server: i, life, job });
         }
-        let begin = server.applying_until.max(now);
-        server.applying_until = begin + self.dice.time(Duration::ZERO, self.mix.apply);
         if flush {
-            server.flushed = server.machine.clone();
+            server.flushed = server.replica.clone();
         }
-        self.schedule.at(server.applying_until, Event::Applied { server: i, life, entries });
-        false
     }
 
     fn fetch(&mut self, i: usize, fetch: Fetch) {
         let server = &self.servers[i];
-        let to_apply = fetch.first == server.handed.next()
-            && server.raft.as_ref().is_some_and(|raft| fetch.last <= raft.commit_index());
+        let to_apply =
+            fetch.first == server.handed.next() && server.raft().is_some_and(|raft| fetch.last <= raft.commit_index());
         self.counts.saw(if to_apply { Situation::FetchForApply } else { Situation::FetchForFollower });
         let life = server.life;
         let delay = self.dice.time(Duration::from_micros(50), Duration::from_millis(1));
@@ -231,7 +207,7 @@ impl World {
         /// The core's own check takes time in proportion to what it has in memory.
         const CHECK_EVERY: u64 = 32;
         self.pumps += 1;
-        let Some(raft) = &self.servers[i].raft else { return };
+        let Some(raft) = self.servers[i].raft() else { return };
         if self.pumps.is_multiple_of(CHECK_EVERY) {
             raft.check_invariants();
         }
@@ -246,8 +222,8 @@ impl World {
     /// Sets the alarm for the core's deadline, if none that is set goes off in time.
     pub(super) fn set_alarm(&mut self, i: usize) {
         let server = &mut self.servers[i];
-        let Some(raft) = &server.raft else { return };
-        let at = server.clock.when(raft.deadline()).max(self.schedule.now());
+        let Some(driver) = &server.driver else { return };
+        let at = server.clock.when(driver.deadline()).max(self.schedule.now());
         if server.alarm.is_none_or(|alarm| alarm > at) {
             server.alarm = Some(at);
             let life = server.life;
