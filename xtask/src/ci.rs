@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::report::{human, table};
-use crate::{mutants, setup, sim, test, workspace};
+use crate::{mutants, setup, test, workspace};
 
-/// Checks everything: format, lints, documentation, licences, tests and a short simulation.
+/// Checks everything: format, lints, documentation, licences, and the tests with the simulation.
 ///
 /// Stops at the first failure and prints what each step took. About ten minutes on 2 cores once everything is compiled.
 #[derive(clap::Args)]
@@ -28,7 +28,6 @@ const STEPS: &[Step] = &[
     ("licences and bans", deny),
     ("mutants apply", || passed(mutants::check())),
     ("tests", || passed(test::run(&test::Args::default()))),
-    ("simulation", || passed(sim::short())),
 ];
 
 /// Entry point of the subcommand.

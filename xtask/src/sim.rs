@@ -11,7 +11,7 @@ use crate::workspace;
 /// Each seed of the second kind is a minute and more of a cluster's life with another mix of faults, sizes and settings; five thousand of
 /// them take one or two minutes on two cores, once built (a minute the first time; only Rust is needed, neither RocksDB nor QUIC). What
 /// occurred is counted and printed. A failing seed prints the command that replays it.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub(crate) struct Args {
     /// How many seeds [default: 1000; for lab tests 200 each]
     #[arg(long, conflicts_with = "seed")]
@@ -28,6 +28,12 @@ pub(crate) struct Args {
     /// Print a time line: who did what, when
     #[arg(long, requires = "seed")]
     trace: bool,
+    /// Draw what happens into this file, as SVG: nodes as lanes, messages as arrows, terms as colours
+    #[arg(long, requires = "seed", conflicts_with = "test")]
+    svg: Option<String>,
+    /// What to draw, in milliseconds, as FROM..TO [default: the last 150 ms before a failure, or the first election]
+    #[arg(long, requires = "svg")]
+    window: Option<String>,
     /// Append a line about the batch to this file
     #[arg(long, conflicts_with = "test")]
     ledger: Option<String>,
@@ -50,10 +56,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// A short run for `ci`.
+/// Seeds of a short run: a minute and more of a cluster's life each, all together two or three minutes on two cores.
+const SHORT_SEEDS: u64 = 5000;
+
+/// A short run for `test` and `ci`.
 pub(crate) fn short() -> Result<()> {
-    let args =
-        Args { seeds: Some(500), from: None, seed: None, test: None, trace: false, ledger: None, rest: Vec::new() };
+    let args = Args { seeds: Some(SHORT_SEEDS), ..Args::default() };
     run(&args)
 }
 
@@ -85,7 +93,8 @@ fn simulator(name: &str, args: &Args) -> Command {
             command.arg(flag).arg(value.to_string());
         }
     }
-    for (flag, value) in [("--test", &args.test), ("--ledger", &args.ledger)] {
+    let texts = [("--test", &args.test), ("--ledger", &args.ledger), ("--svg", &args.svg), ("--window", &args.window)];
+    for (flag, value) in texts {
         if let Some(value) = value {
             command.arg(flag).arg(value);
         }
@@ -101,16 +110,13 @@ fn simulator(name: &str, args: &Args) -> Command {
 mod tests {
     use super::*;
 
-    const NOTHING: Args =
-        Args { seeds: None, from: None, seed: None, test: None, trace: false, ledger: None, rest: Vec::new() };
-
     fn shown(args: &Args) -> Vec<String> {
         commands(args).iter().map(workspace::show).collect()
     }
 
     #[test]
     fn a_replay_of_a_lab_test_names_seed_and_test() {
-        let args = Args { seed: Some(7), test: Some("backup_2b".to_owned()), trace: true, ..NOTHING };
+        let args = Args { seed: Some(7), test: Some("backup_2b".to_owned()), trace: true, ..Args::default() };
         let shown = shown(&args);
         assert!(
             shown.len() == 1 && shown[0].ends_with("--example lab -- --seed 7 --test backup_2b --trace"),
@@ -120,13 +126,13 @@ mod tests {
 
     #[test]
     fn a_replay_of_a_seed_runs_the_swarm_alone() {
-        let shown = shown(&Args { seed: Some(7), trace: true, ..NOTHING });
+        let shown = shown(&Args { seed: Some(7), trace: true, ..Args::default() });
         assert!(shown.len() == 1 && shown[0].ends_with("--example swarm -- --seed 7 --trace"), "{shown:?}");
     }
 
     #[test]
     fn a_batch_runs_the_lab_tests_first() {
-        let shown = shown(&Args { seeds: Some(9), from: Some(100), ..NOTHING });
+        let shown = shown(&Args { seeds: Some(9), from: Some(100), ..Args::default() });
         assert!(shown[0].ends_with("--example lab -- --seeds 20"), "{shown:?}");
         assert!(shown[1].ends_with("--example swarm -- --seeds 9 --from 100"), "{shown:?}");
     }

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::report::{human, table};
-use crate::{chaos, setup, workspace};
+use crate::{chaos, setup, sim, workspace};
 
-/// Runs all tests: unit tests, integration tests with real processes, the lab tests in simulation, examples and doc tests; then two minutes of
-/// `cargo xtask chaos`, unless only some tests were asked for.
+/// Runs all tests: unit tests, integration tests with real processes, the lab tests in simulation, examples and doc tests; then, unless only
+/// some were asked for, thousands of seeds of `cargo xtask sim` and two minutes of `cargo xtask chaos`.
 ///
-/// Takes several minutes once everything is compiled. Benchmarks are not run. `RAFT_TEST_SEEDS` is the number of seeds of each lab test (200
+/// Takes about ten minutes once everything is compiled. Benchmarks are not run. `RAFT_TEST_SEEDS` is the number of seeds of each lab test (200
 /// unless set).
 #[derive(clap::Args, Default)]
 pub(crate) struct Args {
@@ -46,6 +46,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let mut suites = Vec::new();
     let passed = execute(args, &programs, &mut suites)?;
+    let whole = args.filter.is_none() && args.package.is_none() && args.rest.is_empty();
+    let further = if passed && whole { further(args) } else { Ok(()) };
     summarize(&suites, built, started.elapsed());
     if !passed {
         bail!("tests failed; see above");
@@ -53,9 +55,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.filter.is_none() && suites.iter().all(|suite| suite.passed == 0) {
         bail!("no test ran: something is wrong with this command");
     }
-    if args.no_chaos || args.package.is_some() || args.filter.is_some() || !args.rest.is_empty() {
+    further
+}
+
+/// What takes longer than any test: the simulator, and real processes under faults.
+fn further(args: &Args) -> Result<()> {
+    eprintln!("\ntests: simulation");
+    sim::short().context("the simulation failed")?;
+    if args.no_chaos {
         return Ok(());
     }
+    eprintln!("\ntests: chaos");
     chaos::short()
 }
 

@@ -11,7 +11,7 @@ use crate::message::{Envelope, Message};
 use crate::sim::cluster::{id_of, index_of};
 use crate::types::WriteSeq;
 
-impl<W: Workload> World<W> {
+impl<W: Workload> World<'_, W> {
     /// A server works off its inbox; then what its driver hands out is carried out, until there is nothing more.
     pub(super) fn pump(&mut self, i: usize) {
         let now = self.now();
@@ -25,6 +25,7 @@ impl<W: Workload> World<W> {
             self.answer(ticket, answer);
         }
         self.observe(i);
+        self.show_server(i);
         self.set_alarm(i);
     }
 
@@ -132,12 +133,14 @@ impl<W: Workload> World<W> {
         let [first, second] = self.network.send(i, to, self.schedule.now(), &mut self.counts);
         if first.is_none() {
             self.note(format_args!("n{} -> n{}  lost: t{} {:?}", i + 1, to + 1, envelope.term, envelope.body));
+            self.show_message(&envelope, self.now(), false);
         }
+        let sent = self.now();
         if let Some(at) = second {
-            self.schedule.at(at, Event::Message { server: to, envelope: envelope.clone() });
+            self.schedule.at(at, Event::Message { server: to, envelope: envelope.clone(), sent });
         }
         if let Some(at) = first {
-            self.schedule.at(at, Event::Message { server: to, envelope });
+            self.schedule.at(at, Event::Message { server: to, envelope, sent });
         }
     }
 
@@ -178,12 +181,13 @@ impl<W: Workload> World<W> {
             server.handed = entries.last_index().unwrap_or(server.handed);
         }
         let server = &mut self.servers[i];
-        if time.is_zero() && server.applying_until <= now {
+        if time.is_zero() && server.jobs == 0 {
             let applied = server.work(job, answers);
             let shown = server.clock.read(now);
             applied.into_iter().for_each(|applied| server.step(shown, applied));
         } else {
             let life = server.life;
+            server.jobs += 1;
             server.applying_until = server.applying_until.max(now) + time;
             self.schedule.at(server.applying_until, Event::Worked { server: i, life, job });
         }

@@ -11,7 +11,7 @@ use crate::sim::cluster::id_of;
 use crate::sim::linearizability::Verdict;
 use crate::types::{LogId, LogIndex};
 
-impl<W: Workload> World<W> {
+impl<W: Workload> World<'_, W> {
     /// Every fault ends: links work and are quick, disks sync, the frozen go on, the crashed start.
     pub(super) fn heal(&mut self) {
         self.note(format_args!("all faults end"));

@@ -23,6 +23,7 @@ pub mod registers;
 mod replica;
 mod server;
 pub mod sometimes;
+pub mod watch;
 pub mod workload;
 mod world;
 
@@ -31,8 +32,8 @@ use std::time::Duration;
 use self::mix::Mix;
 use self::registers::Registers;
 use self::sometimes::Counts;
+use self::watch::Watch;
 use self::workload::Workload;
-use super::cluster::Tracer;
 
 /// What came of one seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,17 +62,17 @@ pub struct Report {
     pub fingerprint: u64,
 }
 
-/// Runs the mix of a seed. `tracer` is told the whole story, line by line.
-pub fn run(seed: u64, tracer: Option<Tracer>) -> Report {
-    run_mix(seed, Mix::of(seed), tracer)
+/// Runs the mix of a seed. `watch` is told the whole story.
+pub fn run(seed: u64, watch: Option<&mut dyn Watch>) -> Report {
+    run_mix(seed, Mix::of(seed), watch)
 }
 
 /// Runs a mix of your own making with the chance of a seed.
-pub fn run_mix(seed: u64, mix: Mix, tracer: Option<Tracer>) -> Report {
-    run_workload::<Registers>(seed, mix, tracer)
+pub fn run_mix(seed: u64, mix: Mix, watch: Option<&mut dyn Watch>) -> Report {
+    run_workload::<Registers>(seed, mix, watch)
 }
 
 /// Runs a mix on a state machine of your own.
-pub fn run_workload<W: Workload>(seed: u64, mix: Mix, tracer: Option<Tracer>) -> Report {
-    world::World::<W>::new(seed, mix, tracer).run()
+pub fn run_workload<W: Workload>(seed: u64, mix: Mix, watch: Option<&mut dyn Watch>) -> Report {
+    world::World::<W>::new(seed, mix, watch).run()
 }

@@ -32,7 +32,7 @@ pub(super) enum Undo {
     Flood(u32),
 }
 
-impl<W: Workload> World<W> {
+impl<W: Workload> World<'_, W> {
     /// Something goes wrong, and the next thing is planned.
     pub(super) fn next_fault(&mut self) {
         if self.healed.is_some() {

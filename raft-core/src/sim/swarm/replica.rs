@@ -64,6 +64,7 @@ impl<W: Workload> Replica<W> {
 
     /// Passes over an entry that is no command.
     pub(super) fn skip(&mut self, id: LogId) {
+        assert_eq!(id.index, self.applied.index.next(), "one entry after the other");
         self.applied = id;
         self.digest = mixed(mixed(self.digest, id.term.0), id.index.0);
     }

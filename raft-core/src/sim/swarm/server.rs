@@ -66,7 +66,8 @@ pub(super) struct Server<W> {
     /// Writes that were synced, and those of them that the core was told of.
     pub(super) synced: WriteSeq,
     pub(super) told: WriteSeq,
-    /// When the state machine is through with what it has.
+    /// How many jobs the state machine has, and when it is through with them.
+    pub(super) jobs: usize,
     pub(super) applying_until: Instant,
     /// The last entry that was handed to the state machine.
     pub(super) handed: LogIndex,
@@ -97,6 +98,7 @@ impl<W: Workload> Server<W> {
             syncing: None,
             synced: WriteSeq(0),
             told: WriteSeq(0),
+            jobs: 0,
             applying_until: Instant(0),
             handed: LogIndex::ZERO,
             replica: Replica::default(),
@@ -160,6 +162,7 @@ impl<W: Workload> Server<W> {
                     self.step(now, input);
                 }
                 Item::Worked(job) => {
+                    self.jobs -= 1;
                     if let Some(applied) = self.work(job, &mut answers) {
                         self.step(now, applied);
                     }

@@ -13,13 +13,14 @@ use super::network::Network;
 use super::replica::{Replica, mixed};
 use super::server::{Item, Job, Server};
 use super::sometimes::{Counts, Situation};
+use super::watch::{Arrow, Lane, Watch, describe};
 use super::workload::Workload;
 use crate::io::{Fetch, Input};
 use crate::membership::Membership;
 use crate::message::{Envelope, Message};
 use crate::raft::Raft;
 use crate::sim::checker::Checker;
-use crate::sim::cluster::{Tracer, id_of, index_of};
+use crate::sim::cluster::{id_of, index_of};
 use crate::sim::disk::Disk;
 use crate::sim::schedule::{Dice, Schedule};
 use crate::types::{Instant, Term, WriteSeq};
@@ -32,7 +33,7 @@ pub(super) enum Event {
     /// A server looks into its inbox.
     Pump { server: usize, life: u64 },
     /// A message arrives.
-    Message { server: usize, envelope: Envelope },
+    Message { server: usize, envelope: Envelope, sent: Instant },
     /// A sync is done.
     Synced { server: usize, life: u64, seq: WriteSeq },
     /// The server hears of it.
@@ -67,7 +68,7 @@ pub(super) struct Stream {
 }
 
 /// A run of one seed.
-pub(super) struct World<W> {
+pub(super) struct World<'w, W> {
     pub(super) seed: u64,
     pub(super) mix: Mix,
     pub(super) schedule: Schedule<Event>,
@@ -89,11 +90,13 @@ pub(super) struct World<W> {
     pub(super) over: bool,
     pub(super) failure: Option<String>,
     fingerprint: u64,
-    tracer: Option<Tracer>,
+    watch: Option<&'w mut dyn Watch>,
+    /// What the watch was told of each server.
+    lanes: Vec<Lane>,
 }
 
-impl<W: Workload> World<W> {
-    pub(super) fn new(seed: u64, mix: Mix, tracer: Option<Tracer>) -> Self {
+impl<'w, W: Workload> World<'w, W> {
+    pub(super) fn new(seed: u64, mix: Mix, watch: Option<&'w mut dyn Watch>) -> Self {
         let clients = (0..mix.clients).map(|i| Client::new(i, &mix, Dice::new(seed, 300 + i as u64))).collect();
         World {
             seed,
@@ -113,7 +116,8 @@ impl<W: Workload> World<W> {
             over: false,
             failure: None,
             fingerprint: seed,
-            tracer,
+            watch,
+            lanes: vec![Lane::Down; mix.servers],
             mix,
         }
     }
@@ -169,9 +173,8 @@ impl<W: Workload> World<W> {
 
     /// Adds a line to the story.
     pub(super) fn note(&mut self, line: fmt::Arguments<'_>) {
-        if let Some(tracer) = self.tracer.as_mut() {
-            let millis = self.schedule.now().0 as f64 / 1e6;
-            tracer(format_args!("{millis:11.3}  {line}"));
+        if let Some(watch) = self.watch.as_mut() {
+            watch.line(self.schedule.now(), line);
         }
     }
 
@@ -212,7 +215,7 @@ impl<W: Workload> World<W> {
                     self.ask_for_pump_now(server);
                 }
             }
-            Event::Message { server, envelope } => self.message_arrives(server, envelope),
+            Event::Message { server, envelope, sent } => self.message_arrives(server, envelope, sent),
             Event::Synced { server, life, seq } => self.synced(server, life, seq),
             Event::Told { server, life, seq } => self.put(server, life, Item::Input(Input::Persisted(seq))),
             Event::Fetched { server, life, fetch } => {
@@ -231,7 +234,7 @@ impl<W: Workload> World<W> {
             Event::Answer { ticket, answer } => {
                 let now = self.now();
                 if let Some(client) = self.clients.get_mut(ticket.client).filter(|client| client.ticket() == ticket) {
-                    let heard = self.tracer.is_some().then(|| answer.clone());
+                    let heard = self.watch.is_some().then(|| answer.clone());
                     let next = client.answered(now, answer);
                     if let Some(answer) = heard {
                         self.note(format_args!("c{} hears {answer:?}", ticket.client + 1));
@@ -341,7 +344,8 @@ impl<W: Workload> World<W> {
         self.arrives(i, Item::Request(ticket, ask));
     }
 
-    fn message_arrives(&mut self, i: usize, envelope: Envelope) {
+    fn message_arrives(&mut self, i: usize, envelope: Envelope, sent: Instant) {
+        self.show_message(&envelope, sent, true);
         if !self.servers[i].is_up() {
             return;
         }
@@ -349,6 +353,30 @@ impl<W: Workload> World<W> {
         self.print(envelope.from.0 << 32 ^ envelope.to.0 << 40 ^ envelope.term.0);
         self.count_message(i, &envelope);
         self.arrives(i, Item::Input(Input::Message(envelope)));
+    }
+
+    /// Shows a message that has arrived now, or is lost.
+    pub(super) fn show_message(&mut self, envelope: &Envelope, sent: Instant, arrives: bool) {
+        let now = self.now();
+        if let Some(watch) = self.watch.as_mut()
+            && let Some((from, to)) = index_of(envelope.from).zip(index_of(envelope.to))
+        {
+            let (kind, entries) = describe(&envelope.body);
+            let arrived = arrives.then_some(now);
+            watch.message(&Arrow { from, to, sent, arrived, term: envelope.term, kind, entries });
+        }
+    }
+
+    /// Shows what a server is, if that has changed.
+    pub(super) fn show_server(&mut self, i: usize) {
+        let Some(watch) = self.watch.as_mut() else { return };
+        let lane = match self.servers[i].raft().map(Raft::status) {
+            None => Lane::Down,
+            Some(status) => Lane::Up { term: status.current_term, role: status.role, commit: status.commit_index },
+        };
+        if std::mem::replace(&mut self.lanes[i], lane) != lane {
+            watch.server(self.schedule.now(), i, lane);
+        }
     }
 
     /// Something from outside, for which there may be no room.
@@ -465,6 +493,7 @@ impl<W: Workload> World<W> {
         let crashed = server.disk.crash_keeping(kept, torn);
         self.note(format_args!("n{} crashes, {kept} of {pending} writes survive, and of the next {torn:?}", i + 1));
         self.check(crashed);
+        self.show_server(i);
         self.checker.stopped(id_of(i));
         if self.servers.iter().all(|server| !server.is_up()) {
             self.counts.saw(Situation::AllCrashed);

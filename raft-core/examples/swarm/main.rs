@@ -2,41 +2,68 @@
 //! occurred.
 //!
 //! ```text
-//! cargo xtask sim [--seeds N] [--from S] [--seed S [--trace]]
+//! cargo xtask sim [--seeds N] [--from S] [--seed S [--trace] [--svg FILE]]
 //! ```
 #![forbid(unsafe_code)]
 // The simulator itself has no threads, no clock and no files. Its user may.
 #![expect(clippy::disallowed_methods, clippy::disallowed_types, reason = "not part of the core")]
 
+mod timeline;
+
 use std::cell::Cell;
 use std::io::{IsTerminal, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use raft_core::sim::swarm::sometimes::{Situation, Tally};
+use raft_core::sim::swarm::watch::{Lane, Story, Watch};
 use raft_core::sim::swarm::{self, Report};
 
-const USAGE: &str = "\
-Runs whole clusters under every mix of faults, in virtual time.
+use crate::timeline::Timeline;
 
-  --seeds N      how many seeds (default 1000)
-  --from S       the first of them (default 0)
-  --jobs J       on so many threads (default: as many as the machine runs at once)
-  --until-failure  stop at the first seed that fails
-  --ledger FILE  append a line about this batch to FILE
-  --seed S       run only this seed, and say what came of it
-  --trace        with --seed: print everything that happens";
-
+/// Runs whole clusters under every mix of faults, in virtual time.
+#[derive(Parser)]
+#[command(name = "cargo xtask sim")]
 struct Args {
-    from: u64,
+    /// How many seeds
+    #[arg(long, default_value_t = 1000)]
     seeds: u64,
-    jobs: usize,
+    /// The first of them
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..u64::MAX / 4))]
+    from: u64,
+    /// On so many threads [default: as many as the machine runs at once]
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Stop at the first seed that fails
+    #[arg(long)]
     until_failure: bool,
-    ledger: Option<String>,
-    one: Option<u64>,
+    /// Append a line about this batch to this file
+    #[arg(long)]
+    ledger: Option<PathBuf>,
+    /// Run only this seed, and say what came of it
+    #[arg(long, conflicts_with_all = ["seeds", "from", "ledger"])]
+    seed: Option<u64>,
+    /// Print everything that happens
+    #[arg(long, requires = "seed")]
     trace: bool,
+    /// Draw what happens as a picture into this file (SVG): nodes as lanes, messages as arrows, terms as colours
+    #[arg(long, requires = "seed")]
+    svg: Option<PathBuf>,
+    /// What to draw, in milliseconds, as FROM..TO [default: the last 150 ms before a failure, or the first leader's election]
+    #[arg(long, requires = "svg", value_parser = window)]
+    window: Option<Range<u64>>,
+}
+
+fn window(text: &str) -> Result<Range<u64>, String> {
+    let (from, to) = text.split_once("..").ok_or("write it as FROM..TO")?;
+    let number = |text: &str| text.parse::<u64>().map_err(|error| format!("`{text}`: {error}"));
+    let window = number(from)?..number(to)?;
+    if window.is_empty() { Err("it ends before it begins".into()) } else { Ok(window) }
 }
 
 thread_local! {
@@ -45,14 +72,7 @@ thread_local! {
 }
 
 fn main() -> ExitCode {
-    let args = match parse(std::env::args().skip(1)) {
-        Ok(Some(args)) => args,
-        Ok(None) => return ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("{problem}\n\n{USAGE}");
-            return ExitCode::from(2);
-        }
-    };
+    let args = Args::parse();
     let default_hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         default_hook(info);
@@ -60,45 +80,16 @@ fn main() -> ExitCode {
             eprintln!("panicked; to replay:  {}", replay(seed));
         }
     }));
-    match args.one {
-        Some(seed) => one(seed, args.trace),
+    match args.seed {
+        Some(seed) => one(seed, &args),
         None => batch(&args),
     }
 }
 
-fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Args>, String> {
-    let jobs = std::thread::available_parallelism().map_or(1, Into::into);
-    let mut args = Args { from: 0, seeds: 1000, jobs, until_failure: false, ledger: None, one: None, trace: false };
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or_else(|| format!("{word} wants a value"));
-        let number = |text: String| text.parse::<u64>().map_err(|_| format!("{word} wants a number, not `{text}`"));
-        match word.as_str() {
-            "--seeds" => args.seeds = number(value()?)?,
-            "--from" => args.from = number(value()?)?,
-            "--jobs" => args.jobs = number(value()?)?.clamp(1, 1024) as usize,
-            "--ledger" => args.ledger = Some(value()?),
-            "--seed" => args.one = Some(number(value()?)?),
-            "--trace" => args.trace = true,
-            "--until-failure" => args.until_failure = true,
-            "--help" | "-h" => {
-                println!("{USAGE}");
-                return Ok(None);
-            }
-            _ => return Err(format!("`{word}` is not an option")),
-        }
-    }
-    if args.trace && args.one.is_none() {
-        return Err("--trace shows one run: say which one with --seed".into());
-    }
-    if args.from.checked_add(args.seeds).is_none_or(|end| end > u64::MAX / 2) {
-        return Err("those seeds are too large".into());
-    }
-    Ok(Some(args))
-}
-
-fn one(seed: u64, trace: bool) -> ExitCode {
+fn one(seed: u64, args: &Args) -> ExitCode {
     RUNNING.set(Some(seed));
-    let report = swarm::run(seed, trace.then(|| Box::new(|line: std::fmt::Arguments<'_>| println!("{line}")) as _));
+    let mut story = Story(|line: std::fmt::Arguments<'_>| println!("{line}"));
+    let report = swarm::run(seed, args.trace.then_some(&mut story as &mut dyn Watch));
     let mut tally = Tally::default();
     tally.add(&report.counts);
     println!("{tally}");
@@ -113,6 +104,12 @@ fn one(seed: u64, trace: bool) -> ExitCode {
         report.recovery.unwrap_or_default().as_secs_f64(),
         report.fingerprint,
     );
+    if let Some(file) = &args.svg
+        && let Err(error) = draw(seed, &report, args.window.clone(), file)
+    {
+        eprintln!("cannot write {}: {error}", file.display());
+        return ExitCode::FAILURE;
+    }
     match report.failure {
         None => ExitCode::SUCCESS,
         Some(failure) => {
@@ -120,6 +117,37 @@ fn one(seed: u64, trace: bool) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs the seed once more, which is the same run, and draws a part of it.
+fn draw(seed: u64, report: &Report, window: Option<Range<u64>>, file: &Path) -> std::io::Result<()> {
+    let end = u64::try_from(report.simulated.as_millis()).unwrap_or(u64::MAX);
+    let window = window.unwrap_or_else(|| {
+        let from =
+            if report.failure.is_some() { end.saturating_sub(150) } else { first_election(seed).saturating_sub(50) };
+        from..from + 151
+    });
+    let mut timeline = Timeline::new(window.start, window.end);
+    let _ = swarm::run(seed, Some(&mut timeline));
+    svg::save(file, &timeline.draw())?;
+    println!("drew {} to {} ms into {}", window.start, window.end, file.display());
+    Ok(())
+}
+
+/// When the first leader appears, in milliseconds.
+fn first_election(seed: u64) -> u64 {
+    struct First(Option<u64>);
+    impl Watch for First {
+        fn line(&mut self, _: raft_core::Instant, _: std::fmt::Arguments<'_>) {}
+        fn server(&mut self, at: raft_core::Instant, _: usize, now: Lane) {
+            if let Lane::Up { role: raft_core::Role::Leader, .. } = now {
+                self.0.get_or_insert(at.0 / 1_000_000);
+            }
+        }
+    }
+    let mut first = First(None);
+    let _ = swarm::run(seed, Some(&mut first));
+    first.0.unwrap_or(0)
 }
 
 /// What came of a batch, added up.
@@ -168,7 +196,8 @@ fn batch(args: &Args) -> ExitCode {
     // A line that is written over on a terminal, and now and then a new one elsewhere.
     let every = Duration::from_millis(if std::io::stdout().is_terminal() { 200 } else { 15_000 });
     std::thread::scope(|scope| {
-        for _ in 0..args.jobs {
+        let jobs = args.jobs.or_else(|| std::thread::available_parallelism().ok().map(Into::into));
+        for _ in 0..jobs.unwrap_or(1) {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -240,7 +269,7 @@ fn finish(sum: &Sum, args: &Args, elapsed: Duration) -> ExitCode {
         let failed: Vec<u64> = sum.failures.iter().map(|(seed, _)| *seed).collect();
         let opened = std::fs::OpenOptions::new().create(true).append(true).open(file);
         if let Err(error) = opened.and_then(|mut file| writeln!(file, "{line} {failed:?}")) {
-            eprintln!("cannot write the ledger {file}: {error}");
+            eprintln!("cannot write the ledger {}: {error}", file.display());
             return ExitCode::FAILURE;
         }
     }
