@@ -516,7 +516,7 @@ mod tests {
                 let returned = invoked + dice.between(1, 8);
                 history.push(if in_doubt { doubt(invoked, action) } else { op(invoked, returned, action) });
             }
-            let thorough = Search::new(history.clone()).run(u64::MAX) == Verdict::Linearizable;
+            let thorough = check_model::<Register>(&history, u64::MAX) == Verdict::Linearizable;
             assert_eq!(is_right(&history), thorough, "{history:?}");
             *if thorough { &mut right } else { &mut wrong } += 1;
         }

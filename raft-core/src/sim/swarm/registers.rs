@@ -138,6 +138,7 @@ fn seen(request: &Request, answer: &[u8]) -> Option<u64> {
     match action(request, Some(answer)) {
         Action::Put(value) | Action::Swap { value, .. } => Some(value),
         Action::Get(found) => found,
+        Action::Delete { .. } => None,
     }
 }
 
