@@ -10,7 +10,7 @@ use svg::node::element::{Definitions, Group, Line, Marker, Path, Rectangle, Text
 
 /// Pixels: around the lanes, between two of them, for a millisecond.
 const MARGIN: f64 = 70.0;
-const LANE: f64 = 90.0;
+const LANE: f64 = 150.0;
 const THICK: f64 = 8.0;
 
 /// Remembers what happens between two moments, to draw it later.
@@ -65,7 +65,7 @@ impl Timeline {
     /// Time goes from left to right; so many pixels for a millisecond that the picture stays of a size to look at.
     fn x(&self, at: Instant) -> f64 {
         let span = (self.to.0 - self.from.0) as f64 / 1e6;
-        let scale = (4000.0 / span).clamp(2.0, 60.0);
+        let scale = (2400.0 / span).clamp(2.0, 60.0);
         MARGIN + at.0.clamp(self.from.0, self.to.0).saturating_sub(self.from.0) as f64 / 1e6 * scale
     }
 

@@ -20,13 +20,23 @@ pub struct Schedule<E> {
     now: Instant,
     /// Distinguishes events of the same moment, and orders them first come, first served.
     ticket: u64,
-    queue: BTreeMap<(Instant, u64), E>,
+    /// Where in `slots` each event lies: a tree moves what it holds, so it holds little.
+    queue: BTreeMap<(Instant, u64), usize>,
+    slots: Vec<Option<E>>,
+    free: Vec<usize>,
     popped: u64,
 }
 
 impl<E> Default for Schedule<E> {
     fn default() -> Self {
-        Schedule { now: Instant::default(), ticket: 0, queue: BTreeMap::new(), popped: 0 }
+        Schedule {
+            now: Instant::default(),
+            ticket: 0,
+            queue: BTreeMap::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            popped: 0,
+        }
     }
 }
 
@@ -44,7 +54,12 @@ impl<E> Schedule<E> {
     /// Lets `event` happen at `at`, or now if that is past.
     pub fn at(&mut self, at: Instant, event: E) {
         self.ticket += 1;
-        self.queue.insert((at.max(self.now), self.ticket), event);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[slot] = Some(event);
+        self.queue.insert((at.max(self.now), self.ticket), slot);
     }
 
     /// Lets `event` happen after `delay`.
@@ -54,10 +69,11 @@ impl<E> Schedule<E> {
 
     /// Moves time on to the next event and takes it. `None` when nothing will ever happen again.
     pub fn pop(&mut self) -> Option<E> {
-        let ((at, _), event) = self.queue.pop_first()?;
+        let ((at, _), slot) = self.queue.pop_first()?;
         self.now = at;
         self.popped += 1;
-        Some(event)
+        self.free.push(slot);
+        self.slots[slot].take()
     }
 }
 
