@@ -14,6 +14,7 @@ use crate::types::{HardState, Instant, LogIndex, WriteSeq};
 /// Invariants: `persisted <= issued`; sequence numbers in `in_flight` and `gated` ascend; `durable` never exceeds what
 /// completed writes contain *and* no later truncation has taken away.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "sim", derive(Hash))]
 pub(crate) struct Durability {
     issued: WriteSeq,
     persisted: WriteSeq,
@@ -33,6 +34,7 @@ pub(crate) struct Durability {
 }
 
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "sim", derive(Hash))]
 struct InFlight {
     seq: WriteSeq,
     /// The log's end after this write, lowered by later truncations: a write that was overtaken by a truncation
@@ -135,6 +137,49 @@ impl Durability {
     /// that has much to do is not one that hangs.
     pub(crate) fn stalled_at(&self, limit: Duration) -> Option<Instant> {
         self.in_flight.front().map(|write| write.issued_at.max(self.completed_at) + limit)
+    }
+
+    /// Counts writes from the last completed one on, and takes those in flight for new: see [`Raft::forget_time`](crate::Raft::forget_time).
+    /// Returns by how much the numbers fell.
+    #[cfg(feature = "sim")]
+    pub(crate) fn forget_time(&mut self, now: Instant) -> u64 {
+        // Names every field, so that a new one has to be thought of here.
+        let Durability {
+            issued,
+            persisted,
+            durable: _,
+            in_flight,
+            completed_at,
+            gated,
+            hard_state_dirty: _,
+            hard_state_seq,
+            unwritten: _,
+            truncate_from: _,
+        } = self;
+        let by = persisted.0;
+        for write in in_flight {
+            let InFlight { seq, last: _, issued_at } = write;
+            seq.0 -= by;
+            *issued_at = now;
+        }
+        // To the network, which may lose, repeat and reorder, one of each kind in any order is as good as what there is.
+        let kind = |(seq, message): &(WriteSeq, Envelope)| {
+            let mut hasher = std::hash::DefaultHasher::new();
+            std::hash::Hash::hash(message, &mut hasher);
+            (*seq, std::hash::Hasher::finish(&hasher))
+        };
+        gated.make_contiguous().sort_by_key(kind);
+        let mut kinds: Vec<_> = std::mem::take(gated).into();
+        kinds.dedup();
+        *gated = kinds.into();
+        for (seq, _) in gated {
+            seq.0 = seq.0.saturating_sub(by);
+        }
+        hard_state_seq.0 = hard_state_seq.0.saturating_sub(by);
+        issued.0 -= by;
+        *persisted = WriteSeq(0);
+        *completed_at = now;
+        by
     }
 }
 

@@ -16,6 +16,7 @@
 //! this one, is noticed.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -51,7 +52,7 @@ impl TryFrom<u8> for EntryKind {
 }
 
 /// One entry, borrowed from its segment.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EntryRef<'a> {
     /// Its position.
     pub index: LogIndex,
@@ -288,6 +289,13 @@ impl PartialEq for Segment {
 }
 impl Eq for Segment {}
 
+impl Hash for Segment {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.first.hash(state);
+        self.bytes().hash(state);
+    }
+}
+
 impl fmt::Debug for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}..={}@{}..{}", self.first, self.last_index(), self.first_term(), self.last_term())
@@ -392,6 +400,13 @@ impl PartialEq for Entries {
     }
 }
 impl Eq for Entries {}
+
+impl Hash for Entries {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.byte_len().hash(state);
+        self.iter().for_each(|entry| entry.hash(state));
+    }
+}
 
 impl fmt::Debug for Entries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

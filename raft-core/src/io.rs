@@ -66,7 +66,7 @@ impl Output {
 /// least so that after a crash an entry is never visible without the truncation and hard state of the same write.
 ///
 /// Invariant: `entries` begin at `truncate_from` if that is set, and otherwise right after the last entry written before.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Write {
     /// Number of this write.
     pub seq: WriteSeq,
@@ -83,7 +83,7 @@ pub struct Write {
 pub struct FetchId(pub u64);
 
 /// A wish to read entries from the stable log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fetch {
     /// To be echoed in [`Input::Fetched`].
     pub id: FetchId,

@@ -18,6 +18,7 @@ use crate::types::{LogId, LogIndex, Term};
 ///
 /// `durable` is not in here but in [`Durability`](crate::durability::Durability), which owns the writes.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "sim", derive(Hash))]
 pub(crate) struct Log {
     /// The entry before the first: the end of the snapshot, or zero.
     start: LogId,
@@ -251,6 +252,7 @@ impl Log {
 
 /// Sizes of the segments that were appended and are not applied yet, for the limits on what is in progress.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "sim", derive(Hash))]
 struct Ledger {
     /// In order; the first `split` of them are committed.
     segments: VecDeque<Weight>,
@@ -260,6 +262,7 @@ struct Ledger {
 }
 
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "sim", derive(Hash))]
 struct Weight {
     first: LogIndex,
     last: LogIndex,

@@ -13,7 +13,7 @@ pub(crate) const NO_EPOCH: u64 = 0;
 ///
 /// Every message carries the sender's `current_term`, so the rule "a newer term means: become a follower" is applied in
 /// one place, before the body is looked at (paper, section 5.1).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Envelope {
     /// Who says it. The transport has verified it against the connection.
     pub from: NodeId,
@@ -26,7 +26,7 @@ pub struct Envelope {
 }
 
 /// The body of a message. Requests and replies are separate variants, and no field has two meanings.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
     /// "Would you vote for me?" Sent before a candidate raises its term, so that a server that cannot win does not
     /// disturb a working leader (thesis, section 9.6). The term in question is the envelope's plus one.
@@ -50,7 +50,7 @@ pub enum Message {
 }
 
 /// Arguments of RequestVote and of its pre-vote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct VoteRequest {
     /// The candidate's last entry, for the check of section 5.4.1.
@@ -58,7 +58,7 @@ pub struct VoteRequest {
 }
 
 /// Answer to a vote request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct VoteReply {
     /// The term that was asked about. An answer to another election than the current one counts for nothing.
@@ -68,7 +68,7 @@ pub struct VoteReply {
 }
 
 /// Arguments of AppendEntries.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AppendEntries {
     /// Which life of the follower, in the eyes of this leader, this belongs to; replies echo it. A member that was removed and added
     /// again in the same term gets a new one, so that acknowledgements of its former life count for nothing.
@@ -85,7 +85,7 @@ pub struct AppendEntries {
 
 /// "Everything up to `match_index` equals your log and is on my disk." Acknowledgements are cumulative, and may
 /// answer several appends at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct AppendAck {
     /// Echo of [`AppendEntries::epoch`].
@@ -96,7 +96,7 @@ pub struct AppendAck {
 
 /// "I have nothing, or something else, at `prev_log`." Carries the follower's term runs, from which the
 /// leader computes the point where the logs part, in one round trip.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct AppendReject {
     /// Echo of [`AppendEntries::epoch`]; 0, which is no epoch, when the append's term is over.
@@ -113,7 +113,7 @@ pub struct AppendReject {
 }
 
 /// A sign of life from the leader.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct Heartbeat {
     /// Echo of this in replies proves that they belong to the same life of the follower as in [`AppendEntries::epoch`].
@@ -126,7 +126,7 @@ pub struct Heartbeat {
 }
 
 /// Answer to a heartbeat.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct HeartbeatReply {
     /// Echo of [`Heartbeat::epoch`]; 0, which is no epoch, when the heartbeat's term is over.

@@ -13,6 +13,7 @@ use crate::types::{Instant, LogIndex};
 /// Invariants: `match_index < next_index`; `inflight` ascends in `seq`; `inflight_bytes` is the sum of its sizes; while
 /// `probing`, at most one append is on its way.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "sim", derive(Hash))]
 pub(crate) struct Progress {
     /// Names this life of the follower; replies that echo another epoch count for nothing.
     pub(crate) epoch: u64,
@@ -52,6 +53,7 @@ fn time_to_send(bytes: usize) -> Duration {
 
 /// An append on its way.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "sim", derive(Hash))]
 struct Inflight {
     seq: u64,
     prev: LogIndex,
@@ -181,6 +183,40 @@ impl Progress {
     pub(crate) fn link_reset(&mut self) {
         let probed = self.inflight.front().map_or(self.next_index.prev(), |probe| probe.prev);
         self.rewind(if self.probing { probed } else { self.received }, false);
+    }
+
+    /// Everything was sent and heard just now, and patience is at its shortest: see [`Raft::forget_time`](crate::Raft::forget_time).
+    #[cfg(feature = "sim")]
+    pub(crate) fn forget_time(&mut self, now: Instant) {
+        // Names every field, so that a new one has to be thought of here.
+        let Progress {
+            epoch: _,
+            match_index: _,
+            next_index: _,
+            probing: _,
+            seq: _,
+            rewound_at: _,
+            inflight,
+            inflight_bytes: _,
+            received: _,
+            advanced_at,
+            patience,
+            told_commit: _,
+            last_contact,
+            acked_round: _,
+            fetch: _,
+        } = self;
+        for append in inflight {
+            let Inflight { seq: _, prev: _, last: _, bytes: _, matched: _, sent_at } = append;
+            *sent_at = now;
+        }
+        (*advanced_at, *last_contact, *patience) = (now, now, Duration::from_nanos(1));
+    }
+
+    /// Appends sent in this life of the follower.
+    #[cfg(feature = "sim")]
+    pub(crate) fn appends_sent(&self) -> u64 {
+        self.seq - 1
     }
 
     /// Panics when an invariant is broken.

@@ -8,6 +8,7 @@ use crate::types::{Instant, LogIndex, NodeId};
 
 /// The role of a server (paper, Figure 4), with what only that role knows.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "sim", derive(Hash))]
 pub(crate) enum RoleState {
     Follower,
     PreCandidate(Votes),
@@ -17,10 +18,12 @@ pub(crate) enum RoleState {
 
 /// Answers to a vote request, by voter. The candidate's own vote is not in here: it counts once it is durable.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "sim", derive(Hash))]
 pub(crate) struct Votes(pub(crate) BTreeMap<NodeId, bool>);
 
 /// What a leader keeps.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "sim", derive(Hash))]
 pub(crate) struct Leader {
     pub(crate) progress: BTreeMap<NodeId, Progress>,
     /// When to begin the next heartbeat round at the latest.
@@ -32,6 +35,7 @@ pub(crate) struct Leader {
 ///
 /// Invariants: `waiting` ascends in round; a read's round began after the read arrived.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "sim", derive(Hash))]
 pub(crate) struct Reads {
     /// The newest heartbeat round. Rounds begin at 1.
     pub(crate) round: u64,

@@ -9,6 +9,7 @@ mod bench;
 mod chaos;
 mod ci;
 mod cluster;
+mod explore;
 mod mutants;
 mod prerequisites;
 mod report;
@@ -35,6 +36,7 @@ enum Cli {
     Sim(sim::Args),
     Chaos(chaos::Args),
     Mutants(mutants::Args),
+    Explore(explore::Args),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Cli::Sim(args) => sim::run(args),
         Cli::Chaos(args) => chaos::run(args),
         Cli::Mutants(args) => mutants::run(args),
+        Cli::Explore(args) => explore::run(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

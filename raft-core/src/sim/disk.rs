@@ -10,7 +10,7 @@ use crate::membership::Membership;
 use crate::types::{HardState, Instant, LogId, LogIndex, NodeId, Term, WriteSeq};
 
 /// What a server has stored: term and vote, and the log.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Image {
     hard_state: HardState,
     /// The entry before the first one in `entries`.
@@ -98,7 +98,7 @@ impl Image {
 /// One server's disk.
 ///
 /// Invariant: `live` is `durable` with every write of `pending` carried out, in order.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Disk {
     live: Image,
     durable: Image,
@@ -215,6 +215,19 @@ impl Disk {
         self.durable.entries.truncate(left);
         self.durable.hard_state = HardState { current_term: self.durable.last().term, voted_for: None };
         self.crash();
+    }
+
+    /// Numbers the pending writes anew, from `by` less on: for those who compare disks.
+    pub(crate) fn renumber(&mut self, by: u64) {
+        self.pending.iter_mut().for_each(|write| write.seq.0 -= by);
+    }
+
+    /// Feeds what is stored and what is on its way into `hasher`.
+    pub(crate) fn fingerprint(&self, hasher: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        // Names every field, so that a new one has to be thought of here.
+        let Disk { live: _, durable, pending, busy_until: _, slowest: _, dice: _ } = self;
+        (durable, pending).hash(hasher);
     }
 
     /// What a server finds when it starts. Its state machine starts empty, so everything is to be applied again.

@@ -13,6 +13,7 @@
 //! - [`lab`]: the tests of MIT's course on distributed systems, labs 2A to 2C, written on all of this.
 //! - [`linearizability`]: whether what clients saw can be explained.
 //! - [`swarm`]: clusters under every mix of faults, with clients and a state machine; each seed another mix.
+//! - [`explore`]: no dice: every order of events, up to a bound.
 //!
 //! Nothing here reads a clock, starts a thread or touches a file; all chance comes from the seed. A failure is replayed by
 //! running its seed again.
@@ -20,6 +21,7 @@
 pub mod checker;
 pub mod cluster;
 pub mod disk;
+pub mod explore;
 pub mod lab;
 pub mod linearizability;
 pub mod network;

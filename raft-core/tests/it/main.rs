@@ -1,6 +1,7 @@
 //! Tests of the core from outside.
 
 mod bad_input;
+mod explore;
 mod hand;
 mod lab;
 mod review;

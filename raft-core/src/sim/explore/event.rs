@@ -1,0 +1,102 @@
+//! What can happen to a server.
+
+use std::fmt;
+
+use crate::types::Instant;
+
+use super::settings::{Settings, WRITE_STALL};
+
+/// Number of a message, in the order in which messages were first sent.
+pub(super) type MessageId = u32;
+
+/// Time stands still, at this moment, between the events: see [`Raft::forget_time`].
+pub(super) const NOW: Instant = Instant::from_millis(3_600_000);
+
+/// A step of an exploration: it happens to one server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Event {
+    /// A message arrives.
+    Deliver(MessageId),
+    /// A heartbeat's answer arrives, so late that what it does not know of is taken for lost.
+    DeliverLate(MessageId),
+    /// The election timer runs out.
+    ElectionTimeout,
+    /// The same, when a write has been under way for so long that the disk is taken for dead.
+    ElectionTimeoutStalled,
+    /// The leader was not heard for the shortest election timeout: votes are given again.
+    LeaseExpires,
+    /// The leader's next heartbeat is due.
+    HeartbeatDue,
+    /// The leader has not heard a majority for an election timeout.
+    QuorumLost,
+    /// The leader's disk is taken for dead.
+    WriteStalled,
+    /// The oldest so many writes have reached the disk, and the core is told.
+    Persisted(u8),
+    /// A client proposes a command.
+    Propose,
+    /// A client asks to read.
+    Read,
+    /// Entries that were asked for are read from the disk.
+    Fetched,
+    /// The server crashes and starts again. Of the pending writes the oldest `kept` have reached the disk, and of the next one
+    /// all but the entries after the first `torn`.
+    Crash {
+        /// Writes.
+        kept: u8,
+        /// Entries.
+        torn: Option<u8>,
+    },
+}
+
+impl Event {
+    /// The time at which it happens: far enough from [`NOW`] for what it is about, and for nothing else.
+    pub(super) fn at(self, settings: &Settings) -> Instant {
+        let config = settings.config(crate::NodeId(1));
+        match self {
+            Event::DeliverLate(_) => NOW + config.heartbeat_interval / 10,
+            Event::HeartbeatDue => NOW + config.heartbeat_interval,
+            Event::LeaseExpires | Event::QuorumLost => NOW + config.election_timeout,
+            Event::ElectionTimeout => NOW + config.election_timeout * 2,
+            Event::ElectionTimeoutStalled | Event::WriteStalled => NOW + WRITE_STALL,
+            _ => NOW,
+        }
+    }
+
+    /// The message that is delivered, if one is.
+    pub(super) fn message(self) -> Option<MessageId> {
+        match self {
+            Event::Deliver(id) | Event::DeliverLate(id) => Some(id),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::Deliver(_) => f.write_str("receives"),
+            Event::DeliverLate(_) => f.write_str("receives, late,"),
+            Event::ElectionTimeout => f.write_str("election timer runs out"),
+            Event::ElectionTimeoutStalled => f.write_str("election timer runs out, and its disk hangs"),
+            Event::LeaseExpires => f.write_str("has not heard the leader for an election timeout"),
+            Event::HeartbeatDue => f.write_str("heartbeat is due"),
+            Event::QuorumLost => f.write_str("has not heard a majority for an election timeout"),
+            Event::WriteStalled => f.write_str("disk hangs"),
+            Event::Persisted(1) => f.write_str("its oldest write is durable"),
+            Event::Persisted(n) => write!(f, "its oldest {n} writes are durable"),
+            Event::Propose => f.write_str("a client proposes a command"),
+            Event::Read => f.write_str("a client asks to read"),
+            Event::Fetched => f.write_str("entries are read from its disk"),
+            Event::Crash { kept, torn: None } => {
+                write!(f, "crashes and restarts; {kept} of the pending writes are kept")
+            }
+            Event::Crash { kept, torn: Some(torn) } => {
+                write!(
+                    f,
+                    "crashes and restarts; {kept} of the pending writes are kept, and the next with {torn} entries"
+                )
+            }
+        }
+    }
+}

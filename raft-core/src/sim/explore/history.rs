@@ -1,0 +1,185 @@
+//! What must be remembered of the past to judge the present, and the judgement: Raft's promises over all servers (paper, Figure 3).
+
+use super::world::EntryId;
+use crate::types::{NodeId, Term};
+
+/// What has happened so far. Part of the state: two states that differ only in this are different.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct History {
+    /// Who led which term; ascending.
+    pub(super) leaders: Vec<(Term, NodeId)>,
+    /// Who voted for whom in which term; sorted.
+    pub(super) votes: Vec<(Term, NodeId, NodeId)>,
+    /// What was committed, from index 1 on, and the term of the server that did so first.
+    pub(super) committed: Vec<(EntryId, Term)>,
+    /// Reads without an answer: of whom, which, and how much was committed when it was asked for.
+    pub(super) reads: Vec<(NodeId, u64, usize)>,
+    pub(super) commands: u64,
+    pub(super) reads_asked: u64,
+    pub(super) crashes: u64,
+}
+
+/// What the promises are about, of one server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct View {
+    pub(super) id: NodeId,
+    pub(super) term: Term,
+    pub(super) leads: bool,
+    pub(super) commit: usize,
+    /// The log in memory.
+    pub(super) log: Vec<EntryId>,
+    /// The log on the disk.
+    pub(super) durable: Vec<EntryId>,
+}
+
+impl History {
+    /// Election Safety: at most one leader a term.
+    pub(super) fn led(&mut self, id: NodeId, term: Term) -> Result<(), String> {
+        match self.leaders.binary_search_by_key(&term, |(term, _)| *term) {
+            Ok(at) if self.leaders[at].1 == id => Ok(()),
+            Ok(at) => Err(format!("election safety: {:?} and {id:?} both lead term {term}", self.leaders[at].1)),
+            Err(at) => {
+                self.leaders.insert(at, (term, id));
+                Ok(())
+            }
+        }
+    }
+
+    /// One vote a term, whatever crashes.
+    pub(super) fn voted(&mut self, id: NodeId, term: Term, candidate: NodeId) -> Result<(), String> {
+        match self.votes.binary_search_by_key(&(term, id), |(term, id, _)| (*term, *id)) {
+            Ok(at) if self.votes[at].2 == candidate => Ok(()),
+            Ok(at) => {
+                Err(format!("{id:?} votes for {candidate:?} in term {term}, and has voted for {:?}", self.votes[at].2))
+            }
+            Err(at) => {
+                self.votes.insert(at, (term, id, candidate));
+                Ok(())
+            }
+        }
+    }
+
+    /// A server has these entries, and says that the first so many of them are committed.
+    pub(super) fn commits(&mut self, view: &View) {
+        for entry in view.log.iter().take(view.commit).skip(self.committed.len()) {
+            self.committed.push((*entry, view.term));
+        }
+    }
+
+    /// A read that was confirmed sees what was committed when it was asked for (thesis, section 6.4).
+    pub(super) fn read_ready(&mut self, id: NodeId, read: u64, index: usize) -> Result<(), String> {
+        let Some(at) = self.reads.iter().position(|(of, asked, _)| (*of, *asked) == (id, read)) else {
+            return Err(format!("{id:?} answers read {read}, which was not asked or was answered before"));
+        };
+        let (.., needed) = self.reads.remove(at);
+        if index < needed {
+            return Err(format!("stale read: {id:?} reads at index {index}, and {needed} was committed when it asked"));
+        }
+        Ok(())
+    }
+
+    /// A read ended without an answer.
+    pub(super) fn read_lost(&mut self, id: NodeId, read: Option<u64>) {
+        self.reads.retain(|(of, asked, _)| *of != id || read.is_some_and(|read| read != *asked));
+    }
+}
+
+/// All that can be seen in one state: Log Matching, State Machine Safety, Leader Completeness, and durability of what is committed.
+pub(super) fn judge(history: &History, views: &[&View]) -> Result<(), String> {
+    for (i, a) in views.iter().enumerate() {
+        for b in &views[..i] {
+            log_matching(a, b)?;
+        }
+        let committed = a.log.iter().take(a.commit).zip(&history.committed);
+        if let Some((own, (first, _))) = committed.into_iter().find(|(own, (first, _))| *own != first) {
+            return Err(format!("state machine safety: {:?} commits {own:?}, and {first:?} was committed there", a.id));
+        }
+    }
+    for (at, (entry, term)) in history.committed.iter().enumerate() {
+        if let Some(leader) = views.iter().find(|v| v.leads && v.term > *term && v.log.get(at) != Some(entry)) {
+            return Err(format!(
+                "leader completeness: {:?} leads term {} without {entry:?}, committed in term {term}",
+                leader.id, leader.term
+            ));
+        }
+        let copies = views.iter().filter(|v| v.durable.get(at) == Some(entry)).count();
+        if copies <= views.len() / 2 {
+            return Err(format!("durability: {entry:?} is committed, and on the disks of {copies} servers only"));
+        }
+    }
+    Ok(())
+}
+
+/// Logs that share an entry share everything before it.
+fn log_matching(a: &View, b: &View) -> Result<(), String> {
+    let shared = a.log.iter().zip(&b.log).rposition(|(x, y)| x.position() == y.position());
+    match shared {
+        Some(last) if a.log[..=last] != b.log[..=last] => {
+            Err(format!("log matching: {:?} has {:?}, {:?} has {:?}", a.id, a.log, b.id, b.log))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Terms of a log, and a mark that tells entries of one term and index apart.
+    fn log(entries: &[(u64, u8)]) -> Vec<EntryId> {
+        (1..).zip(entries).map(|(index, (term, mark))| EntryId { index, term: *term as u8, content: *mark }).collect()
+    }
+
+    fn view(id: u64, term: u64, commit: usize, entries: &[(u64, u8)]) -> View {
+        let log = log(entries);
+        View { id: NodeId(id), term: Term(term), leads: false, commit, durable: log.clone(), log }
+    }
+
+    fn verdict(history: &History, views: &[View]) -> String {
+        judge(history, &views.iter().collect::<Vec<_>>()).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn every_promise_can_be_seen_to_break() {
+        let mut history = History::default();
+        let good = [view(1, 2, 2, &[(1, 0), (2, 0)]), view(2, 2, 1, &[(1, 0), (2, 0)]), view(3, 1, 0, &[])];
+        history.commits(&good[0]);
+        assert_eq!((history.committed.len(), verdict(&history, &good)), (2, String::new()));
+
+        let differs = [good[0].clone(), view(2, 2, 0, &[(1, 7), (2, 0)]), good[2].clone()];
+        assert!(verdict(&history, &differs).starts_with("log matching"));
+
+        let other = [good[0].clone(), good[1].clone(), view(3, 3, 2, &[(1, 0), (3, 0)])];
+        assert!(verdict(&history, &other).starts_with("state machine safety"));
+
+        let leader = View { leads: true, ..view(3, 3, 1, &[(1, 0), (3, 0)]) };
+        assert!(verdict(&history, &[good[0].clone(), good[1].clone(), leader]).starts_with("leader completeness"));
+
+        let lost = View { durable: log(&[(1, 0)]), ..good[1].clone() };
+        assert!(verdict(&history, &[good[0].clone(), lost, good[2].clone()]).starts_with("durability"));
+    }
+
+    #[test]
+    fn nobody_votes_or_wins_twice_in_a_term() {
+        let mut history = History::default();
+        let (a, b) = (NodeId(1), NodeId(2));
+        history.voted(a, Term(1), a).unwrap();
+        history.voted(a, Term(2), b).unwrap();
+        history.voted(a, Term(2), b).unwrap();
+        assert!(history.voted(a, Term(1), b).is_err());
+        history.led(a, Term(1)).unwrap();
+        history.led(a, Term(1)).unwrap();
+        history.led(b, Term(2)).unwrap();
+        assert!(history.led(b, Term(1)).is_err());
+    }
+
+    #[test]
+    fn a_read_must_see_what_was_committed_when_it_was_asked() {
+        let mut history = History { reads: vec![(NodeId(1), 1, 2), (NodeId(1), 2, 0)], ..History::default() };
+        assert!(history.clone().read_ready(NodeId(1), 1, 1).is_err());
+        assert!(history.clone().read_ready(NodeId(2), 1, 9).is_err(), "never asked");
+        history.read_ready(NodeId(1), 1, 2).unwrap();
+        history.read_lost(NodeId(1), None);
+        assert_eq!(history.reads, []);
+    }
+}

@@ -1,0 +1,301 @@
+//! One server: its real core and its disk, one step at a time; and what can be said about a step without looking at the other servers.
+
+use std::hash::{DefaultHasher, Hasher};
+
+use super::event::{Event, NOW};
+use super::settings::Settings;
+use crate::entries::{Entries, EntryKind, Segment};
+use crate::io::{Fetch, Input, Output, ReadId, ReadOutcome, Recovered, Write};
+use crate::membership::Membership;
+use crate::message::{Envelope, Message};
+use crate::raft::Raft;
+use crate::sim::disk::{Disk, Image};
+use crate::status::{Role, Status};
+use crate::types::{HardState, LogIndex, NodeId, Term, WriteSeq};
+
+/// A server between two steps. It has no output that was not carried out, and its state machine is up to date.
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    raft: Raft,
+    disk: Disk,
+    /// What the core has asked the disk for.
+    fetches: Vec<Fetch>,
+}
+
+/// What a step brought about outside the server.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
+    pub(super) messages: Vec<Envelope>,
+    /// It has become the leader of this term.
+    pub(super) led: Option<Term>,
+    pub(super) read_asked: Option<ReadId>,
+    pub(super) reads: Vec<ReadOutcome>,
+    /// For the story.
+    pub(super) events: Vec<crate::io::Event>,
+    pub(super) writes: Vec<Write>,
+    pub(super) applied: Vec<crate::LogId>,
+}
+
+impl Server {
+    /// A server that finds entries of these terms on its disk.
+    pub(super) fn new(settings: &Settings, id: NodeId) -> Result<Self, String> {
+        let terms = settings.start.get(id.0 as usize - 1).map_or(&[][..], Vec::as_slice);
+        let mut entries = Entries::new();
+        for (index, term) in (1..).map(LogIndex).zip(terms) {
+            let segment = Segment::pack(index, Term(*term), EntryKind::Command, &[b"old"]);
+            entries.push(segment.ok_or("an entry cannot be packed")?).map_err(|_| "terms must not fall")?;
+        }
+        let mut disk = Disk::empty();
+        let term = settings.first_term();
+        if term > Term(0) {
+            // Everybody voted in the last election that there was, so nobody can win it again.
+            let won = settings.start.iter().position(|log| log.contains(&term.0)).map(|i| NodeId(i as u64 + 1));
+            let hard_state = Some(HardState { current_term: term, voted_for: won });
+            disk.accept(Write { seq: WriteSeq(1), hard_state, truncate_from: None, entries })?;
+            disk.complete(WriteSeq(1))?;
+        }
+        let raft = start(settings, id, &disk, LogIndex::ZERO)?;
+        let mut server = Server { raft, disk, fetches: Vec::new() };
+        server.forget_time();
+        Ok(server)
+    }
+
+    /// Everything that can happen to it, but for messages.
+    pub(super) fn events(&self, settings: &Settings) -> Vec<Event> {
+        let status = self.raft.status();
+        let pending = self.disk.pending().len();
+        let mut events: Vec<Event> = (1..=pending as u8).map(Event::Persisted).collect();
+        let busy = pending > 0;
+        if status.role == Role::Leader {
+            events.extend([Event::HeartbeatDue, Event::Propose]);
+            events.extend((self.raft.reads_asked() < settings.reads).then_some(Event::Read));
+            events.extend(settings.check_quorum.then_some(Event::QuorumLost));
+            events.extend((busy && !settings.check_quorum).then_some(Event::WriteStalled));
+        } else {
+            if status.current_term < settings.last_term() {
+                events.push(Event::ElectionTimeout);
+                events.extend(busy.then_some(Event::ElectionTimeoutStalled));
+            }
+            events.extend(self.raft.protects_leader().then_some(Event::LeaseExpires));
+        }
+        events.extend((!self.fetches.is_empty()).then_some(Event::Fetched));
+        if settings.crashes > 0 {
+            events.push(Event::Crash { kept: pending as u8, torn: None });
+            for (kept, write) in (0..).zip(self.disk.pending()) {
+                events.push(Event::Crash { kept, torn: None });
+                let torn = (0..write.entries.len() as u8).map(|torn| Event::Crash { kept, torn: Some(torn) });
+                events.extend(torn);
+            }
+        }
+        events
+    }
+
+    /// Lets one thing happen, with all that the core wants done at once; `message` is what the event delivers. `None` if it
+    /// leads beyond the bounds.
+    ///
+    /// # Errors
+    /// What is wrong with the outcome, in words.
+    pub(super) fn step(
+        &self,
+        settings: &Settings,
+        event: Event,
+        message: Option<&Envelope>,
+    ) -> Result<Option<(Server, Effects)>, String> {
+        let before = self.raft.status();
+        let mut next = self.clone();
+        let mut effects = Effects::default();
+        let at = event.at(settings);
+        match event {
+            Event::Crash { kept, torn } => {
+                next.disk.crash_keeping(kept.into(), torn.map(usize::from))?;
+                next.fetches.clear();
+                let applied = if settings.remembers_applied { before.applied_index } else { LogIndex::ZERO };
+                next.raft = start(settings, before.id, &next.disk, applied)?;
+            }
+            Event::Persisted(writes) => {
+                let seq = next.disk.pending().nth(usize::from(writes) - 1).map(|write| write.seq);
+                let seq = seq.ok_or("no such write")?;
+                next.disk.complete(seq)?;
+                next.raft.step(at, Input::Persisted(seq));
+            }
+            Event::Propose => {
+                // Which entry of a term and index this is depends on who proposed it: two leaders of a term would differ.
+                let command = [before.id.0 as u8];
+                next.raft.propose(at, &[command]).map_err(|error| error.to_string())?;
+            }
+            Event::Read => {
+                effects.read_asked = Some(next.raft.read_index(at).map_err(|error| error.to_string())?);
+            }
+            Event::Fetched => {
+                let fetch = next.fetches.remove(0);
+                let entries = next.disk.read(&fetch);
+                next.raft.step(at, Input::Fetched { id: fetch.id, entries });
+            }
+            Event::Deliver(_) | Event::DeliverLate(_) => {
+                let message = message.ok_or("no such message")?.clone();
+                next.raft.step(at, Input::Message(message));
+            }
+            Event::ElectionTimeout
+            | Event::ElectionTimeoutStalled
+            | Event::LeaseExpires
+            | Event::HeartbeatDue
+            | Event::QuorumLost
+            | Event::WriteStalled => next.raft.step(at, Input::Wake),
+        }
+        next.carry_out(settings, &mut effects)?;
+        if next.is_beyond(settings) {
+            return Ok(None);
+        }
+        next.raft.check_invariants();
+        next.check(&before, event)?;
+        next.forget_time();
+        Ok(Some((next, effects)))
+    }
+
+    /// Takes output until there is none. The state machine is done at once; the disk, the network and readers take their time.
+    fn carry_out(&mut self, settings: &Settings, effects: &mut Effects) -> Result<(), String> {
+        loop {
+            let output = self.raft.take_output();
+            if output.is_empty() {
+                return Ok(());
+            }
+            let Output { messages, write, apply, fetches, reads, events } = output;
+            for message in messages {
+                self.check_promise(&message)?;
+                effects.messages.push(message);
+            }
+            if let Some(write) = write {
+                let commit = self.raft.commit_index();
+                if write.truncate_from.is_some_and(|from| from <= commit) {
+                    return Err(format!("truncates committed entries: {write:?}, committed up to {commit}"));
+                }
+                let seq = write.seq;
+                effects.writes.push(write.clone());
+                self.disk.accept(write)?;
+                if settings.prompt_disks {
+                    self.disk.complete(seq)?;
+                    self.raft.step(NOW, Input::Persisted(seq));
+                }
+            }
+            for event in &events {
+                match event {
+                    crate::io::Event::Rejected { from, reason } => {
+                        return Err(format!("was offended by {from:?}: {reason:?}"));
+                    }
+                    crate::io::Event::BecameLeader { term } => effects.led = Some(*term),
+                    _ => {}
+                }
+            }
+            self.apply(&apply, effects)?;
+            self.fetches.extend(fetches);
+            effects.reads.extend(reads);
+            effects.events.extend(events);
+        }
+    }
+
+    /// Gives entries to the state machine: in order, and as they are on the disk.
+    fn apply(&mut self, entries: &Entries, effects: &mut Effects) -> Result<(), String> {
+        let mut applied = self.raft.status().applied_index;
+        for entry in entries.iter() {
+            if entry.index != applied.next() {
+                return Err(format!("applies {} after {applied}", entry.id()));
+            }
+            let stored = self.disk.durable().entry(entry.index).and_then(|stored| stored.get(entry.index));
+            if stored != Some(entry) {
+                return Err(format!("applies {entry:?}, and has {stored:?} on its disk"));
+            }
+            applied = entry.index;
+            effects.applied.push(entry.id());
+        }
+        if !entries.is_empty() {
+            self.raft.step(NOW, Input::Applied(applied));
+        }
+        Ok(())
+    }
+
+    /// What a message promises must be on the disk already.
+    fn check_promise(&self, envelope: &Envelope) -> Result<(), String> {
+        let durable = self.disk.durable();
+        let kept = match &envelope.body {
+            Message::RequestVote(request) => {
+                self.disk.has_voted(envelope.term, envelope.from)
+                    && durable.id_at(request.last_log.index) == Some(request.last_log)
+            }
+            Message::RequestVoteReply(reply) => !reply.granted || self.disk.has_voted(reply.election, envelope.to),
+            Message::AppendAck(ack) => ack.match_index <= durable.last().index,
+            Message::HeartbeatReply(reply) => reply.match_index <= durable.last().index,
+            _ => true,
+        };
+        if kept { Ok(()) } else { Err(format!("says what its disk does not back: {envelope:?}")) }
+    }
+
+    fn is_beyond(&self, settings: &Settings) -> bool {
+        let status = self.raft.status();
+        let (rounds, appends) = self.raft.effort();
+        status.current_term > settings.last_term()
+            || status.last_log.index.0 > settings.log_length
+            || rounds > settings.rounds
+            || appends > settings.appends
+    }
+
+    /// The core agrees with its disk, and has taken nothing back.
+    fn check(&self, before: &Status, event: Event) -> Result<(), String> {
+        let now = self.raft.status();
+        let (live, durable) = (self.disk.live(), self.disk.durable());
+        let hard_state = HardState { current_term: now.current_term, voted_for: now.voted_for };
+        if now.last_log != live.last() || hard_state != live.hard_state() {
+            return Err(format!("has not written what it has in memory: {now:?}, {live:?}"));
+        }
+        let end = durable.id_at(now.durable_index);
+        if end.is_none() || end != live.id_at(now.durable_index) {
+            return Err(format!("is wrong about what is durable: {now:?}, {durable:?}"));
+        }
+        if self.fetches.is_empty() && now.applied_index != now.commit_index.min(now.durable_index) {
+            return Err(format!("does not apply what is committed and durable: {now:?}"));
+        }
+        if matches!(event, Event::Crash { .. }) {
+            return Ok(());
+        }
+        let revoked =
+            now.current_term == before.current_term && before.voted_for.is_some() && now.voted_for != before.voted_for;
+        if now.current_term < before.current_term || revoked {
+            return Err(format!("takes back its term or vote: {before:?}, then {now:?}"));
+        }
+        if now.commit_index < before.commit_index {
+            return Err(format!("takes back its commit index: {before:?}, then {now:?}"));
+        }
+        Ok(())
+    }
+
+    /// See [`Raft::forget_time`].
+    fn forget_time(&mut self) {
+        let fell = self.raft.forget_time(NOW);
+        self.disk.renumber(fell);
+    }
+
+    /// Equal for servers that are in the same state.
+    pub(super) fn fingerprint(&self) -> u64 {
+        // Names every field, so that a new one has to be thought of here.
+        let Server { raft, disk, fetches } = self;
+        let mut hasher = DefaultHasher::new();
+        raft.fingerprint(&mut hasher);
+        disk.fingerprint(&mut hasher);
+        std::hash::Hash::hash(fetches, &mut hasher);
+        hasher.finish()
+    }
+
+    pub(super) fn status(&self) -> Status {
+        self.raft.status()
+    }
+
+    /// The log in memory, and the one that a crash would leave.
+    pub(super) fn logs(&self) -> (&Image, &Image) {
+        (self.disk.live(), self.disk.durable())
+    }
+}
+
+fn start(settings: &Settings, id: NodeId, disk: &Disk, applied: LogIndex) -> Result<Raft, String> {
+    let membership = Membership::of_voters((1..=settings.servers as u64).map(NodeId));
+    let found = Recovered { applied, ..disk.recover(membership) };
+    Raft::new(settings.config(id), found, NOW).map_err(|error| format!("does not start: {error}"))
+}

@@ -1,0 +1,159 @@
+//! What to explore, and how far.
+
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::status::Status;
+use crate::types::{NodeId, Term};
+
+/// One exploration: a cluster, where it starts, what may happen to it, and the bounds that make it finite. Whatever leads beyond a bound
+/// is cut off and counted.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What it is called.
+    pub name: String,
+    /// How many servers, 1 to 9.
+    pub servers: usize,
+    /// The terms of the entries on each server's disk at the start, after a restart of all of them; missing logs are empty. The terms
+    /// must be such as real elections could have left.
+    pub start: Vec<Vec<u64>>,
+    /// Server 1 is elected first, without a fault; bounds count from there on.
+    pub led: bool,
+    /// Writes take no time, so that a crash loses none.
+    pub prompt_disks: bool,
+    /// [`Config::pre_vote`].
+    pub pre_vote: bool,
+    /// [`Config::check_quorum`].
+    pub check_quorum: bool,
+    /// [`Config::no_op_on_election`].
+    pub no_op_on_election: bool,
+    /// Whether a message may arrive again and again, or at most once. Either way it may be lost, delayed and overtaken.
+    pub repeats: bool,
+    /// A restarted state machine remembers what was applied (and is on the disk), or nothing.
+    pub remembers_applied: bool,
+    /// Elections: how many terms beyond those at the start.
+    pub terms: u64,
+    /// Entries in a log.
+    pub log_length: u64,
+    /// Commands proposed in all.
+    pub commands: u64,
+    /// Reads asked for in all.
+    pub reads: u64,
+    /// Crashes in all, of any servers.
+    pub crashes: u64,
+    /// Heartbeat rounds of one leadership.
+    pub rounds: u64,
+    /// Appends to one follower in one leadership.
+    pub appends: u64,
+    /// A situation to look for: the search ends when it finds it, and tells the way there as it does with a violation.
+    pub wanted: Option<fn(&[Status]) -> bool>,
+}
+
+impl Settings {
+    /// The protocol at its plainest, from the very beginning: `servers` empty servers, no pre-vote, no CheckQuorum.
+    pub fn plain(name: &str, servers: usize) -> Self {
+        Settings {
+            name: name.to_owned(),
+            servers,
+            start: Vec::new(),
+            led: false,
+            prompt_disks: false,
+            pre_vote: false,
+            check_quorum: false,
+            no_op_on_election: false,
+            repeats: true,
+            remembers_applied: false,
+            terms: 2,
+            log_length: 2,
+            commands: 2,
+            reads: 0,
+            crashes: 1,
+            rounds: 0,
+            appends: 4,
+            wanted: None,
+        }
+    }
+
+    /// Settings of server `id`. No timer runs out by itself: the explorer decides what time it is.
+    pub(super) fn config(&self, id: NodeId) -> Config {
+        Config {
+            pre_vote: self.pre_vote,
+            check_quorum: self.check_quorum,
+            no_op_on_election: self.no_op_on_election,
+            max_write_stall: WRITE_STALL,
+            ..Config::new(id)
+        }
+    }
+
+    /// The greatest term at the start.
+    pub(super) fn first_term(&self) -> Term {
+        Term(self.start.iter().flatten().copied().max().unwrap_or(0))
+    }
+
+    /// The greatest term that is explored.
+    pub(super) fn last_term(&self) -> Term {
+        Term(self.first_term().0 + u64::from(self.led) + self.terms)
+    }
+}
+
+/// Longer than two election timeouts, so that an election timer may run out without the disk being taken for dead.
+pub(super) const WRITE_STALL: Duration = Duration::from_secs(10);
+
+/// The explorations that `cargo xtask explore` runs: each strains another part of the protocol, with bounds as tight as that allows, because
+/// every crash, heartbeat or term more multiplies the states.
+pub fn suite() -> Vec<Settings> {
+    let three = |name| Settings::plain(name, 3);
+    let led = |name| Settings { led: true, terms: 1, ..three(name) };
+    vec![
+        Settings { terms: 1, commands: 1, ..three("one election, a command, a crash") },
+        Settings { commands: 1, ..three("two elections, a command, a crash") },
+        led("a leader, two commands, and its successor"),
+        Settings {
+            repeats: false,
+            crashes: 2,
+            rounds: 1,
+            ..led("the same, with heartbeats and a crash more, messages arrive once")
+        },
+        Settings {
+            pre_vote: true,
+            check_quorum: true,
+            no_op_on_election: true,
+            remembers_applied: true,
+            log_length: 3,
+            commands: 1,
+            ..led("pre-vote, CheckQuorum and no-op: the defaults")
+        },
+        Settings {
+            prompt_disks: true,
+            no_op_on_election: true,
+            log_length: 3,
+            commands: 1,
+            reads: 1,
+            rounds: 1,
+            crashes: 0,
+            ..led("reads, and a leader that does not know that it is none")
+        },
+        Settings {
+            start: vec![vec![1, 2], vec![1], vec![1, 3]],
+            prompt_disks: true,
+            log_length: 3,
+            commands: 0,
+            crashes: 0,
+            ..three("Figure 8 of the paper, from (b) on")
+        },
+        Settings {
+            start: vec![vec![1, 1, 3], vec![1, 2, 2], vec![1]],
+            terms: 1,
+            log_length: 4,
+            ..three("logs that part in several terms")
+        },
+        Settings {
+            terms: 3,
+            log_length: 3,
+            crashes: 3,
+            commands: 3,
+            rounds: 1,
+            ..Settings::plain("two servers, three elections, three crashes", 2)
+        },
+    ]
+}
