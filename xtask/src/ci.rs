@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::report::{human, table};
-use crate::{mutants, setup, test, workspace};
+use crate::{explore, mutants, setup, test, workspace};
 
-/// Checks everything: format, lints, documentation, licences, and the tests with the simulation.
+/// Checks everything: format, lints, documentation, licences, the tests with the simulation, and a short exploration.
 ///
 /// Stops at the first failure and prints what each step took. About ten minutes on 2 cores once everything is compiled.
 #[derive(clap::Args)]
@@ -28,6 +28,7 @@ const STEPS: &[Step] = &[
     ("licences and bans", deny),
     ("mutants apply", || passed(mutants::check())),
     ("tests", || passed(test::run(&test::Args::default()))),
+    ("exploration", || passed(explore::short())),
 ];
 
 /// Entry point of the subcommand.

@@ -33,6 +33,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     workspace::run(&mut command(args))
 }
 
+/// A short run for `ci`: the states of each exploration that are the default.
+pub(crate) fn short() -> Result<()> {
+    run(&Args { states: None, only: None, nodes: None, terms: None, rest: Vec::new() })
+}
+
 /// Not the release profile: that one aborts at a panic, which is to be reported with the way there, and has no debug assertions. The core is
 /// optimised in the development profile too.
 fn command(args: &Args) -> std::process::Command {
