@@ -43,7 +43,7 @@ fn one_election_and_one_command_are_explored_to_the_end() {
 #[test]
 fn an_exploration_is_the_same_every_time() {
     let settings = Settings { led: true, ..Settings::plain("twice", 3) };
-    let (first, second) = (run(&settings, 30_000), run(&settings, 30_000));
+    let (first, second) = (run(&settings, 10_000), run(&settings, 10_000));
     assert_eq!(format!("{first:?}"), format!("{second:?}"));
 }
 
@@ -68,7 +68,7 @@ fn the_shortest_way_to_a_situation_is_told() {
     );
 
     let never = Settings { wanted: Some(|all| all.iter().any(|s| s.current_term > Term(2))), ..settings };
-    assert_eq!(run(&never, 50_000).violation, None, "the bound on terms holds");
+    assert_eq!(run(&never, 20_000).violation, None, "the bound on terms holds");
 }
 
 #[test]
