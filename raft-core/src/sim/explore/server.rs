@@ -142,7 +142,7 @@ impl Server {
             | Event::QuorumLost
             | Event::WriteStalled => next.raft.step(at, Input::Wake),
         }
-        next.carry_out(settings, &mut effects)?;
+        next.carry_out(settings, before.commit_index, &mut effects)?;
         if next.is_beyond(settings) {
             return Ok(None);
         }
@@ -152,8 +152,9 @@ impl Server {
         Ok(Some((next, effects)))
     }
 
-    /// Takes output until there is none. The state machine is done at once; the disk, the network and readers take their time.
-    fn carry_out(&mut self, settings: &Settings, effects: &mut Effects) -> Result<(), String> {
+    /// Takes output until there is none. The state machine is done at once; the disk, the network and readers take their time. `commit` was
+    /// the commit index before: one write may cut the log and append in its place what is committed.
+    fn carry_out(&mut self, settings: &Settings, commit: LogIndex, effects: &mut Effects) -> Result<(), String> {
         loop {
             let output = self.raft.take_output();
             if output.is_empty() {
@@ -165,7 +166,6 @@ impl Server {
                 effects.messages.push(message);
             }
             if let Some(write) = write {
-                let commit = self.raft.commit_index();
                 if write.truncate_from.is_some_and(|from| from <= commit) {
                     return Err(format!("truncates committed entries: {write:?}, committed up to {commit}"));
                 }
