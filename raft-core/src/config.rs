@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::types::NodeId;
 
 /// Settings of one [`Raft`](crate::Raft). [`Config::new`] gives the defaults; change the fields you care about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
     /// This server.
     pub id: NodeId,

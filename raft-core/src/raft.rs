@@ -385,8 +385,7 @@ impl Raft {
         use std::hash::Hash;
         // Names every field, so that a new one has to be thought of here.
         let Raft {
-            // Of the settings, only whose they are differs between the servers of an exploration.
-            config: Config { id, .. },
+            config,
             membership,
             hard_state,
             log,
@@ -410,7 +409,7 @@ impl Raft {
             out,
         } = self;
         debug_assert!(out.is_empty(), "the output belongs to the state until it is taken");
-        (id, membership, hard_state, log, durability, role).hash(hasher);
+        (config, membership, hard_state, log, durability, role).hash(hasher);
         (leader, leader_heard_at, election_at, verified, owed_ack, told_match).hash(hasher);
         (now, next_epoch, next_read, next_fetch, apply_fetch, applying, applying_bytes).hash(hasher);
     }

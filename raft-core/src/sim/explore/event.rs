@@ -9,7 +9,7 @@ use super::settings::{Settings, WRITE_STALL};
 /// Number of a message, in the order in which messages were first sent.
 pub(super) type MessageId = u32;
 
-/// Time stands still, at this moment, between the events: see [`Raft::forget_time`].
+/// Time stands still, at this moment, between the events: see [`Raft::forget_time`](crate::Raft::forget_time).
 pub(super) const NOW: Instant = Instant::from_millis(3_600_000);
 
 /// A step of an exploration: it happens to one server.
