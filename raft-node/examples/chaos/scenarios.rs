@@ -112,7 +112,10 @@ async fn pauses(arena: &mut Arena) -> Result<()> {
                 (0..ASKERS).map(|_| arena.cluster.client_of(leader, ASK_WITHIN)).collect::<Result<_>>()?;
             for client in &askers {
                 // Connected beforehand: after a short pause the questions are there before any news.
-                client.status(leader).await?;
+                let begin = Instant::now();
+                while let Err(error) = client.status(leader).await {
+                    ensure!(begin.elapsed() < RECOVERY_WITHIN, "the leader does not answer: {error}");
+                }
             }
             arena.cluster.pause(leader)?;
             arena.notes.count("pause");
