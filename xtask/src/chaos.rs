@@ -40,6 +40,9 @@ pub(crate) struct Args {
     /// Log level of the nodes [default: info]
     #[arg(long)]
     log_level: Option<String>,
+    /// Election timeout of the nodes in milliseconds [default: theirs]; a machine that is busy with other things needs a longer one
+    #[arg(long, value_name = "MS")]
+    election_timeout: Option<u64>,
     /// Keep logs and data in any case
     #[arg(long)]
     keep: bool,
@@ -68,6 +71,8 @@ pub(crate) fn short() -> Result<()> {
         scenario: None,
         plan: false,
         log_level: None,
+        // Tests must not fail because the machine is busy with something else.
+        election_timeout: Some(1000),
         keep: false,
         release: false,
     }))
@@ -90,7 +95,12 @@ fn command(args: &Args) -> Command {
     command.current_dir(workspace::root());
     command.arg("--program").arg(binaries.join("raft-node"));
     command.arg("--out").arg(workspace::target_dir().join("chaos"));
-    let numbers = [("--seed", args.seed), ("--nodes", args.nodes), ("--cycles", args.cycles)];
+    let numbers = [
+        ("--seed", args.seed),
+        ("--nodes", args.nodes),
+        ("--cycles", args.cycles),
+        ("--election-timeout", args.election_timeout),
+    ];
     let minutes = [("--minutes", args.minutes.map(|minutes| minutes.to_string()))];
     let words = [("--scenario", args.scenario.clone()), ("--log-level", args.log_level.clone())];
     let numbers = numbers.map(|(flag, value)| (flag, value.map(|value| value.to_string())));

@@ -36,7 +36,8 @@ pub(crate) struct Options {
     pub(crate) dir: PathBuf,
     /// The `raft-node` program.
     pub(crate) program: PathBuf,
-    pub(crate) log_level: String,
+    /// Sections of every node's configuration file besides those that it must have.
+    pub(crate) more: String,
     pub(crate) shape: Shape,
 }
 
@@ -72,7 +73,7 @@ impl Arena {
     pub(crate) async fn start(options: Options, journal: Journal) -> Result<Arena> {
         let addresses = Cluster::addresses(options.nodes)?;
         let network = Network::start(&addresses, options.seed).await?;
-        let mut cluster = Cluster::prepare(&options.dir, &options.program, &addresses, &network, &options.log_level)?;
+        let mut cluster = Cluster::prepare(&options.dir, &options.program, &addresses, &network, &options.more)?;
         let mut notes = Notes::default();
         let last = NodeId(options.nodes);
         let small = match SmallDisk::mount(&cluster.data_dir(last)) {

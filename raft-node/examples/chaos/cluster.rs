@@ -76,14 +76,14 @@ impl Cluster {
         program: &Path,
         addresses: &BTreeMap<NodeId, SocketAddr>,
         network: &Network,
-        log_level: &str,
+        more: &str,
     ) -> Result<Cluster> {
         let ca = CertificateAuthority::generate(DAY)?;
         write(dir, "ca", ca.credentials())?;
         for (&id, &address) in addresses {
             write(dir, &format!("node-{id}"), &ca.issue_node(CLUSTER, id, DAY)?)?;
             let peers = addresses.keys().map(|&peer| (peer, network.address(id, peer).unwrap_or(address)));
-            fs::write(dir.join(format!("node-{id}.toml")), config(id, address, peers, log_level)?)?;
+            fs::write(dir.join(format!("node-{id}.toml")), config(id, address, peers, more)?)?;
         }
         let client = ca.issue_client(CLUSTER, "chaos", DAY)?;
         let tls = TlsIdentity::from_pem(&ca.credentials().cert_pem, &client.cert_pem, &client.key_pem)?;
@@ -274,12 +274,11 @@ fn config(
     id: NodeId,
     address: SocketAddr,
     peers: impl Iterator<Item = (NodeId, SocketAddr)>,
-    log_level: &str,
+    more: &str,
 ) -> Result<String> {
     let mut text = format!(
         "[node]\nid = {id}\ncluster = \"{CLUSTER}\"\ndata_dir = \"node-{id}.data\"\nlisten = \"{address}\"\n\
-         [log]\nlevel = \"{log_level}\"\n\
-         [tls]\nca = \"ca.pem\"\ncert = \"node-{id}.pem\"\nkey = \"node-{id}.key\"\n[peers]\n"
+         {more}[tls]\nca = \"ca.pem\"\ncert = \"node-{id}.pem\"\nkey = \"node-{id}.key\"\n[peers]\n"
     );
     for (id, address) in peers {
         writeln!(text, "{id} = \"{address}\"")?;

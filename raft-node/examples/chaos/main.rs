@@ -67,6 +67,9 @@ struct Args {
     /// Log level of the nodes
     #[arg(long, default_value = "info")]
     log_level: String,
+    /// Election timeout of the nodes in milliseconds [default: theirs]; a machine that is busy with other things needs a longer one
+    #[arg(long)]
+    election_timeout: Option<u64>,
     /// Keep logs and data in any case
     #[arg(long)]
     keep: bool,
@@ -161,6 +164,12 @@ fn tidy(dir: &Path, remove: bool) -> Result<()> {
     Ok(())
 }
 
+/// What the configuration file of every node says besides.
+fn more(args: &Args) -> String {
+    let log = format!("[log]\nlevel = \"{}\"\n", args.log_level);
+    args.election_timeout.map_or(log.clone(), |millis| format!("{log}[raft]\nelection_timeout_ms = {millis}\n"))
+}
+
 async fn torment(args: &Args, seed: u64, dir: &Path) -> Result<Report> {
     let journal = Journal::new(dir)?;
     journal.say(&format!("seed {seed}"));
@@ -169,14 +178,8 @@ async fn torment(args: &Args, seed: u64, dir: &Path) -> Result<Report> {
         // target/debug/examples/chaos, target/debug/raft-node
         None => std::env::current_exe()?.ancestors().nth(2).context("no folder")?.join("raft-node"),
     };
-    let options = Options {
-        seed,
-        nodes: args.nodes,
-        dir: dir.to_owned(),
-        program,
-        log_level: args.log_level.clone(),
-        shape: Shape::default(),
-    };
+    let options =
+        Options { seed, nodes: args.nodes, dir: dir.to_owned(), program, more: more(args), shape: Shape::default() };
     let mut arena = Arena::start(options, journal).await?;
     let outcome = match (args.cycles, args.scenario) {
         (Some(count), _) => scenarios::cycles(&mut arena, count, seed).await,
