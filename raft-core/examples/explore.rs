@@ -35,7 +35,7 @@ and, instead of what an exploration says itself:
   --rounds R     heartbeat rounds of a leadership
   --appends A    appends to a follower in a leadership
   --start LOGS   terms of the entries on the disks at the start, as in \"1 2/1/1 3\"
-  --led B, --prompt-disks B, --repeats B, --pre-vote B, --check-quorum B, --no-op B   true or false";
+  --led B, --prompt-disks B, --single-entries B, --repeats B, --pre-vote B, --check-quorum B, --no-op B   true or false";
 
 struct Args {
     limits: Limits,
@@ -125,6 +125,7 @@ fn option(args: &mut Args, word: &str, value: &str) -> Result<(), String> {
         "--rounds" => set(all, number()?, |s| &mut s.rounds),
         "--appends" => set(all, number()?, |s| &mut s.appends),
         "--start" => set(all, logs(value)?, |s| &mut s.start),
+        "--single-entries" => set(all, flag()?, |s| &mut s.single_entries),
         "--led" => set(all, flag()?, |s| &mut s.led),
         "--prompt-disks" => set(all, flag()?, |s| &mut s.prompt_disks),
         "--pre-vote" => set(all, flag()?, |s| &mut s.pre_vote),
@@ -150,11 +151,12 @@ fn logs(text: &str) -> Result<Vec<Vec<u64>>, String> {
 fn bounds(s: &Settings) -> String {
     let on = |name, on| if on { name } else { "" };
     format!(
-        "{}: {} servers{}{}{}{}{}, {}, at most {} terms, {} entries in a log, {} commands, {} reads, {} crashes, {} heartbeat rounds, {} appends",
+        "{}: {} servers{}{}{}{}{}{}, {}, at most {} terms, {} entries in a log, {} commands, {} reads, {} crashes, {} heartbeat rounds, {} appends",
         s.name,
         s.servers,
         on(", the first elected", s.led),
         on(", prompt disks", s.prompt_disks),
+        on(", an entry an append", s.single_entries),
         on(", pre-vote", s.pre_vote),
         on(", CheckQuorum", s.check_quorum),
         on(", no-op", s.no_op_on_election),

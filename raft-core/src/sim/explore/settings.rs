@@ -27,6 +27,8 @@ pub struct Settings {
     pub check_quorum: bool,
     /// [`Config::no_op_on_election`].
     pub no_op_on_election: bool,
+    /// Each append carries one entry at most ([`Config::max_append_bytes`]), so that it may say less than its sender knows.
+    pub single_entries: bool,
     /// Whether a message may arrive again and again, or at most once. Either way it may be lost, delayed and overtaken.
     pub repeats: bool,
     /// A restarted state machine remembers what was applied (and is on the disk), or nothing.
@@ -61,6 +63,7 @@ impl Settings {
             pre_vote: false,
             check_quorum: false,
             no_op_on_election: false,
+            single_entries: false,
             repeats: true,
             remembers_applied: false,
             terms: 2,
@@ -80,6 +83,7 @@ impl Settings {
             pre_vote: self.pre_vote,
             check_quorum: self.check_quorum,
             no_op_on_election: self.no_op_on_election,
+            max_append_bytes: if self.single_entries { 1 } else { 1 << 20 },
             max_write_stall: WRITE_STALL,
             ..Config::new(id)
         }
@@ -146,6 +150,15 @@ pub fn suite() -> Vec<Settings> {
             terms: 1,
             log_length: 4,
             ..three("logs that part in several terms")
+        },
+        Settings {
+            start: vec![vec![1, 2, 2], vec![1], vec![1]],
+            prompt_disks: true,
+            single_entries: true,
+            log_length: 3,
+            commands: 1,
+            crashes: 0,
+            ..three("a longer log of an older term")
         },
         Settings {
             terms: 3,
