@@ -89,6 +89,7 @@ pub trait Ports {
 
 /// Why a request failed, and whether it may have had an effect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RequestError {
     /// This node does not lead. Nothing happened: ask `hint`, or the others.
     #[error("not the leader{}", hint.map(|id| format!("; node {id} is")).unwrap_or_default())]
@@ -226,6 +227,13 @@ impl<P, R> Driver<P, R> {
     /// The core, to look at.
     pub fn core(&self) -> &Raft {
         &self.core
+    }
+
+    /// How many wait here: for their command to be handed to the state machine, or for their read to be.
+    pub fn waits(&self) -> usize {
+        let reads = self.unconfirmed.values().chain(self.unapplied.iter().map(|(_, readers)| readers));
+        let proposers = self.proposers.len() + self.waiting.len() + self.failed.len();
+        proposers + self.reads.len() + self.failed_reads.len() + reads.map(Vec::len).sum::<usize>()
     }
 
     /// When [`Driver::turn`] is due at the latest, after a [`Driver::step`] with [`Input::Wake`].

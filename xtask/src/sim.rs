@@ -9,7 +9,7 @@ use crate::workspace;
 /// Runs clusters in virtual time: the course's lab tests, then whole clusters under every mix of faults.
 ///
 /// Each seed of the second kind is a minute and more of a cluster's life with another mix of faults, sizes and settings; five thousand of
-/// them take one or two minutes on two cores, once built (a minute the first time; only Rust is needed, neither RocksDB nor QUIC). What
+/// them take two or three minutes on two cores, once built (a minute the first time; only Rust is needed, neither RocksDB nor QUIC). What
 /// occurred is counted and printed. A failing seed prints the command that replays it.
 #[derive(clap::Args, Default)]
 pub(crate) struct Args {
@@ -81,7 +81,7 @@ fn commands(args: &Args) -> Vec<Command> {
 
 fn example(name: &str) -> Command {
     let mut command = workspace::cargo();
-    command.args(["run", "--release", "-p", "raft-core", "--features", "sim", "--example", name, "--"]);
+    command.args(["run", "--profile", "sim", "-p", "raft-core", "--features", "sim", "--example", name, "--"]);
     command
 }
 

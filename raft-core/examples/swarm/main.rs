@@ -205,7 +205,7 @@ fn batch(args: &Args) -> ExitCode {
                         break;
                     }
                     RUNNING.set(Some(seed));
-                    let report = swarm::run(seed, None);
+                    let report = survive(seed);
                     let mut sum = sum.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     if args.until_failure && report.failure.is_some() {
                         next.store(u64::MAX / 2, Ordering::Relaxed);
@@ -222,6 +222,14 @@ fn batch(args: &Args) -> ExitCode {
     });
     let sum = sum.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     finish(&sum, args, begin.elapsed())
+}
+
+/// Runs a seed; one that panics has failed, and the others go on.
+fn survive(seed: u64) -> Report {
+    std::panic::catch_unwind(|| swarm::run(seed, None)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Report { seed, failure: Some(format!("panicked: {}", text.unwrap_or("?"))), ..Report::default() }
+    })
 }
 
 fn progress(sum: &Sum, args: &Args, elapsed: Duration) {
@@ -273,7 +281,12 @@ fn finish(sum: &Sum, args: &Args, elapsed: Duration) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    if sum.failures.is_empty() && missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    // A question that stays open now and then is the price of a budget; many are a check that does not check.
+    let open = sum.unknown > 1 + sum.seeds / 1000;
+    if open {
+        println!("too many histories are undecided");
+    }
+    if sum.failures.is_empty() && missing.is_empty() && !open { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn replay(seed: u64) -> String {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use super::disk::Disk;
 use crate::entries::{EntryKind, Segment};
 use crate::io::{Event, Write};
-use crate::message::{Envelope, Message};
+use crate::message::{AppendAck, Envelope, HeartbeatReply, Message};
 use crate::status::{Role, Status};
 use crate::types::{HardState, LogId, LogIndex, NodeId, Term};
 
@@ -98,8 +98,11 @@ impl Checker {
                 disk.has_voted(envelope.term, id) && durable.id_at(request.last_log.index) == Some(request.last_log)
             }
             Message::RequestVoteReply(reply) => !reply.granted || disk.has_voted(reply.election, envelope.to),
-            Message::AppendAck(ack) => ack.match_index <= durable.last().index,
-            Message::HeartbeatReply(reply) => reply.match_index <= durable.last().index,
+            // Not any entry at that place, but the one that the server now takes for it: an older one may still have to give way.
+            Message::AppendAck(AppendAck { match_index, .. })
+            | Message::HeartbeatReply(HeartbeatReply { match_index, .. }) => {
+                durable.id_at(*match_index).is_some_and(|id| disk.live().id_at(*match_index) == Some(id))
+            }
             Message::AppendEntries(append) => {
                 self.leaders.get(&envelope.term) == Some(&id)
                     && (append.entries.is_empty() || append.entries.first_index() == Some(append.prev_log.index.next()))
@@ -356,7 +359,7 @@ mod tests {
 
     use super::*;
     use crate::entries::Entries;
-    use crate::message::{AppendAck, VoteReply};
+    use crate::message::VoteReply;
     use crate::sim::schedule::Dice;
     use crate::types::{Instant, WriteSeq};
 

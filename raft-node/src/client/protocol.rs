@@ -290,8 +290,9 @@ impl Response {
             }
             RequestError::Busy => Response::Busy,
             RequestError::TooLarge { size, limit } => Response::TooLarge { size: size as u64, limit: limit as u64 },
-            RequestError::OutcomeUnknown => Response::Unknown,
             RequestError::ShuttingDown => Response::ShuttingDown,
+            // Whatever cannot be told more exactly.
+            _ => Response::Unknown,
         }
     }
 }

@@ -7,7 +7,7 @@ use super::settings::Settings;
 use crate::entries::{Entries, EntryKind, Segment};
 use crate::io::{Fetch, Input, Output, ReadId, ReadOutcome, Recovered, Write};
 use crate::membership::Membership;
-use crate::message::{Envelope, Message};
+use crate::message::{AppendAck, Envelope, HeartbeatReply, Message};
 use crate::raft::Raft;
 use crate::sim::disk::{Disk, Image};
 use crate::status::{Role, Status};
@@ -143,11 +143,11 @@ impl Server {
             | Event::WriteStalled => next.raft.step(at, Input::Wake),
         }
         next.carry_out(settings, before.commit_index, &mut effects)?;
+        next.raft.check_invariants();
+        next.check(&before, event)?;
         if next.is_beyond(settings) {
             return Ok(None);
         }
-        next.raft.check_invariants();
-        next.check(&before, event)?;
         next.forget_time();
         Ok(Some((next, effects)))
     }
@@ -161,21 +161,21 @@ impl Server {
                 return Ok(());
             }
             let Output { messages, write, apply, fetches, reads, events } = output;
-            for message in messages {
-                self.check_promise(&message)?;
-                effects.messages.push(message);
-            }
+            let written = write.as_ref().map(|write| write.seq);
             if let Some(write) = write {
                 if write.truncate_from.is_some_and(|from| from <= commit) {
                     return Err(format!("truncates committed entries: {write:?}, committed up to {commit}"));
                 }
-                let seq = write.seq;
                 effects.writes.push(write.clone());
                 self.disk.accept(write)?;
-                if settings.prompt_disks {
-                    self.disk.complete(seq)?;
-                    self.raft.step(NOW, Input::Persisted(seq));
-                }
+            }
+            for message in messages {
+                self.check_promise(&message)?;
+                effects.messages.push(message);
+            }
+            if let Some(seq) = written.filter(|_| settings.prompt_disks) {
+                self.disk.complete(seq)?;
+                self.raft.step(NOW, Input::Persisted(seq));
             }
             for event in &events {
                 match event {
@@ -222,8 +222,11 @@ impl Server {
                     && durable.id_at(request.last_log.index) == Some(request.last_log)
             }
             Message::RequestVoteReply(reply) => !reply.granted || self.disk.has_voted(reply.election, envelope.to),
-            Message::AppendAck(ack) => ack.match_index <= durable.last().index,
-            Message::HeartbeatReply(reply) => reply.match_index <= durable.last().index,
+            // Not any entry at that place, but the one that the server now takes for it: an older one may still have to give way.
+            Message::AppendAck(AppendAck { match_index, .. })
+            | Message::HeartbeatReply(HeartbeatReply { match_index, .. }) => {
+                durable.id_at(*match_index).is_some_and(|id| self.disk.live().id_at(*match_index) == Some(id))
+            }
             _ => true,
         };
         if kept { Ok(()) } else { Err(format!("says what its disk does not back: {envelope:?}")) }

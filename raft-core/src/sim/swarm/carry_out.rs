@@ -20,8 +20,13 @@ impl<W: Workload> World<'_, W> {
             && let Some(outbox) = self.servers[i].turn(now)
         {
             self.carry_out(i, outbox, &mut answers);
+            if self.mix.single_turns {
+                break;
+            }
         }
         for (ticket, answer) in answers {
+            // Nobody asks twice with one ticket, but the network may deliver once more; floods have no tickets of their own.
+            self.servers[i].open.remove(&ticket);
             self.answer(ticket, answer);
         }
         self.observe(i);
@@ -45,6 +50,7 @@ impl<W: Workload> World<'_, W> {
 
     fn tells(&mut self, i: usize, event: &io::Event) {
         self.note(format_args!("n{} tells: {event:?}", i + 1));
+        self.shaken = true;
         let heard = self.checker.heard(id_of(i), event);
         self.check(heard);
         let situation = match event {
@@ -184,7 +190,11 @@ impl<W: Workload> World<'_, W> {
         if time.is_zero() && server.jobs == 0 {
             let applied = server.work(job, answers);
             let shown = server.clock.read(now);
-            applied.into_iter().for_each(|applied| server.step(shown, applied));
+            match applied {
+                Some(applied) if self.mix.single_turns => server.applied = Some(applied),
+                Some(applied) => server.step(shown, applied),
+                None => {}
+            }
         } else {
             let life = server.life;
             server.jobs += 1;
@@ -208,11 +218,13 @@ impl<W: Workload> World<'_, W> {
 
     /// Checks every promise that a look at this server can show broken.
     fn observe(&mut self, i: usize) {
-        /// The core's own check takes time in proportion to what it has in memory.
+        /// The core's own check takes time in proportion to what it has in memory: after every event that changes a role, a term or a log
+        /// otherwise than at its end, and now and then.
         const CHECK_EVERY: u64 = 32;
         self.pumps += 1;
+        let shaken = std::mem::take(&mut self.shaken);
         let Some(raft) = self.servers[i].raft() else { return };
-        if self.pumps.is_multiple_of(CHECK_EVERY) {
+        if shaken || self.pumps.is_multiple_of(CHECK_EVERY) {
             raft.check_invariants();
         }
         let status = raft.status();

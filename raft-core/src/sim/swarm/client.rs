@@ -12,7 +12,7 @@ use crate::sim::schedule::Dice;
 use crate::types::{Instant, LogId};
 
 /// Names one attempt of one client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket {
     pub(super) client: usize,
     pub(super) attempt: u64,

@@ -21,6 +21,9 @@ impl<W: Workload> World<'_, W> {
         self.network.heal();
         let behind = self.servers.iter().map(|server| server.disk.live().last().index).min();
         let ahead = self.servers.iter().map(|server| server.disk.live().last().index).max();
+        let applied = self.survivors().map(|server| if server.is_up() { &server.replica } else { &server.flushed });
+        let applied = applied.map(|replica| if self.mix.keeps_state { replica.applied.index.0 } else { 0 }).min();
+        self.backlog = ahead.map_or(0, |ahead| ahead.0) - applied.unwrap_or(0);
         if ahead.zip(behind).is_some_and(|(ahead, behind)| ahead - behind > 20) {
             self.counts.saw(Situation::Backlog);
         }
@@ -46,11 +49,10 @@ impl<W: Workload> World<'_, W> {
     /// How long recovery may take: some elections (each may be lost to a split vote), what clients wait before they ask again, and the
     /// time to catch up a log, entry by entry in the worst case.
     fn bound(&self) -> Duration {
-        let entries = self.servers.iter().map(|server| server.disk.live().last().index.0).max().unwrap_or(0);
         self.mix.config.election_timeout * 20
             + self.mix.patience * 4
             + Duration::from_secs(5)
-            + Duration::from_millis(20) * entries as u32
+            + Duration::from_millis(20) * self.backlog as u32
     }
 
     /// Has the cluster recovered? First every client must succeed with something that it began after the end of the faults; then the
@@ -99,6 +101,9 @@ impl<W: Workload> World<'_, W> {
                     && (status.last_log, status.commit_index) == (first.last_log, first.commit_index)
                     && status.durable_index == status.last_log.index
                     && server.replica.applied.index == status.commit_index
+                    // Whoever was let in has an answer.
+                    && server.open.is_empty()
+                    && server.driver.as_ref().is_none_or(|driver| driver.waits() == 0)
             })
     }
 

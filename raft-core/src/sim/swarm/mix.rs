@@ -28,7 +28,7 @@ pub enum Fault {
     Stall,
     /// A sync fails, which stops its server.
     SyncError,
-    /// A disk rots or is replaced by an empty one. Its server notices, and stays out.
+    /// What a disk holds cannot be trusted any more: it rots, say. Its server notices when it reads, and stays out.
     DiskLoss,
     /// A server comes back with an old image of its disk, and does not know. No Raft survives this, so no seed does it: it is here to show
     /// that what follows from it is seen.
@@ -125,6 +125,9 @@ pub struct Mix {
     pub patience: Duration,
     /// Largest padding of a command, in bytes.
     pub padding: usize,
+    /// Servers carry out once what follows from their inbox, and hear of what their state machine did on the way only the next time they are
+    /// awake, as nodes do; otherwise they go on until nothing follows any more.
+    pub single_turns: bool,
 }
 
 impl Mix {
@@ -161,6 +164,7 @@ impl Mix {
             think: dice.time(millis(20), millis(if wild { 60 } else { 400 })),
             patience: dice.time(millis(300), millis(3000)),
             padding: if dice.chance(1, 3) { dice.between(1, 600) as usize } else { 0 },
+            single_turns: dice.chance(1, 2),
             config,
         }
     }

@@ -36,7 +36,7 @@ use self::watch::Watch;
 use self::workload::Workload;
 
 /// What came of one seed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Which seed.
     pub seed: u64,

@@ -265,14 +265,14 @@ impl<W: Workload> World<'_, W> {
         self.servers[i].sync_fails = true;
     }
 
-    /// A disk rots, or is replaced by an empty one. A majority of disks is always left.
+    /// What a disk holds changes by itself. A majority of disks is always left.
     fn lose_disk(&mut self) {
         let i = self.any_server();
         let bad = self.servers.iter().filter(|server| server.rotten || server.lost).count();
         if self.servers[i].rotten || self.servers[i].lost || (bad + 1) * 2 >= self.servers.len() {
             return;
         }
-        // Checksums show rot to whoever reads; an empty disk is noticed when its server starts.
+        // Checksums show that to whoever reads (the store's own tests flip bits in every region of its files), so a mark is enough here.
         self.note(format_args!("the disk of n{} rots", i + 1));
         self.servers[i].rotten = true;
         if self.dice.chance(1, 2) {

@@ -1,6 +1,6 @@
 //! One server as a whole: the core with the driver around it, disk, clock, inbox and state machine.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::client::{Answer, Ask, Ticket};
 use super::clock::Clock;
@@ -66,6 +66,10 @@ pub(super) struct Server<W> {
     /// Writes that were synced, and those of them that the core was told of.
     pub(super) synced: WriteSeq,
     pub(super) told: WriteSeq,
+    /// Clients that were let in and have no answer yet, in this life.
+    pub(super) open: BTreeSet<Ticket>,
+    /// What the state machine did at once, and the core has not heard yet.
+    pub(super) applied: Option<Input>,
     /// How many jobs the state machine has, and when it is through with them.
     pub(super) jobs: usize,
     pub(super) applying_until: Instant,
@@ -98,6 +102,8 @@ impl<W: Workload> Server<W> {
             syncing: None,
             synced: WriteSeq(0),
             told: WriteSeq(0),
+            open: BTreeSet::new(),
+            applied: None,
             jobs: 0,
             applying_until: Instant(0),
             handed: LogIndex::ZERO,
@@ -169,6 +175,7 @@ impl<W: Workload> Server<W> {
                 }
                 Item::Request(ticket, ask) => {
                     let Some(driver) = &mut self.driver else { continue };
+                    self.open.insert(ticket);
                     match ask {
                         Ask::Query(query) => driver.read(Reader { ticket, query, since }),
                         Ask::Propose(content) => driver.propose(now, content.into(), ticket),
@@ -178,6 +185,9 @@ impl<W: Workload> Server<W> {
         }
         if due {
             self.step(now, Input::Wake);
+        }
+        if let Some(applied) = self.applied.take() {
+            self.step(now, applied);
         }
         answers
     }

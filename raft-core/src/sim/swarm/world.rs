@@ -81,6 +81,10 @@ pub(super) struct World<'w, W> {
     pub(super) streams: Vec<Stream>,
     pub(super) candidates: BTreeMap<Term, usize>,
     pub(super) pumps: u64,
+    /// The server at work has told of something out of the ordinary.
+    pub(super) shaken: bool,
+    /// By how much some state machine was behind when all faults ended.
+    pub(super) backlog: u64,
     /// Goes up when all faults end.
     pub(super) era: u32,
     /// When all faults ended.
@@ -110,6 +114,8 @@ impl<'w, W: Workload> World<'w, W> {
             streams: vec![Stream::default(); mix.servers],
             candidates: BTreeMap::new(),
             pumps: 0,
+            shaken: false,
+            backlog: 0,
             era: 0,
             healed: None,
             quiet: false,
