@@ -133,7 +133,6 @@ impl Arena {
         history.merge(self.extra);
         self.journal.say("the clients have stopped; comparing");
         self.notes.violations.extend(violations);
-        let converged_at = self.monitor.convergence(RECOVERY_WITHIN).await;
         let client = Client::new(self.cluster.client_config())?;
         for key in history.keys() {
             match clients::read(&client, self.journal.origin(), &key).await {
@@ -141,10 +140,17 @@ impl Arena {
                 Err(error) => self.notes.violations.push(format!("{key} cannot be read at the end: {error:#}")),
             }
         }
-        match converged_at {
+        // What was seen before the last write says nothing.
+        self.monitor.forget();
+        let contents = match self.monitor.convergence(RECOVERY_WITHIN).await {
             Ok(index) => {
                 self.journal.say(&format!("all nodes have applied up to {index}"));
-                let contents = contents(&self.cluster).await?;
+                contents(&self.cluster).await
+            }
+            Err(error) => Err(error),
+        };
+        match contents {
+            Ok(contents) => {
                 self.notes.violations.extend(differences(&contents));
                 for (id, content) in contents {
                     let entries = content.into_iter().filter(|(key, _)| key.starts_with(LEDGER));

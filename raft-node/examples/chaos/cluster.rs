@@ -30,6 +30,8 @@ pub(crate) struct Cluster {
     dir: PathBuf,
     program: PathBuf,
     nodes: BTreeMap<NodeId, Node>,
+    /// Those that had ended by themselves when they were to be killed.
+    ended: Vec<Stopped>,
     tls: TlsIdentity,
     leash: bool,
 }
@@ -93,7 +95,7 @@ impl Cluster {
             .stderr(Stdio::null())
             .status()
             .is_ok_and(|status| status.success());
-        Ok(Cluster { dir: dir.to_owned(), program: program.to_owned(), nodes, tls, leash })
+        Ok(Cluster { dir: dir.to_owned(), program: program.to_owned(), nodes, ended: Vec::new(), tls, leash })
     }
 
     /// All nodes, running or not.
@@ -165,6 +167,9 @@ impl Cluster {
 
     /// `kill -9`, if it runs.
     pub(crate) fn kill(&mut self, id: NodeId) -> Result<()> {
+        // One that has ended by itself is not to be taken for a victim.
+        let ended = self.reap_one(id)?;
+        self.ended.extend(ended);
         if let Some(mut process) = self.node(id)?.process.take() {
             process.child.kill()?;
             process.child.wait()?;
@@ -202,17 +207,20 @@ impl Cluster {
 
     /// The nodes that have ended by themselves since the last call.
     pub(crate) fn reap(&mut self) -> Result<Vec<Stopped>> {
-        let mut stopped = Vec::new();
+        let mut stopped = std::mem::take(&mut self.ended);
         for id in self.ids() {
-            let Some(process) = &mut self.node(id)?.process else { continue };
-            if let Some(status) = process.child.try_wait()? {
-                let (expected, start) = (process.may_stop, process.log_start);
-                self.node(id)?.process = None;
-                let last_words = self.log_since(id, start)?.lines().last().unwrap_or("(silence)").to_owned();
-                stopped.push(Stopped { id, status, expected, last_words });
-            }
+            stopped.extend(self.reap_one(id)?);
         }
         Ok(stopped)
+    }
+
+    fn reap_one(&mut self, id: NodeId) -> Result<Option<Stopped>> {
+        let Some(process) = &mut self.node(id)?.process else { return Ok(None) };
+        let Some(status) = process.child.try_wait()? else { return Ok(None) };
+        let (expected, start) = (process.may_stop, process.log_start);
+        self.node(id)?.process = None;
+        let last_words = self.log_since(id, start)?.lines().last().unwrap_or("(silence)").to_owned();
+        Ok(Some(Stopped { id, status, expected, last_words }))
     }
 
     /// What a node has logged in all its lives.

@@ -242,7 +242,12 @@ impl Machines<'_> {
         self.journal.say(&format!("node {node}: no space after {used} bytes"));
         sleep(lasts / 2).await;
         let died = self.cluster.reap()?;
-        died.iter().for_each(|stopped| self.judge(stopped));
+        for stopped in &died {
+            self.judge(stopped);
+            if stopped.id != node && !self.cluster.is_up(stopped.id) {
+                self.cluster.start(stopped.id)?;
+            }
+        }
         if restart || !died.is_empty() {
             // It may well refuse to start, or soon stop again: if it says why.
             self.cluster.kill(node)?;
@@ -260,7 +265,9 @@ impl Machines<'_> {
         let stopped = self.cluster.reap()?;
         for one in &stopped {
             self.judge(one);
-            self.cluster.start(one.id)?;
+            if !self.cluster.is_up(one.id) {
+                self.cluster.start(one.id)?;
+            }
         }
         Ok(stopped.iter().map(|one| one.id).collect())
     }
