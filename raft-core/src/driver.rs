@@ -283,7 +283,8 @@ impl<P, R> Driver<P, R> {
         }
     }
 
-    /// Carries out everything that follows from what came in since the last turn. Says whether there was anything.
+    /// Carries out what follows from what came in since the last turn. Says whether there was anything: then another turn may find more (the
+    /// entries that were handed out made room for the next), so go on until there is nothing.
     pub fn turn(&mut self, now: Instant, ports: &mut impl Ports<Proposer = P, Reader = R>) -> bool {
         self.propose_queued(now);
         self.ask_for_reads(now);

@@ -25,8 +25,8 @@ const MAX_INLINE_BYTES: usize = 128 << 10;
 /// Most queries of such a job: each may have to look at the disk.
 const MAX_INLINE_QUERIES: usize = 16;
 
-/// The core is woken to hear about progress only after so many bytes: it looks at [`Progress`] whenever it is awake anyway,
-/// and hearing later costs it nothing but memory. Far below the limit at which it would hand out no more.
+/// The core is woken to hear about progress only after so many bytes, or half of those at which it would hand out no more: it looks at
+/// [`Progress`] whenever it is awake anyway, and hearing later costs it nothing but memory.
 const WAKE_AFTER_BYTES: usize = 1 << 20;
 
 /// Work for the state machine.
@@ -37,6 +37,7 @@ pub(crate) type Progress = Arc<AtomicU64>;
 
 pub(crate) fn spawn<S: StateMachine>(
     machine: S,
+    max_unapplied_bytes: usize,
     progress: Progress,
     inbox: Inbox,
 ) -> std::io::Result<(Box<dyn Submit>, JoinHandle<()>)> {
@@ -49,6 +50,7 @@ pub(crate) fn spawn<S: StateMachine>(
         flusher: Flusher::default(),
         answer: BytesMut::new(),
         quiet_bytes: 0,
+        wake_after_bytes: WAKE_AFTER_BYTES.min(max_unapplied_bytes / 2),
     }));
     let pending = Arc::new(AtomicUsize::new(0));
     let submitter = Submitter { applier: applier.clone(), queue, pending: pending.clone() };
@@ -115,6 +117,7 @@ struct Applier<S> {
     answer: BytesMut,
     /// Bytes applied since the core was last woken for it.
     quiet_bytes: usize,
+    wake_after_bytes: usize,
 }
 
 impl<S: StateMachine> Applier<S> {
@@ -150,7 +153,7 @@ impl<S: StateMachine> Applier<S> {
         self.answer_waiting(entries, waiting);
         self.progress.store(last.0, Ordering::Release);
         self.quiet_bytes += entries.byte_len();
-        if self.quiet_bytes >= WAKE_AFTER_BYTES {
+        if self.quiet_bytes >= self.wake_after_bytes {
             self.quiet_bytes = 0;
             self.inbox.send(Internal::Core(Input::Applied(last)));
         }

@@ -184,7 +184,8 @@ impl<T: Transport> EventLoop<T> {
                 seen = applied;
                 self.driver.step(now, Input::Applied(applied));
             }
-            self.driver.turn(now, &mut self.outlets);
+            // Some outputs make room for others: entries read back, for the next to be read.
+            while self.driver.turn(now, &mut self.outlets) {}
             self.outlets.flusher.flush();
             if let Some(thread) = self.outlets.lost {
                 return Err(self.why_lost(thread));

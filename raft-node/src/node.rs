@@ -289,7 +289,7 @@ fn wire<M: StateMachine, S: Storage, T: Transport>(
     parts: Parts<S, T>,
 ) -> Result<WiredParts<T>, StartError> {
     let Parts { mut storage, transport, network, clients, address, metrics } = parts;
-    let (id, group) = (config.id, GroupId::FIRST);
+    let (id, group, max_unapplied_bytes) = (config.id, GroupId::FIRST, config.max_unapplied_bytes);
     let log = storage.recover(group)?;
     let recovered = Recovered {
         hard_state: log.hard_state,
@@ -309,7 +309,7 @@ fn wire<M: StateMachine, S: Storage, T: Transport>(
     let progress = Progress::default();
     let (reader, reader_thread) = reader::spawn(storage.reader(), group, inbox.clone())?;
     let (writer, writer_thread) = writer::spawn(storage, group, inbox.clone())?;
-    let (applier, applier_thread) = applier::spawn(machine, progress.clone(), inbox)?;
+    let (applier, applier_thread) = applier::spawn(machine, max_unapplied_bytes, progress.clone(), inbox)?;
 
     let (request_sender, requests) = mpsc::unbounded_channel();
     let (leader, leader_seen) = watch::channel(None);

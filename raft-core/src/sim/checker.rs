@@ -99,9 +99,12 @@ impl Checker {
             }
             Message::RequestVoteReply(reply) => !reply.granted || disk.has_voted(reply.election, envelope.to),
             // Not any entry at that place, but the one that the server now takes for it: an older one may still have to give way.
+            // (What was said in an earlier term was true then, and leaves late.)
             Message::AppendAck(AppendAck { match_index, .. })
             | Message::HeartbeatReply(HeartbeatReply { match_index, .. }) => {
-                durable.id_at(*match_index).is_some_and(|id| disk.live().id_at(*match_index) == Some(id))
+                *match_index <= durable.last().index
+                    && (disk.live().hard_state().current_term > envelope.term
+                        || durable.id_at(*match_index) == disk.live().id_at(*match_index))
             }
             Message::AppendEntries(append) => {
                 self.leaders.get(&envelope.term) == Some(&id)

@@ -223,9 +223,12 @@ impl Server {
             }
             Message::RequestVoteReply(reply) => !reply.granted || self.disk.has_voted(reply.election, envelope.to),
             // Not any entry at that place, but the one that the server now takes for it: an older one may still have to give way.
+            // (What was said in an earlier term was true then, and leaves late.)
             Message::AppendAck(AppendAck { match_index, .. })
             | Message::HeartbeatReply(HeartbeatReply { match_index, .. }) => {
-                durable.id_at(*match_index).is_some_and(|id| self.disk.live().id_at(*match_index) == Some(id))
+                *match_index <= durable.last().index
+                    && (self.disk.live().hard_state().current_term > envelope.term
+                        || durable.id_at(*match_index) == self.disk.live().id_at(*match_index))
             }
             _ => true,
         };

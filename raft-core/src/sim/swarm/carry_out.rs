@@ -20,9 +20,6 @@ impl<W: Workload> World<'_, W> {
             && let Some(outbox) = self.servers[i].turn(now)
         {
             self.carry_out(i, outbox, &mut answers);
-            if self.mix.single_turns {
-                break;
-            }
         }
         for (ticket, answer) in answers {
             // Nobody asks twice with one ticket, but the network may deliver once more; floods have no tickets of their own.
@@ -174,11 +171,13 @@ impl<W: Workload> World<'_, W> {
         let now = self.now();
         let mut time = Duration::ZERO;
         let mut flush = false;
+        let mut bytes = 0;
         if let Job::Apply { entries, .. } = &job {
             for entry in entries.iter() {
                 let applied = self.checker.applied(id_of(i), entry.id());
                 self.check(applied);
             }
+            bytes = entries.byte_len();
             flush = self.dice.chance(1, 8);
             if !self.mix.apply.is_zero() && self.healed.is_none() {
                 time = self.dice.time(Duration::ZERO, self.mix.apply);
@@ -186,12 +185,17 @@ impl<W: Workload> World<'_, W> {
             let server = &mut self.servers[i];
             server.handed = entries.last_index().unwrap_or(server.handed);
         }
+        let mut wake = false;
         let server = &mut self.servers[i];
         if time.is_zero() && server.jobs == 0 {
             let applied = server.work(job, answers);
             let shown = server.clock.read(now);
             match applied {
-                Some(applied) if self.mix.single_turns => server.applied = Some(applied),
+                Some(applied) if self.mix.late_progress => {
+                    server.applied = Some(applied);
+                    server.quiet_bytes += bytes;
+                    wake = server.quiet_bytes >= self.mix.config.max_unapplied_bytes / 2;
+                }
                 Some(applied) => server.step(shown, applied),
                 None => {}
             }
@@ -203,6 +207,10 @@ impl<W: Workload> World<'_, W> {
         }
         if flush {
             server.flushed = server.replica.clone();
+        }
+        if wake {
+            let life = server.life;
+            self.schedule.after(Duration::from_micros(10), Event::Pump { server: i, life });
         }
     }
 

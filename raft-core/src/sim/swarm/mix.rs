@@ -125,9 +125,8 @@ pub struct Mix {
     pub patience: Duration,
     /// Largest padding of a command, in bytes.
     pub padding: usize,
-    /// Servers carry out once what follows from their inbox, and hear of what their state machine did on the way only the next time they are
-    /// awake, as nodes do; otherwise they go on until nothing follows any more.
-    pub single_turns: bool,
+    /// Servers hear of what their state machine did on the way only the next time they are awake, as nodes do; otherwise at once.
+    pub late_progress: bool,
 }
 
 impl Mix {
@@ -164,7 +163,7 @@ impl Mix {
             think: dice.time(millis(20), millis(if wild { 60 } else { 400 })),
             patience: dice.time(millis(300), millis(3000)),
             padding: if dice.chance(1, 3) { dice.between(1, 600) as usize } else { 0 },
-            single_turns: dice.chance(1, 2),
+            late_progress: dice.chance(1, 2),
             config,
         }
     }

@@ -70,6 +70,8 @@ pub(super) struct Server<W> {
     pub(super) open: BTreeSet<Ticket>,
     /// What the state machine did at once, and the core has not heard yet.
     pub(super) applied: Option<Input>,
+    /// Bytes of it.
+    pub(super) quiet_bytes: usize,
     /// How many jobs the state machine has, and when it is through with them.
     pub(super) jobs: usize,
     pub(super) applying_until: Instant,
@@ -104,6 +106,7 @@ impl<W: Workload> Server<W> {
             told: WriteSeq(0),
             open: BTreeSet::new(),
             applied: None,
+            quiet_bytes: 0,
             jobs: 0,
             applying_until: Instant(0),
             handed: LogIndex::ZERO,
@@ -187,6 +190,7 @@ impl<W: Workload> Server<W> {
             self.step(now, Input::Wake);
         }
         if let Some(applied) = self.applied.take() {
+            self.quiet_bytes = 0;
             self.step(now, applied);
         }
         answers
