@@ -82,6 +82,9 @@ mod durability;
 mod election;
 mod entries;
 mod follower;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod io;
 mod leader;
 mod log;

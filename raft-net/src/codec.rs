@@ -182,6 +182,15 @@ fn append_entries(frame: &Bytes, body: &[u8]) -> Result<AppendEntries, FrameErro
     Ok(AppendEntries { epoch, seq, prev_log, leader_commit, entries })
 }
 
+/// For an AppendEntries: the index of its first entry, and where in the frame its entries begin.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn entries_in(frame: &[u8]) -> Option<(LogIndex, usize)> {
+    let body = frame.get(FRAME_HEADER - LENGTH_BYTES..).filter(|_| frame[0] == kind::APPEND_ENTRIES)?;
+    let (_, body) = part::<Address>(kind::APPEND_ENTRIES, body).ok()?;
+    let (head, entries) = part::<AppendHead>(kind::APPEND_ENTRIES, body).ok()?;
+    Some((head.prev_log.index.next(), frame.len() - entries.len()))
+}
+
 /// Size of the largest frame that an AppendEntries with `entry_bytes` bytes of packed entries can make, as the limit
 /// counts it.
 pub const fn append_frame_len(entry_bytes: usize) -> usize {

@@ -73,6 +73,9 @@ mod config;
 mod dial;
 mod error;
 mod frame;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod identity;
 mod link;
 pub mod memory;
@@ -81,6 +84,7 @@ pub mod pki;
 mod quic;
 mod session;
 mod socket;
+mod stream;
 mod tls;
 
 use std::collections::BTreeMap;

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use quinn::{Connection, RecvStream};
-use raft_core::{Envelope, GroupId};
 use tokio::task::JoinSet;
 
 use crate::Inbound;
-use crate::codec::{self, Channel, Decoded, PREFACE_LIMIT, Preface};
+use crate::codec::Channel;
 use crate::error::CloseCode;
-use crate::frame::{Decoder, FrameError};
+use crate::frame::FrameError;
 use crate::link::{Link, Session, Stopped};
 use crate::metrics::{Reject, bump};
 use crate::quic::Shared;
+use crate::stream::{Batches, StreamReader, Violation};
 
 /// Pieces of a stream that are looked at in one go. QUIC delivers one for each packet.
 const PIECES: usize = 64;
@@ -100,22 +100,6 @@ async fn write(shared: Arc<Shared>, session: Arc<Session>, channel: Channel) {
     }
 }
 
-/// What a peer did to have its connection cut off.
-enum Violation {
-    Frame(FrameError),
-    /// A message that names somebody else as its sender or receiver.
-    Misaddressed,
-    /// No preface at the beginning, or one where there must be none, or a second stream for a channel, or a
-    /// message on the wrong channel.
-    Stream(&'static str),
-}
-
-impl From<FrameError> for Violation {
-    fn from(error: FrameError) -> Self {
-        Violation::Frame(error)
-    }
-}
-
 async fn read_or_cut_off(shared: Arc<Shared>, link: Arc<Link>, session: Arc<Session>, stream: RecvStream) {
     let (reject, code, detail) = match read(&shared, &link, &session, stream).await {
         Ok(()) => return,
@@ -133,7 +117,7 @@ async fn read_or_cut_off(shared: Arc<Shared>, link: Arc<Link>, session: Arc<Sess
 
 /// Reads one stream until the connection ends.
 async fn read(shared: &Shared, link: &Link, session: &Session, mut stream: RecvStream) -> Result<(), Violation> {
-    let mut reader = Reader { shared, link, session, decoder: Decoder::new(PREFACE_LIMIT), channel: None };
+    let mut reader = StreamReader::new(link.peer, shared.node, shared.limits.clone());
     let mut pieces: [Bytes; PIECES] = std::array::from_fn(|_| Bytes::new());
     loop {
         let count = match stream.read_chunks(&mut pieces).await {
@@ -144,9 +128,9 @@ async fn read(shared: &Shared, link: &Link, session: &Session, mut stream: RecvS
         };
         let mut batches = Batches::default();
         for piece in &mut pieces[..count] {
-            reader.push(std::mem::take(piece), &mut batches)?;
+            reader.push(std::mem::take(piece), &mut batches, |channel| session.open(channel))?;
         }
-        if let Some(channel) = reader.channel {
+        if let Some(channel) = reader.channel() {
             shared.metrics.flow_in(channel).add(batches.frames, batches.bytes);
         }
         for (group, messages) in batches.groups {
@@ -155,71 +139,5 @@ async fn read(shared: &Shared, link: &Link, session: &Session, mut stream: RecvS
                 return Ok(());
             }
         }
-    }
-}
-
-/// All messages that arrived together, by group.
-#[derive(Default)]
-struct Batches {
-    groups: Vec<(GroupId, Vec<Envelope>)>,
-    frames: u64,
-    bytes: u64,
-}
-
-impl Batches {
-    fn push(&mut self, group: GroupId, envelope: Envelope) {
-        match self.groups.iter_mut().find(|(other, _)| *other == group) {
-            Some((_, messages)) => messages.push(envelope),
-            None => self.groups.push((group, vec![envelope])),
-        }
-    }
-}
-
-struct Reader<'a> {
-    shared: &'a Shared,
-    link: &'a Link,
-    session: &'a Session,
-    decoder: Decoder,
-    /// Known once the preface has arrived.
-    channel: Option<Channel>,
-}
-
-impl Reader<'_> {
-    fn push(&mut self, piece: Bytes, batches: &mut Batches) -> Result<(), Violation> {
-        batches.bytes += piece.len() as u64;
-        self.decoder.push(piece);
-        while let Some(frame) = self.decoder.next_frame()? {
-            match (codec::decode(&frame)?, self.channel) {
-                (Decoded::Preface(preface), None) => self.open(preface)?,
-                (Decoded::Message(group, envelope), Some(channel)) => {
-                    if envelope.from != self.link.peer || envelope.to != self.shared.node {
-                        return Err(Violation::Misaddressed);
-                    }
-                    if Channel::of(&envelope.body) != channel {
-                        return Err(Violation::Stream("a message on the wrong stream"));
-                    }
-                    batches.frames += 1;
-                    batches.push(group, envelope);
-                }
-                (Decoded::Preface(_), Some(_)) => return Err(Violation::Stream("a second preface")),
-                (Decoded::Message(..), None) => return Err(Violation::Stream("a stream without a preface")),
-            }
-        }
-        Ok(())
-    }
-
-    fn open(&mut self, preface: Preface) -> Result<(), Violation> {
-        if preface.from != self.link.peer || preface.to != self.shared.node {
-            return Err(Violation::Misaddressed);
-        }
-        if !self.session.open(preface.channel) {
-            return Err(Violation::Stream("a second stream for one channel"));
-        }
-        self.decoder.set_limit(match preface.channel {
-            Channel::Control => self.shared.limits.max_control_frame,
-            Channel::Append => self.shared.limits.max_append_frame,
-        });
-        self.channel = Some(preface.channel);
-        Ok(())
     }
 }

@@ -89,6 +89,9 @@ mod applier;
 pub mod client;
 pub mod config;
 mod event_loop;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 pub mod kv;
 mod node;

@@ -90,5 +90,8 @@ mod storage;
 pub use error::{RecordDamage, StorageError};
 pub use memory::{MemoryReader, MemoryStorage};
 pub use metrics::StorageMetrics;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use rocks::fuzzing;
 pub use rocks::{Health, Identity, Options, RocksReader, RocksStorage};
 pub use storage::{RecoveredLog, Storage, StorageReader};

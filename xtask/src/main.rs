@@ -10,6 +10,7 @@ mod chaos;
 mod ci;
 mod cluster;
 mod explore;
+mod fuzz;
 mod mutants;
 mod prerequisites;
 mod report;
@@ -37,6 +38,7 @@ enum Cli {
     Chaos(chaos::Args),
     Mutants(mutants::Args),
     Explore(explore::Args),
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Cli::Chaos(args) => chaos::run(args),
         Cli::Mutants(args) => mutants::run(args),
         Cli::Explore(args) => explore::run(args),
+        Cli::Fuzz(args) => fuzz::run(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

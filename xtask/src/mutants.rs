@@ -83,16 +83,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         baseline(&bench, &patches)?;
     }
     let started = Instant::now();
-    let (mut outcomes, mut broken) = (Vec::new(), Vec::new());
+    let mut outcomes = Vec::new();
     for (position, patch) in patches.into_iter().enumerate() {
-        let outcome = match try_one(&bench, patch) {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                say(&format!("{:3}. {error:#}", position + 1));
-                broken.push(format!("{error:#}"));
-                continue;
-            }
-        };
+        let outcome = try_one(&bench, patch)?;
         let verdict = match &outcome.caught {
             Some(catch) => format!("caught by {}: {}", catch.by_and_seeds(), catch.what),
             None if outcome.patch.invisible.is_some() => "not seen, as expected".to_owned(),
@@ -100,15 +93,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         };
         say(&format!("{:3}. {}: {verdict} ({})", position + 1, outcome.patch.name, human(outcome.took)));
         outcomes.push(outcome);
-        if let Some(file) = &args.table {
-            table::write(file, &outcomes)?;
-        }
     }
     scratch.refresh()?;
     println!("\n{}", table::plain(&outcomes));
+    if let Some(file) = &args.table {
+        table::write(file, &outcomes)?;
+    }
     let caught = outcomes.iter().filter(|outcome| outcome.caught.is_some()).count();
     println!("{caught} of {} caught, in {}", outcomes.len(), human(started.elapsed()));
-    let complaints: Vec<String> = outcomes.iter().filter_map(Outcome::complaint).chain(broken).collect();
+    let complaints: Vec<String> = outcomes.iter().filter_map(Outcome::complaint).collect();
     if !complaints.is_empty() {
         bail!("{}", complaints.join("\n"));
     }
@@ -168,10 +161,9 @@ fn try_one(bench: &Bench<'_>, patch: Patch) -> Result<Outcome> {
     let started = Instant::now();
     bench.scratch.refresh()?;
     bench.scratch.apply(&patch)?;
-    let what = || format!("the mutant {}", patch.name);
     let mut caught = None;
     for detector in &patch.detectors {
-        caught = bench.run(detector).with_context(what)?;
+        caught = bench.run(detector).with_context(|| format!("the mutant {}", patch.name))?;
         if caught.is_some() {
             break;
         }

@@ -1,7 +1,9 @@
 //! Tests of the core from outside.
 
 mod bad_input;
+mod corpus;
 mod explore;
+mod fuzz;
 mod hand;
 mod lab;
 mod review;

@@ -2,6 +2,10 @@
 
 mod client;
 mod cluster;
+#[path = "../../../raft-core/tests/it/corpus.rs"]
+mod corpus;
+mod frugal;
+mod fuzz;
 mod golden;
 mod hostile;
 mod support;

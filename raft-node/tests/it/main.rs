@@ -3,6 +3,11 @@
 mod clients;
 mod cluster;
 mod command_line;
+#[path = "../../../raft-core/tests/it/corpus.rs"]
+mod corpus;
 mod failover;
+#[path = "../../../raft-net/tests/it/frugal.rs"]
+mod frugal;
+mod fuzz;
 mod history;
 mod review;

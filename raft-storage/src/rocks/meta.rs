@@ -55,7 +55,7 @@ fn damaged(place: &str, what: &str) -> StorageError {
     StorageError::Damaged { place: place.to_owned(), what: what.to_owned() }
 }
 
-fn seal(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
+pub(super) fn seal(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
     let crc = crc32c::crc32c_append(crc32c::crc32c(key), &value);
     value.extend_from_slice(&crc.to_be_bytes());
     value

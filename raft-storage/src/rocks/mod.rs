@@ -1,5 +1,7 @@
 //! The store for production: RocksDB, one database for the logs and hard states of all groups of a node.
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod meta;
 mod open;
 mod options;

@@ -1,9 +1,10 @@
 //! Whatever happens to the files, a log is either whole or refused.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use raft_core::{GroupId, LogIndex, Term};
+use raft_core::{GroupId, HardState, LogIndex, NodeId, Term};
 use raft_storage::{RecordDamage, Storage, StorageError, StorageReader};
 use rocksdb::{DB, IteratorMode, Options, WriteBatch};
 
@@ -250,4 +251,62 @@ fn a_killed_process_loses_nothing() {
         }
     }
     assert_eq!(storage.recover(GroupId(2)).unwrap().last_index, LogIndex::ZERO);
+}
+
+/// A store whose data lie in sorted files and in the write-ahead log, as after a restart; and what it holds.
+fn settled(dir: &Path) -> (Vec<Vec<u8>>, HardState) {
+    history(dir);
+    // Opening moves what is in the write-ahead log to sorted files.
+    let mut storage = open(dir).unwrap();
+    let (group, mut write) = append(20, 13, &[b"thirteen"]);
+    write.truncate_from = Some(LogIndex(20));
+    write.hard_state = Some(HardState { current_term: Term(13), voted_for: Some(NodeId(2)) });
+    let last = storage.recover(group).unwrap().last_index;
+    assert!(last >= LogIndex(19), "{last}");
+    storage.write(&[(group, write)]).unwrap();
+    storage.write(&[append(21, 14, &[b"fourteen"])]).unwrap();
+    (payloads(&storage), storage.recover(group).unwrap().hard_state)
+}
+
+/// Bits rot in each of the files that RocksDB keeps, wherever: then the directory is refused, or everything is there.
+#[test]
+fn a_flipped_bit_in_any_file_is_refused_or_does_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = settled(dir.path());
+    let mut refused: BTreeMap<String, (u32, u32)> = BTreeMap::new();
+    for file in fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().path()) {
+        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+        let good = fs::read(&file).unwrap();
+        // The name of a file of a kind: `000012.sst` is `sst`, `MANIFEST-000005` is `MANIFEST`.
+        let kind = name.trim_matches(|c: char| c.is_ascii_digit() || ".-".contains(c)).to_owned();
+        // The last two writes of the write-ahead log: damage there can look like a write that a power failure tore.
+        let end = if kind == "log" { 0 } else { good.len() };
+        let positions = std::env::var("RAFT_DAMAGE_EVERY_BYTE").map_or(40, |_| usize::MAX);
+        for at in (0..end).step_by((end / positions).max(1)) {
+            let copy = tempfile::tempdir().unwrap();
+            copy_dir(dir.path(), copy.path());
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            fs::write(copy.path().join(&name), &bad).unwrap();
+            let (tried, failed) = refused.entry(kind.clone()).or_default();
+            *tried += 1;
+            match open(copy.path()) {
+                Ok(mut storage) => {
+                    let found = (payloads(&storage), storage.recover(GROUP).unwrap().hard_state);
+                    assert_eq!(found, expected, "byte {at} of {name}");
+                }
+                Err(StorageError::Damaged { .. } | StorageError::Gap { .. } | StorageError::Record { .. }) => {
+                    *failed += 1
+                }
+                Err(error) => {
+                    eprintln!("byte {at} of {name}: {error}");
+                    *failed += 1;
+                }
+            }
+        }
+    }
+    eprintln!("flips and refusals: {refused:?}");
+    for kind in ["sst", "MANIFEST", "CURRENT"] {
+        assert!(refused.get(kind).is_some_and(|(_, failed)| *failed > 5), "no damage to {kind}: {refused:?}");
+    }
 }

@@ -1,8 +1,12 @@
 //! Integration tests of the stores.
 
 mod conformance;
+#[path = "../../../raft-core/tests/it/corpus.rs"]
+mod corpus;
 mod damage;
+mod differential;
 mod failing_disk;
+mod fuzz;
 mod identity;
 mod model;
 

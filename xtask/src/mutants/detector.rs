@@ -33,38 +33,21 @@ pub(super) enum Detector {
     /// The tests of the course, in simulation; likewise.
     Lab,
     /// The tests of a crate, or those of them whose names contain a word.
-    Tests { suite: &'static str, filter: String },
+    Tests { package: &'static str, filter: String },
 }
 
-/// Tests of a crate that are a detector.
-struct Suite {
-    name: &'static str,
-    package: &'static str,
-    /// Which of its targets, in cargo's words.
-    targets: &'static [&'static str],
-    /// Tests that are not run, because they are detectors of their own.
-    skipped: &'static [&'static str],
-}
-
-const SUITES: [Suite; 5] = [
-    Suite { name: "core-units", package: "raft-core", targets: &["--lib"], skipped: &["lab::", "swarm::"] },
-    Suite { name: "core-tests", package: "raft-core", targets: &["--test", "it"], skipped: &["lab::", "swarm::"] },
-    Suite { name: "storage-tests", package: "raft-storage", targets: &["--lib", "--tests"], skipped: &[] },
-    Suite { name: "net-tests", package: "raft-net", targets: &["--lib", "--tests"], skipped: &[] },
-    Suite { name: "node-tests", package: "raft-node", targets: &["--lib", "--tests"], skipped: &[] },
+/// The crates whose tests are detectors, and the tests that are not run there because they are detectors of their own.
+const PACKAGES: &[(&str, &str, &[&str])] = &[
+    ("core-tests", "raft-core", &["lab::", "swarm::"]),
+    ("storage-tests", "raft-storage", &[]),
+    ("net-tests", "raft-net", &[]),
+    ("node-tests", "raft-node", &[]),
 ];
-
-impl Suite {
-    /// The suite of that name, if there is one.
-    fn named(name: &str) -> Option<&'static Suite> {
-        SUITES.iter().find(|suite| suite.name == name)
-    }
-}
 
 impl Detector {
     /// Whether more than Rust is needed to build it.
     pub(super) fn needs_setup(&self) -> bool {
-        matches!(self, Detector::Tests { suite, .. } if !suite.starts_with("core-"))
+        matches!(self, Detector::Tests { package, .. } if *package != "raft-core")
     }
 }
 
@@ -78,8 +61,8 @@ impl FromStr for Detector {
             "lab" if filter.is_empty() => return Ok(Detector::Lab),
             _ => {}
         }
-        match Suite::named(word) {
-            Some(suite) => Ok(Detector::Tests { suite: suite.name, filter: filter.trim().to_owned() }),
+        match PACKAGES.iter().find(|(name, ..)| *name == word) {
+            Some((_, package, _)) => Ok(Detector::Tests { package, filter: filter.trim().to_owned() }),
             None => bail!("`{text}` is no detector"),
         }
     }
@@ -90,8 +73,11 @@ impl fmt::Display for Detector {
         match self {
             Detector::Swarm => f.write_str("swarm"),
             Detector::Lab => f.write_str("lab"),
-            Detector::Tests { suite, filter } if filter.is_empty() => f.write_str(suite),
-            Detector::Tests { suite, filter } => write!(f, "{suite}: {filter}"),
+            Detector::Tests { package, filter } => {
+                let name = PACKAGES.iter().find(|(_, known, _)| known == package).map_or(*package, |(name, ..)| name);
+                f.write_str(name)?;
+                if filter.is_empty() { Ok(()) } else { write!(f, ": {filter}") }
+            }
         }
     }
 }
@@ -131,10 +117,7 @@ impl Bench<'_> {
         match detector {
             Detector::Swarm => self.swarm(),
             Detector::Lab => self.lab(),
-            Detector::Tests { suite, filter } => {
-                let suite = Suite::named(suite).context("a suite of tests")?;
-                self.tests(suite, filter)
-            }
+            Detector::Tests { package, filter } => self.tests(detector, package, filter),
         }
     }
 
@@ -178,27 +161,30 @@ impl Bench<'_> {
         Ok(Command::new(program))
     }
 
-    fn tests(&self, suite: &Suite, filter: &str) -> Result<Option<Catch>> {
+    fn tests(&self, detector: &Detector, package: &str, filter: &str) -> Result<Option<Catch>> {
         let mut cargo = self.scratch.cargo();
-        cargo.args(QUICKLY).args(["test", "--no-run", "-p", suite.package]).args(suite.targets);
+        cargo.args(QUICKLY).args(["test", "--no-run", "-p", package, "--lib", "--tests"]);
         let mut ran = 0;
         for program in build(cargo)? {
             let mut tests = Command::new(program);
-            tests.current_dir(self.scratch.tree().join(suite.package));
+            tests.current_dir(self.scratch.tree().join(package));
             if !filter.is_empty() {
                 tests.arg(filter);
             }
-            for name in suite.skipped {
+            let skipped = PACKAGES.iter().find(|(_, known, _)| *known == package).map_or(&[][..], |(.., skip)| skip);
+            for name in skipped {
                 tests.args(["--skip", name]);
             }
             let seen = watch::tests(&mut tests, PATIENCE)?;
             ran += seen.ran;
             if let Some((test, what)) = seen.failure {
-                return Ok(Some(Catch { by: format!("{}: {test}", suite.name), what: shorten(&what), seeds: None }));
+                let name = detector.to_string();
+                let name = name.split(':').next().unwrap_or_default();
+                return Ok(Some(Catch { by: format!("{name}: {test}"), what: shorten(&what), seeds: None }));
             }
         }
         if ran == 0 {
-            bail!("{}: no test has `{filter}` in its name", suite.name);
+            bail!("{detector}: no such test");
         }
         Ok(None)
     }
