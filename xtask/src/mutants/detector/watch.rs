@@ -1,7 +1,7 @@
 //! Runs a program, and understands from what it prints whether something failed.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -156,9 +156,26 @@ pub(super) fn tests(program: &mut Command, patience: Duration) -> Result<Tests> 
     let failure = match seen.failed.first() {
         Some(test) => Some((test.clone(), seen.message.clone())),
         None if status.success() => None,
+        // Somebody else has ended it: that says nothing about the bug.
+        None if killed_from_outside(status) => bail!("the program of the tests was ended from outside: {status}"),
         None => Some((seen.unfinished(), format!("the program of the tests ended with {status}"))),
     };
     Ok(Tests { ran: seen.ran, failure })
+}
+
+/// Whether it was ended by one of the signals that people and systems send; a panic or an abort is none of them.
+fn killed_from_outside(status: ExitStatus) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::process::ExitStatusExt;
+        const INTERRUPT_KILL_TERMINATE: [i32; 3] = [2, 9, 15];
+        status.signal().is_some_and(|signal| INTERRUPT_KILL_TERMINATE.contains(&signal))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = status;
+        false
+    }
 }
 
 /// What a program of tests has printed so far.
