@@ -21,10 +21,10 @@ pub fn config(data: &[u8]) -> bool {
     if of_node {
         NodeConfig::parse(path, &text, Overrides::default())
             .map(|config| check_node(&config))
-            .map_err(check_error)
+            .map_err(|error| check_error(&error))
             .is_ok()
     } else {
-        ClientFile::parse(path, &text).map(|file| check_client(&file)).map_err(check_error).is_ok()
+        ClientFile::parse(path, &text).map(|file| check_client(&file)).map_err(|error| check_error(&error)).is_ok()
     }
 }
 
@@ -55,7 +55,7 @@ fn check_address(address: &str) {
     assert!(!host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0), "{address}");
 }
 
-fn check_error(error: ConfigError) {
+fn check_error(error: &ConfigError) {
     assert!(error.to_string().starts_with("dir/raft.toml: "), "{error}");
     assert!(!matches!(error, ConfigError::Read { .. }), "nothing was read");
 }

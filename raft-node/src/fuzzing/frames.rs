@@ -69,7 +69,7 @@ pub fn responses(data: &[u8]) -> bool {
 fn cut(data: &[u8], kinds: std::ops::RangeInclusive<u8>) -> (Vec<u8>, Vec<Frame>) {
     let mut choices = Choices::new(data);
     let cuts: Vec<usize> = (0..choices.between(0, 6)).map(|_| choices.between(1, 40) as usize).collect();
-    let stream = stream(&mut choices, kinds);
+    let stream = stream(&mut choices, &kinds);
     let (frames, verdict) = in_pieces(&stream, &[]);
     assert_eq!(in_pieces(&stream, &cuts), (frames.clone(), verdict), "another cutting, other frames");
     let used: usize = frames.iter().fold(0, |at, _| at + LENGTH + length(&stream[at..]));
@@ -84,7 +84,7 @@ fn cut(data: &[u8], kinds: std::ops::RangeInclusive<u8>) -> (Vec<u8>, Vec<Frame>
     (stream, frames)
 }
 
-fn stream(choices: &mut Choices<'_>, kinds: std::ops::RangeInclusive<u8>) -> Vec<u8> {
+fn stream(choices: &mut Choices<'_>, kinds: &std::ops::RangeInclusive<u8>) -> Vec<u8> {
     let mut stream = Vec::new();
     while !choices.is_over() {
         let skew = if choices.chance(1, 16) { choices.number(0) as u32 } else { 0 };
