@@ -34,7 +34,7 @@ fn check_node(config: &NodeConfig) {
         check_address(address);
     }
     for path in [&config.data_dir, &config.tls.ca, &config.tls.cert, &config.tls.key] {
-        assert!(path.is_absolute() || path.starts_with("dir"), "{path:?} is not beside the file");
+        assert!(path.is_absolute() || path.starts_with("dir"), "{} is not beside the file", path.display());
     }
     // The core must not complain later, when nobody knows any more which file a setting came from.
     let recovered = Recovered::fresh(Membership::of_voters(config.peers.keys().copied()));
