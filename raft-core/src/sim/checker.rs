@@ -28,6 +28,8 @@ pub struct Checker {
     committed: Vec<(LogId, Term)>,
     /// What was seen of each server last.
     views: BTreeMap<NodeId, View>,
+    /// The latest term in which each server acknowledged entries, and up to where. A crash does not take that back.
+    acknowledged: BTreeMap<NodeId, (Term, LogIndex)>,
     searches: BTreeMap<NodeId, Search>,
     most_round_trips: u64,
 }
@@ -64,7 +66,8 @@ impl Checker {
     /// A server has handed out a write, and `disk` has just taken it.
     ///
     /// # Errors
-    /// Log Matching is broken: the entry is known with another content or another predecessor.
+    /// Log Matching is broken: the entry is known with another content or another predecessor. Or the server truncates what is committed, or
+    /// what it has acknowledged in the same term: if it crashes before the rest of the write is done, that is lost.
     pub fn wrote(&mut self, id: NodeId, write: &Write, disk: &Disk) -> Result<(), Violation> {
         for entry in write.entries.iter() {
             let (Some(prev), Some(segment)) = (disk.live().id_at(entry.index.prev()), disk.live().entry(entry.index))
@@ -83,8 +86,15 @@ impl Checker {
             Some(from) if from <= self.views.entry(id).or_default().commit => {
                 Err(format!("{id:?} truncates committed entries from {from}"))
             }
+            Some(from) if self.has_acknowledged(id, disk.live().hard_state().current_term, from) => {
+                Err(format!("{id:?} truncates from {from} what it has acknowledged in the same term"))
+            }
             _ => Ok(()),
         }
+    }
+
+    fn has_acknowledged(&self, id: NodeId, term: Term, index: LogIndex) -> bool {
+        self.acknowledged.get(&id).is_some_and(|(when, up_to)| *when == term && index <= *up_to)
     }
 
     /// A server says something. What it promises must be on its disk already.
@@ -102,6 +112,8 @@ impl Checker {
             // (What was said in an earlier term was true then, and leaves late.)
             Message::AppendAck(AppendAck { match_index, .. })
             | Message::HeartbeatReply(HeartbeatReply { match_index, .. }) => {
+                let told = self.acknowledged.entry(id).or_default();
+                *told = (*told).max((envelope.term, *match_index));
                 *match_index <= durable.last().index
                     && (disk.live().hard_state().current_term > envelope.term
                         || durable.id_at(*match_index) == disk.live().id_at(*match_index))

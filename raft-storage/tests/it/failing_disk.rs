@@ -10,6 +10,7 @@ use raft_storage::{Storage, StorageError};
 use super::{GROUP, append, open};
 
 const DIR: &str = "RAFT_STORAGE_TEST_FULL_DISK";
+const SYNC_DIR: &str = "RAFT_STORAGE_TEST_FAILED_SYNC";
 
 /// The operating system refuses to let a file of this process grow beyond a limit, as a full disk would. The limit cannot be taken
 /// back, so this is a process of its own: this very test, started again.
@@ -25,11 +26,51 @@ fn a_full_disk_poisons() {
     let output = output.unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    let acknowledged = text.split("acknowledged ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
-    let acknowledged: u64 = acknowledged.parse().unwrap();
+    let acknowledged = acknowledged(&text).unwrap();
     assert!(acknowledged > 0);
     let last = open(dir.path()).unwrap().recover(GROUP).unwrap().last_index;
     assert!(last == LogIndex(acknowledged) || last == LogIndex(acknowledged + 1), "{last} of {acknowledged}");
+}
+
+/// How many writes succeeded before one failed, if one did.
+fn acknowledged(text: &str) -> Option<u64> {
+    text.split("acknowledged ").nth(1)?.split(' ').next()?.parse().ok()
+}
+
+/// A sync fails once, and the next one would succeed without having written what the first one could not (Rebello et al., "Can
+/// Applications Recover from fsync Failures?", ATC 2020). And no write returns without a sync. Again a process of its own: its disk is
+/// played by strace.
+#[test]
+fn a_failed_sync_is_final() {
+    if let Some(dir) = env::var_os(SYNC_DIR) {
+        return write_until_it_fails(Path::new(&dir));
+    }
+    if Command::new("strace").arg("-V").output().is_err() {
+        eprintln!("skipped: strace is not installed (`cargo xtask setup` installs it)");
+        return;
+    }
+    // Opening syncs some files as well, and fails when that fails. The first sync after it is that of the first write.
+    let first = (1..30).find(|&nth| writes_until_sync_fails(nth).is_some()).expect("a write fails when its sync does");
+    assert_eq!(writes_until_sync_fails(first), Some(0));
+    assert_eq!(writes_until_sync_fails(first + 3), Some(3), "each write has a sync of its own");
+}
+
+fn writes_until_sync_fails(nth: u32) -> Option<u64> {
+    let dir = tempfile::tempdir().unwrap();
+    let inject = format!("inject=fdatasync:error=EIO:when={nth}");
+    let output = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", &inject])
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", "failing_disk::a_failed_sync_is_final", "--nocapture"])
+        .env(SYNC_DIR, dir.path())
+        .output()
+        .unwrap();
+    let acknowledged = acknowledged(&String::from_utf8_lossy(&output.stdout))?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let last = open(dir.path()).unwrap().recover(GROUP).unwrap().last_index;
+    // The write whose sync failed may have arrived all the same.
+    assert!(last == LogIndex(acknowledged) || last == LogIndex(acknowledged + 1), "{last} of {acknowledged}");
+    Some(acknowledged)
 }
 
 fn write_until_it_fails(dir: &Path) {
@@ -46,5 +87,5 @@ fn write_until_it_fails(dir: &Path) {
             return;
         }
     }
-    panic!("20 MB went into files of 4 MB at most");
+    panic!("200 writes, and the disk refused none");
 }

@@ -114,10 +114,17 @@ pub(super) struct Bench<'a> {
 impl Bench<'_> {
     /// Builds a detector in the copy as it is now, and runs it. `None` when it notices nothing.
     pub(super) fn run(&self, detector: &Detector) -> Result<Option<Catch>> {
-        match detector {
+        let seen = match detector {
             Detector::Swarm => self.swarm(),
             Detector::Lab => self.lab(),
             Detector::Tests { package, filter } => self.tests(detector, package, filter),
+        };
+        match seen {
+            // Without a bug it ends long before.
+            Err(error) if error.is::<watch::Hangs>() => {
+                Ok(Some(Catch { by: detector.to_string(), what: error.to_string(), seeds: None }))
+            }
+            seen => seen,
         }
     }
 

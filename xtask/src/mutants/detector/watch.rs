@@ -48,7 +48,7 @@ impl Watched {
 
 /// The program did not end in time.
 #[derive(Debug)]
-struct Hangs;
+pub(super) struct Hangs;
 
 impl std::fmt::Display for Hangs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -244,6 +244,9 @@ mod tests {
         assert_eq!(simulator(&mut shell(script), LONG).unwrap(), Some((7, "what: it was".to_owned())));
         assert_eq!(simulator(&mut shell("echo 10 of 20 seeds; exit 1"), LONG).unwrap(), None);
         assert!(simulator(&mut shell("exit 2"), LONG).is_err(), "it did not understand its arguments");
+        assert!(
+            simulator(&mut shell("exec sleep 100"), Duration::from_millis(50)).is_err_and(|error| error.is::<Hangs>())
+        );
     }
 
     #[test]
