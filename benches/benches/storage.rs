@@ -36,6 +36,7 @@ fn write(first: u64, count: u64) -> Write {
     Write {
         seq: WriteSeq(first),
         hard_state: (first == 1).then_some(HardState { current_term: TERM, voted_for: Some(NodeId(1)) }),
+        log_start: None,
         truncate_from: None,
         entries: Entries::from(segment),
     }

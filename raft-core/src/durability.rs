@@ -114,6 +114,7 @@ impl Durability {
         Some(Write {
             seq: self.issued,
             hard_state: std::mem::take(&mut self.hard_state_dirty).then_some(hard_state),
+            log_start: None,
             truncate_from: self.truncate_from.take(),
             entries,
         })

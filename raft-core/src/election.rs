@@ -12,7 +12,7 @@ impl Raft {
         self.reset_election_timer();
         self.forget_leader();
         let stalled = self.durability.stalled_at(self.config.max_write_stall).is_some_and(|at| self.now >= at);
-        if !self.membership.is_voter(self.config.id) || stalled {
+        if !self.memberships.current().is_voter(self.config.id) || stalled {
             // A server whose disk hangs would be elected, and hang.
             return;
         }
@@ -39,8 +39,8 @@ impl Raft {
     }
 
     fn for_each_voter(&mut self, mut send: impl FnMut(&mut Raft, NodeId)) {
-        for peer in self.membership.members() {
-            if peer != self.config.id && self.membership.is_voter(peer) {
+        for peer in self.memberships.current().members() {
+            if peer != self.config.id && self.memberships.current().is_voter(peer) {
                 send(self, peer);
             }
         }
@@ -71,7 +71,7 @@ impl Raft {
         let granted = term >= self.hard_state.current_term
             && !self.hears_leader()
             && !matches!(self.role, RoleState::Leader(_))
-            && self.membership.is_voter(from)
+            && self.memberships.current().is_voter(from)
             && self.is_up_to_date(request);
         // Answering changes nothing here, not even the timer: it is not a vote.
         let election = term.next().unwrap_or(term);
@@ -83,7 +83,7 @@ impl Raft {
         let granted = term == current.current_term
             && current.voted_for.is_none_or(|voted| voted == from)
             && !matches!(self.role, RoleState::Leader(_))
-            && self.membership.is_voter(from)
+            && self.memberships.current().is_voter(from)
             && self.is_up_to_date(request);
         if granted {
             if current.voted_for.is_none() {
@@ -126,8 +126,8 @@ impl Raft {
         let own = self.config.id;
         let granted = |id| if id == own { pre_vote || own_counts } else { votes.get(&id) == Some(&true) };
         let refused = |id| votes.get(&id) == Some(&false);
-        let won = self.membership.has_quorum(granted);
-        let lost = self.membership.is_lost(refused);
+        let won = self.memberships.current().has_quorum(granted);
+        let lost = self.memberships.current().is_lost(refused);
         if won && pre_vote {
             if let Some(term) = self.hard_state.current_term.next() {
                 self.out.events.push(Event::Campaigning { term, pre_vote: false });

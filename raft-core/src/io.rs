@@ -27,6 +27,74 @@ pub enum Input {
     /// The connection to a peer was lost or made anew: messages on their way may be gone. A hint that saves a timeout;
     /// without it the core finds out by itself.
     LinkReset(NodeId),
+    /// A [`SendSnapshot`] has come to an end.
+    SnapshotSent {
+        /// Echo of [`SendSnapshot::to`].
+        to: NodeId,
+        /// Echo of [`SendSnapshot::epoch`].
+        epoch: u64,
+        /// The last entry in the snapshot, once the follower has all of it and has checked it; `None` when the transfer failed: it is
+        /// asked for again after a while.
+        last: Option<LogId>,
+    },
+    /// A leader's snapshot has arrived completely and is kept outside. The answer is [`Output::restore`], if it is of use; otherwise
+    /// nothing, and it may be thrown away.
+    SnapshotReceived(SnapshotReceived),
+    /// What [`Output::restore`] asked for is done, and durable: after a crash the state machine has this state or a newer one.
+    Restored(SnapshotId),
+}
+
+/// Identifies a snapshot that was received, to whoever keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SnapshotId(pub u64);
+
+/// What a snapshot says about itself (paper, section 7): it replaces the log up to its last entry. The same is remembered of the place where
+/// a log begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SnapshotMeta {
+    /// The last entry whose effect is in it (the paper's `lastIncludedTerm` and `lastIncludedIndex`).
+    pub last: LogId,
+    /// Who belonged to the cluster as of that entry.
+    pub membership: Membership,
+}
+
+/// A snapshot that a leader has sent. See [`Input::SnapshotReceived`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotReceived {
+    /// Who sent it, as the transport has verified.
+    pub from: NodeId,
+    /// Its term when it began to send.
+    pub term: Term,
+    /// Echo of [`SendSnapshot::epoch`].
+    pub epoch: u64,
+    /// What it says about itself.
+    pub meta: SnapshotMeta,
+    /// To be echoed in [`Restore::id`].
+    pub id: SnapshotId,
+}
+
+/// A wish to send a snapshot to a follower that needs entries which are no longer in the log. It may take its time, next to everything else.
+/// Report [`Input::SnapshotSent`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SendSnapshot {
+    /// To whom.
+    pub to: NodeId,
+    /// In which term: the receiver must be told.
+    pub term: Term,
+    /// Names this life of the follower; the receiver must be told.
+    pub epoch: u64,
+    /// A snapshot whose last entry is below this one would not help.
+    pub at_least: LogIndex,
+}
+
+/// A wish to replace the state of the state machine by a snapshot that was received. It comes in order with [`Output::apply`]: after all that was
+/// handed out before, and nothing is handed out until [`Input::Restored`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Restore {
+    /// Echo of [`SnapshotReceived::id`].
+    pub id: SnapshotId,
+    /// What it says about itself.
+    pub meta: SnapshotMeta,
 }
 
 /// What is to be done after one or more steps. Every field has exactly one destination, and all of them may be served in
@@ -44,6 +112,10 @@ pub struct Output {
     pub apply: Entries,
     /// For the reader: entries that are no longer in memory. Report [`Input::Fetched`].
     pub fetches: Vec<Fetch>,
+    /// For the transport: followers that need a snapshot.
+    pub snapshots: Vec<SendSnapshot>,
+    /// For the state machine, after `apply`: take over a snapshot that was received.
+    pub restore: Option<Restore>,
     /// For those who asked to read.
     pub reads: Vec<ReadOutcome>,
     /// For those who watch: logs, metrics, waiting proposals.
@@ -57,12 +129,14 @@ impl Output {
             && self.write.is_none()
             && self.apply.is_empty()
             && self.fetches.is_empty()
+            && self.snapshots.is_empty()
+            && self.restore.is_none()
             && self.reads.is_empty()
             && self.events.is_empty()
     }
 }
 
-/// Changes to the stable storage, to be made in this order: truncate, append, hard state; atomically, or at
+/// Changes to the stable storage, to be made in this order: log start, truncate, append, hard state; atomically, or at
 /// least so that after a crash an entry is never visible without the truncation and hard state of the same write.
 ///
 /// Invariant: `entries` begin at `truncate_from` if that is set, and otherwise right after the last entry written before.
@@ -72,6 +146,9 @@ pub struct Write {
     pub seq: WriteSeq,
     /// The new term and vote, when they changed.
     pub hard_state: Option<HardState>,
+    /// From now on the log begins after this entry. If the log holds it, the entries up to it are forgotten; if it does not (another one is in its place,
+    /// or none), every entry is. What is forgotten only to save space may be forgotten later.
+    pub log_start: Option<SnapshotMeta>,
     /// Forget every entry at this index and above.
     pub truncate_from: Option<LogIndex>,
     /// Append these.
@@ -256,8 +333,12 @@ pub struct Recovered {
     pub last_index: LogIndex,
     /// What the state machine has applied; at least `log_start.index`.
     pub applied: LogIndex,
-    /// Who belongs to the cluster.
+    /// Who belonged to the cluster as of `log_start`.
     pub membership: Membership,
+    /// The changes to that which are in the log, oldest first: each entry of kind [`Membership`](crate::EntryKind::Membership).
+    pub changes: Vec<(LogIndex, Membership)>,
+    /// The last snapshot that the state machine has taken over from a leader, if any. A crash may have come before the log was told.
+    pub restored: Option<SnapshotMeta>,
 }
 
 impl Recovered {
@@ -270,6 +351,8 @@ impl Recovered {
             last_index: LogIndex::ZERO,
             applied: LogIndex::ZERO,
             membership,
+            changes: Vec::new(),
+            restored: None,
         }
     }
 }

@@ -13,7 +13,7 @@ impl Raft {
         let term = self.hard_state.current_term;
         let last = self.log.last_index();
         let mut progress = std::collections::BTreeMap::new();
-        for peer in self.membership.members() {
+        for peer in self.memberships.current().members() {
             if peer != self.config.id {
                 let epoch = self.next_epoch;
                 self.next_epoch += 1;
@@ -251,7 +251,7 @@ impl Raft {
         let reached = |id| {
             if id == own { durable } else { leader.progress.get(&id).map_or(LogIndex::ZERO, |p| p.match_index) }
         };
-        let index = self.membership.committed(reached);
+        let index = self.memberships.current().committed(reached);
         if index > self.log.commit && self.log.term_at(index) == Some(self.hard_state.current_term) {
             self.log.commit_to(index);
         }
@@ -261,6 +261,6 @@ impl Raft {
     pub(crate) fn quorum_heard_at(&self, leader: &Leader) -> Instant {
         let (own, now) = (self.config.id, self.now);
         let heard = |id| if id == own { now } else { leader.progress.get(&id).map_or(Instant(0), |p| p.last_contact) };
-        self.membership.quorum_value(heard).unwrap_or(now)
+        self.memberships.current().quorum_value(heard).unwrap_or(now)
     }
 }

@@ -89,6 +89,7 @@ mod io;
 mod leader;
 mod log;
 mod membership;
+mod memberships;
 mod message;
 mod progress;
 mod raft;
@@ -103,9 +104,9 @@ pub use config::{Config, ConfigError};
 pub use entries::{ENTRY_HEADER, Entries, EntryError, EntryKind, EntryRef, Segment};
 pub use io::{
     Anomaly, Event, Fetch, FetchId, Input, Output, ProposeError, Proposed, ReadError, ReadId, ReadOutcome, Recovered,
-    StepDownReason, Write,
+    Restore, SendSnapshot, SnapshotId, SnapshotMeta, SnapshotReceived, StepDownReason, Write,
 };
-pub use membership::Membership;
+pub use membership::{Membership, MembershipError};
 pub use message::{
     AppendAck, AppendEntries, AppendReject, Envelope, Heartbeat, HeartbeatReply, Message, VoteReply, VoteRequest,
 };

@@ -3,19 +3,46 @@
 #[cfg(feature = "serde")]
 use serde::{Deserialize, Serialize};
 
+use std::collections::BTreeMap;
+
+use bytes::{Buf, BufMut, Bytes};
+
 use crate::types::{LogIndex, NodeId};
 
 /// The members of a cluster. While a change is under way the cluster is *joint*: decisions need a majority of `voters` and
 /// one of `outgoing` (paper, section 6).
 ///
-/// Invariants: every list is sorted and free of duplicates and of node 0; a learner is not a voter.
+/// It travels in the log, as the payload of an entry of kind [`EntryKind::Membership`](crate::EntryKind::Membership), and in snapshots. With each member goes
+/// *information* that means nothing to Raft: its address and name, say, so that everyone who has the log knows how to reach everyone.
+///
+/// Invariants: every list is sorted and free of duplicates and of node 0; a learner is not among the `voters` (but while joint, it may be one of
+/// the `outgoing` who is to become a learner); only members have information.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct Membership {
     voters: Vec<NodeId>,
     outgoing: Vec<NodeId>,
     learners: Vec<NodeId>,
+    /// Without those who have none.
+    info: BTreeMap<NodeId, Bytes>,
 }
+
+/// Why bytes are no [`Membership`]. They are damaged, or of another version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    /// The format is not known.
+    #[error("format {0} of a membership is not known; a newer version may have written it")]
+    Format(u8),
+    /// The bytes end too early, or go on.
+    #[error("a membership has the wrong length")]
+    Length,
+    /// A list is out of order, or the lists contradict one another.
+    #[error("the lists of a membership contradict one another")]
+    Lists,
+}
+
+/// Version of the encoding.
+const FORMAT: u8 = 1;
 
 impl Membership {
     /// A cluster of voters only.
@@ -36,6 +63,99 @@ impl Membership {
     /// Whether `id` belongs to the cluster at all.
     pub fn contains(&self, id: NodeId) -> bool {
         self.is_voter(id) || self.learners.binary_search(&id).is_ok()
+    }
+
+    /// The voters of the configuration that is being left; empty unless the cluster is joint.
+    pub fn outgoing(&self) -> &[NodeId] {
+        &self.outgoing
+    }
+
+    /// Those who get the log and have no vote, in order.
+    pub fn learners(&self) -> &[NodeId] {
+        &self.learners
+    }
+
+    /// Whether a change is under way.
+    pub fn is_joint(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// What is known of a member besides its id; empty when that is nothing.
+    pub fn info(&self, id: NodeId) -> Bytes {
+        self.info.get(&id).cloned().unwrap_or_default()
+    }
+
+    /// The same with other information about one of its members; about anyone else there is none to be had.
+    #[must_use]
+    pub fn with_info(mut self, id: NodeId, info: Bytes) -> Self {
+        if self.contains(id) && !info.is_empty() {
+            self.info.insert(id, info);
+        } else {
+            self.info.remove(&id);
+        }
+        self
+    }
+
+    /// As bytes: `format u8 = 1`, then voters, outgoing and learners, each `count u32` and so many ids `u64`, then `count u32` of those with
+    /// information, each `id u64, length u32, bytes`. Numbers are big-endian.
+    pub fn encode(&self) -> Bytes {
+        let mut out = Vec::new();
+        out.put_u8(FORMAT);
+        for list in [&self.voters, &self.outgoing, &self.learners] {
+            // A list of more than u32::MAX members does not fit into memory.
+            out.put_u32(list.len() as u32);
+            list.iter().for_each(|id| out.put_u64(id.0));
+        }
+        out.put_u32(self.info.len() as u32);
+        for (id, info) in &self.info {
+            out.put_u64(id.0);
+            out.put_u32(info.len() as u32);
+            out.put_slice(info);
+        }
+        out.into()
+    }
+
+    /// Understands what [`encode`](Self::encode) has written.
+    ///
+    /// # Errors
+    /// The bytes are damaged or of another version.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MembershipError> {
+        let short = |_| MembershipError::Length;
+        let mut rest = bytes;
+        let format = rest.try_get_u8().map_err(short)?;
+        if format != FORMAT {
+            return Err(MembershipError::Format(format));
+        }
+        let mut list = || -> Result<Vec<NodeId>, MembershipError> {
+            let count = rest.try_get_u32().map_err(short)?;
+            (0..count).map(|_| rest.try_get_u64().map(NodeId).map_err(short)).collect()
+        };
+        let mut membership =
+            Membership { voters: list()?, outgoing: list()?, learners: list()?, info: BTreeMap::new() };
+        let count = rest.try_get_u32().map_err(short)?;
+        for _ in 0..count {
+            let id = NodeId(rest.try_get_u64().map_err(short)?);
+            let length = rest.try_get_u32().map_err(short)? as usize;
+            let info = rest.get(..length).ok_or(MembershipError::Length)?;
+            rest.advance(length);
+            if info.is_empty() || membership.info.last_key_value().is_some_and(|(last, _)| *last >= id) {
+                return Err(MembershipError::Lists);
+            }
+            membership.info.insert(id, Bytes::copy_from_slice(info));
+        }
+        if !rest.is_empty() {
+            return Err(MembershipError::Length);
+        }
+        if membership.is_sound() { Ok(membership) } else { Err(MembershipError::Lists) }
+    }
+
+    /// Whether the invariants hold.
+    fn is_sound(&self) -> bool {
+        let ascending = |ids: &[NodeId]| ids.windows(2).all(|w| w[0] < w[1]) && ids.first().is_none_or(|id| id.0 > 0);
+        [&self.voters, &self.outgoing, &self.learners].into_iter().all(|ids| ascending(ids))
+            && self.learners.iter().all(|id| self.voters.binary_search(id).is_err())
+            && (self.outgoing.is_empty() || !self.voters.is_empty())
+            && self.info.iter().all(|(&id, info)| self.contains(id) && !info.is_empty())
     }
 
     /// All members, in order.
@@ -117,6 +237,33 @@ mod tests {
         assert_eq!(of(&[]).committed(value(&[])), LogIndex::ZERO);
         let ten: Vec<u64> = (1..=10).collect();
         assert_eq!(of(&ten).committed(|id| LogIndex(11 - id.0)), LogIndex(5));
+    }
+
+    #[test]
+    fn bytes_and_back_and_nothing_else_is_believed() {
+        let joint =
+            Membership { outgoing: tidy([3, 4, 5].map(NodeId)), learners: tidy([5, 9].map(NodeId)), ..of(&[1, 2, 3]) };
+        let joint =
+            joint.with_info(NodeId(9), Bytes::from_static(b"nine")).with_info(NodeId(7), Bytes::from_static(b"nobody"));
+        let bytes = joint.encode();
+        assert_eq!(Membership::decode(&bytes), Ok(joint.clone()));
+        assert_eq!(Membership::decode(&of(&[]).encode()), Ok(of(&[])));
+        for cut in 0..bytes.len() {
+            assert_eq!(Membership::decode(&bytes[..cut]), Err(MembershipError::Length), "{cut}");
+        }
+        assert_eq!(Membership::decode(&[&bytes[..], &[0]].concat()), Err(MembershipError::Length));
+        assert_eq!(Membership::decode(&[2]), Err(MembershipError::Format(2)));
+        assert_eq!(Membership::decode(&[1, 255, 255, 255, 255]), Err(MembershipError::Length));
+        let unsound = [
+            Membership { voters: vec![NodeId(2), NodeId(1)], ..Membership::default() },
+            Membership { voters: vec![NodeId(0)], ..Membership::default() },
+            Membership { learners: vec![NodeId(1)], ..of(&[1]) },
+            Membership { outgoing: vec![NodeId(1)], ..Membership::default() },
+            Membership { info: BTreeMap::from([(NodeId(4), Bytes::from_static(b"x"))]), ..of(&[1]) },
+        ];
+        for membership in unsound {
+            assert_eq!(Membership::decode(&membership.encode()), Err(MembershipError::Lists), "{membership:?}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::durability::Durability;
 use crate::entries::Entries;
 use crate::io::{Anomaly, Event, Fetch, FetchId, Input, Output, ReadId, ReadOutcome, Recovered, StepDownReason};
 use crate::log::Log;
-use crate::membership::Membership;
+use crate::memberships::Memberships;
 use crate::message::{Envelope, Message};
 use crate::role::RoleState;
 use crate::types::{HardState, Instant, LogIndex, NodeId, Term, WriteSeq};
@@ -25,7 +25,7 @@ use crate::types::{HardState, Instant, LogIndex, NodeId, Term, WriteSeq};
 #[derive(Clone, Debug)]
 pub struct Raft {
     pub(crate) config: Config,
-    pub(crate) membership: Membership,
+    pub(crate) memberships: Memberships,
     pub(crate) hard_state: HardState,
     pub(crate) log: Log,
     pub(crate) durability: Durability,
@@ -64,11 +64,12 @@ impl Raft {
     pub fn new(config: Config, recovered: Recovered, now: Instant) -> Result<Raft, ConfigError> {
         config.validate()?;
         check_recovered(&recovered)?;
-        let Recovered { hard_state, log_start, runs, last_index, applied, membership } = recovered;
+        let Recovered { hard_state, log_start, runs, last_index, applied, membership, changes, restored: _ } =
+            recovered;
         let rng = SmallRng::seed_from_u64(config.seed ^ config.id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let mut raft = Raft {
             config,
-            membership,
+            memberships: Memberships::new(log_start.index, membership, changes),
             hard_state,
             log: Log::new(log_start, runs, last_index, applied),
             durability: Durability::new(last_index),
@@ -107,6 +108,9 @@ impl Raft {
             Input::Applied(index) => self.applied(index),
             Input::Fetched { id, entries } => self.fetched(id, &entries),
             Input::LinkReset(peer) => self.link_reset(peer),
+            Input::SnapshotSent { .. } | Input::SnapshotReceived(_) | Input::Restored(_) => {
+                self.reject(self.config.id, Anomaly::Driver);
+            }
         }
     }
 
@@ -179,7 +183,7 @@ impl Raft {
         };
         if message.to != self.config.id {
             Some(Anomaly::Misaddressed)
-        } else if message.from == self.config.id || !self.membership.contains(message.from) {
+        } else if message.from == self.config.id || !self.memberships.current().contains(message.from) {
             Some(Anomaly::Stranger)
         } else if message.term > Term::MAX || last.term > Term::MAX || last.index > LogIndex::MAX {
             Some(Anomaly::OutOfRange)
@@ -386,7 +390,7 @@ impl Raft {
         // Names every field, so that a new one has to be thought of here.
         let Raft {
             config,
-            membership,
+            memberships,
             hard_state,
             log,
             durability,
@@ -409,7 +413,7 @@ impl Raft {
             out,
         } = self;
         debug_assert!(out.is_empty(), "the output belongs to the state until it is taken");
-        (config, membership, hard_state, log, durability, role).hash(hasher);
+        (config, memberships, hard_state, log, durability, role).hash(hasher);
         (leader, leader_heard_at, election_at, verified, owed_ack, told_match).hash(hasher);
         (now, next_epoch, next_read, next_fetch, apply_fetch, applying, applying_bytes).hash(hasher);
     }

@@ -50,7 +50,8 @@ impl Raft {
         let RoleState::Leader(leader) = &mut self.role else { return };
         let (own, round) = (self.config.id, leader.reads.round);
         let answered = |id| if id == own { round } else { leader.progress.get(&id).map_or(0, |p| p.acked_round) };
-        leader.reads.confirmed = self.membership.quorum_value(answered).unwrap_or(0).max(leader.reads.confirmed);
+        leader.reads.confirmed =
+            self.memberships.current().quorum_value(answered).unwrap_or(0).max(leader.reads.confirmed);
     }
 
     /// Lets the reads go whose round is confirmed.

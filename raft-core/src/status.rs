@@ -142,6 +142,7 @@ impl Raft {
     /// When one is broken, which is a bug in this crate.
     pub fn check_invariants(&self) {
         self.log.check(self.durability.durable());
+        self.memberships.check(self.log.start().index, self.log.last_index());
         assert!(self.log.last_id().term <= self.hard_state.current_term, "an entry is newer than the term: {self:?}");
         if let RoleState::Leader(leader) = &self.role {
             assert_eq!(self.leader, Some(self.config.id));

@@ -298,6 +298,8 @@ fn wire<M: StateMachine, S: Storage, T: Transport>(
         last_index: log.last_index,
         applied: machine.applied(),
         membership,
+        changes: Vec::new(),
+        restored: None,
     };
     tracing::info!(last = %recovered.last_index, applied = %recovered.applied, term = %recovered.hard_state.current_term,
         "recovered");

@@ -95,6 +95,7 @@ mod tests {
         Write {
             seq: WriteSeq(seq),
             hard_state: Some(HardState { current_term: Term(1), voted_for: None }),
+            log_start: None,
             truncate_from: None,
             entries: entries.expect("one entry"),
         }

@@ -31,8 +31,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     for n in 0..writes {
         let entries = Segment::pack(last.next(), term, EntryKind::Command, &payloads).map(Entries::from);
         let hard_state = (n == 0).then_some(HardState { current_term: term, voted_for: Some(NodeId(1)) });
-        let write =
-            Write { seq: WriteSeq(n as u64), hard_state, truncate_from: None, entries: entries.unwrap_or_default() };
+        let write = Write {
+            seq: WriteSeq(n as u64),
+            hard_state,
+            log_start: None,
+            truncate_from: None,
+            entries: entries.unwrap_or_default(),
+        };
         last = last + entries_each as u64;
         let begin = Instant::now();
         storage.write(&[(GroupId::FIRST, write)])?;

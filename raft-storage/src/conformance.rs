@@ -86,6 +86,7 @@ impl Writer {
         let write = Write {
             seq: WriteSeq(self.seq),
             hard_state,
+            log_start: None,
             truncate_from: truncate.then_some(LogIndex(first)),
             entries: entries.map(Entries::from).unwrap_or_default(),
         };
@@ -158,7 +159,8 @@ fn an_empty_log<F: Factory>(factory: &mut F) {
     let mut storage = factory.create();
     assert_eq!(recover(&mut storage, GROUP), RecoveredLog::default());
     write(&mut storage, &[]);
-    let nothing = Write { seq: WriteSeq(1), hard_state: None, truncate_from: None, entries: Entries::new() };
+    let nothing =
+        Write { seq: WriteSeq(1), hard_state: None, log_start: None, truncate_from: None, entries: Entries::new() };
     write(&mut storage, &[(GROUP, nothing.clone())]);
     write(&mut storage, &[(GROUP, Write { truncate_from: Some(LogIndex(1)), ..nothing })]);
     check_restarted(factory, storage, GROUP, &Model::new());
@@ -184,6 +186,7 @@ fn hard_state_alone<F: Factory>(factory: &mut F) {
         let only = Write {
             seq: WriteSeq(seq as u64),
             hard_state: Some(hard_state),
+            log_start: None,
             truncate_from: None,
             entries: Entries::new(),
         };
@@ -377,7 +380,7 @@ fn bad_writes_poison<F: Factory>(factory: &mut F) {
     let mut storage = factory.create();
     let vote = |seq, hard_state| {
         let (hard_state, entries) = (Some(hard_state), Entries::new());
-        [(GROUP, Write { seq: WriteSeq(seq), hard_state, truncate_from: None, entries })]
+        [(GROUP, Write { seq: WriteSeq(seq), hard_state, log_start: None, truncate_from: None, entries })]
     };
     write(&mut storage, &vote(1, voted(3, Some(NodeId(1)))));
     let refused = storage.write(&vote(2, voted(3, Some(NodeId(2)))));

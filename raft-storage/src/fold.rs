@@ -87,7 +87,13 @@ mod tests {
 
     fn write(truncate_from: Option<u64>, segment: Option<Segment>) -> Write {
         let entries = segment.map(Entries::from).unwrap_or_default();
-        Write { seq: WriteSeq(1), hard_state: None, truncate_from: truncate_from.map(LogIndex), entries }
+        Write {
+            seq: WriteSeq(1),
+            hard_state: None,
+            log_start: None,
+            truncate_from: truncate_from.map(LogIndex),
+            entries,
+        }
     }
 
     #[test]

@@ -236,7 +236,7 @@ mod tests {
     fn write(index: u64) -> (GroupId, Write) {
         let entries = Segment::pack(LogIndex(index), Term(1), EntryKind::Command, &[b"x"]).unwrap().into();
         let hard_state = Some(HardState { current_term: Term(1), voted_for: None });
-        (GroupId(1), Write { seq: WriteSeq(index), hard_state, truncate_from: None, entries })
+        (GroupId(1), Write { seq: WriteSeq(index), hard_state, log_start: None, truncate_from: None, entries })
     }
 
     #[test]

@@ -88,7 +88,7 @@ mod tests {
             entries.push(Segment::pack(at, Term(t), EntryKind::Command, &[b"x"]).unwrap()).unwrap();
         }
         let hard_state = Some(HardState { current_term: Term(term), voted_for: None });
-        Write { seq: WriteSeq(1), hard_state, truncate_from: from.map(LogIndex), entries }
+        Write { seq: WriteSeq(1), hard_state, log_start: None, truncate_from: from.map(LogIndex), entries }
     }
 
     fn id(term: u64, index: u64) -> LogId {

@@ -429,7 +429,7 @@ mod tests {
         ) -> Result<(), Violation> {
             self.writes += 1;
             let seq = WriteSeq(self.writes);
-            let write = Write { seq, hard_state, truncate_from, entries };
+            let write = Write { seq, hard_state, log_start: None, truncate_from, entries };
             self.disks[i].submit(Instant(0), write.clone()).unwrap();
             self.disks[i].complete(seq).unwrap();
             self.statuses[i].last_log = self.disks[i].live().last();

@@ -245,6 +245,8 @@ impl Disk {
             last_index: self.durable.last().index,
             applied: self.durable.start.index,
             membership,
+            changes: Vec::new(),
+            restored: None,
         }
     }
 
@@ -289,6 +291,7 @@ mod tests {
         Write {
             seq: WriteSeq(seq),
             hard_state: Some(HardState { current_term: Term(term), voted_for: None }),
+            log_start: None,
             truncate_from: truncate.map(LogIndex),
             entries: segment.map(Entries::from).unwrap_or_default(),
         }

@@ -178,7 +178,16 @@ fn a_recovered_log_names_the_term_of_every_entry() {
         let hard_state = raft_core::HardState { current_term: raft_core::Term(5), voted_for: None };
         let (runs, last_index, applied) = (runs.to_vec(), start.index + 4, start.index);
         let membership = Membership::of_voters([NodeId(1)]);
-        let recovered = Recovered { hard_state, log_start: start, runs, last_index, applied, membership };
+        let recovered = Recovered {
+            hard_state,
+            log_start: start,
+            runs,
+            last_index,
+            applied,
+            membership,
+            changes: Vec::new(),
+            restored: None,
+        };
         Raft::new(config(), recovered, Instant(0)).is_ok()
     };
     assert!(recovered(LogId::ZERO, &[id(1, 1), id(2, 3)]));

@@ -116,7 +116,13 @@ mod tests {
         for first in [1, 3, 5] {
             let segment = Segment::pack(LogIndex(first), Term(1), EntryKind::Command, &["a", "b"]).unwrap();
             let hard_state = Some(HardState { current_term: Term(1), voted_for: None });
-            let write = Write { seq: WriteSeq(first), hard_state, truncate_from: None, entries: segment.into() };
+            let write = Write {
+                seq: WriteSeq(first),
+                hard_state,
+                log_start: None,
+                truncate_from: None,
+                entries: segment.into(),
+            };
             storage.write(&[(GroupId(1), write)]).unwrap();
         }
         let reader = storage.reader();

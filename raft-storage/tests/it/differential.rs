@@ -147,7 +147,13 @@ impl Three {
         let prev = LogIndex(last.index.0 - back);
         let prev = self.disk.live().id_at(prev).unwrap_or(LogId::ZERO);
         let entries = if self.dice.chance(1, 6) { Entries::new() } else { self.entries(prev, now.current_term) };
-        Write { seq: WriteSeq(self.seq), hard_state: (now != before).then_some(now), truncate_from, entries }
+        Write {
+            seq: WriteSeq(self.seq),
+            hard_state: (now != before).then_some(now),
+            log_start: None,
+            truncate_from,
+            entries,
+        }
     }
 
     /// Entries that follow on `prev`, in rising terms up to `term`.
@@ -281,8 +287,13 @@ impl Three {
         let HardState { current_term, voted_for } = hard_state;
         let segment =
             |index, term| Segment::pack(LogIndex(index), Term(term), EntryKind::Command, &["x"]).unwrap().into();
-        let mut bad =
-            Write { seq: WriteSeq(self.seq + 1), hard_state: None, truncate_from: None, entries: Entries::new() };
+        let mut bad = Write {
+            seq: WriteSeq(self.seq + 1),
+            hard_state: None,
+            log_start: None,
+            truncate_from: None,
+            entries: Entries::new(),
+        };
         match self.dice.between(0, 4) {
             0 => bad.entries = segment(last.index.0 + 2, current_term.0),
             1 => bad.entries = segment(last.index.0 + 1, current_term.0 + 1),

@@ -32,7 +32,7 @@ fn append(first: u64, term: u64, payloads: &[&[u8]]) -> (GroupId, Write) {
     let entries = Segment::pack(LogIndex(first), Term(term), EntryKind::Command, payloads);
     let hard_state = Some(HardState { current_term: Term(term), voted_for: None });
     let entries = entries.map(Entries::from).unwrap_or_default();
-    (GROUP, Write { seq: WriteSeq(first), hard_state, truncate_from: None, entries })
+    (GROUP, Write { seq: WriteSeq(first), hard_state, log_start: None, truncate_from: None, entries })
 }
 
 fn payloads(storage: &RocksStorage) -> Vec<Vec<u8>> {

@@ -68,7 +68,13 @@ fn write(change: &Change, seq: u64, last: &mut Vec<LogId>, hard_state: &mut Hard
         last.extend(segment.iter().map(|entry| entry.id()));
         entries.push(segment).unwrap();
     }
-    Write { seq: WriteSeq(seq), hard_state: (*hard_state != before).then_some(*hard_state), truncate_from, entries }
+    Write {
+        seq: WriteSeq(seq),
+        hard_state: (*hard_state != before).then_some(*hard_state),
+        log_start: None,
+        truncate_from,
+        entries,
+    }
 }
 
 fn run(ops: &[Op], max_record_bytes: usize) {

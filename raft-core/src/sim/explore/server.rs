@@ -51,7 +51,7 @@ impl Server {
             // Everybody voted in the last election that there was, so nobody can win it again.
             let won = settings.start.iter().position(|log| log.contains(&term.0)).map(|i| NodeId(i as u64 + 1));
             let hard_state = Some(HardState { current_term: term, voted_for: won });
-            disk.accept(Write { seq: WriteSeq(1), hard_state, truncate_from: None, entries })?;
+            disk.accept(Write { seq: WriteSeq(1), hard_state, log_start: None, truncate_from: None, entries })?;
             disk.complete(WriteSeq(1))?;
         }
         let raft = start(settings, id, &disk, LogIndex::ZERO)?;
@@ -160,7 +160,7 @@ impl Server {
             if output.is_empty() {
                 return Ok(());
             }
-            let Output { messages, write, apply, fetches, reads, events } = output;
+            let Output { messages, write, apply, fetches, reads, events, snapshots: _, restore: _ } = output;
             let written = write.as_ref().map(|write| write.seq);
             if let Some(write) = write {
                 if write.truncate_from.is_some_and(|from| from <= commit) {

@@ -36,7 +36,7 @@ pub(super) fn tell(settings: &Settings, world: &World, start: &[u32], way: &[(us
 fn consequences(effects: &Effects) -> Vec<String> {
     let mut lines = Vec::new();
     lines.extend(effects.events.iter().map(|event| format!("{event:?}")));
-    for Write { seq, hard_state, truncate_from, entries } in &effects.writes {
+    for Write { seq, hard_state, log_start: _, truncate_from, entries } in &effects.writes {
         let hard_state = hard_state.map(|h| format!(" {:?} vote {:?}", h.current_term, h.voted_for));
         let cut = truncate_from.map(|from| format!(" cut from {from}")).unwrap_or_default();
         lines.push(format!("writes ({seq:?}){}{cut}{}", hard_state.unwrap_or_default(), list(entries)));

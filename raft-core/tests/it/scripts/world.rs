@@ -114,6 +114,7 @@ impl World {
         let mut write = Write {
             seq: WriteSeq(1),
             hard_state: Some(hard_state),
+            log_start: None,
             truncate_from: None,
             entries: raft_core::Entries::new(),
         };

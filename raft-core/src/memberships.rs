@@ -1,0 +1,97 @@
+//! The memberships that the log knows of.
+
+use crate::membership::Membership;
+use crate::types::LogIndex;
+
+/// Every membership in the log, and the one that held where the log begins. A server uses the newest one that it has, committed or not (paper,
+/// section 6); so when entries are truncated, the one before counts again.
+///
+/// Invariants: never empty; indices ascend strictly; the first one is where the log begins, or below.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "sim", derive(Hash))]
+pub(crate) struct Memberships(Vec<(LogIndex, Membership)>);
+
+impl Memberships {
+    /// The membership as of the start of the log, and those in the log after it, which ascend in index.
+    pub(crate) fn new(start: LogIndex, membership: Membership, changes: Vec<(LogIndex, Membership)>) -> Self {
+        let mut all = vec![(start, membership)];
+        all.extend(changes);
+        Memberships(all)
+    }
+
+    fn newest(&self) -> &(LogIndex, Membership) {
+        // Never empty.
+        &self.0[self.0.len() - 1]
+    }
+
+    /// The membership that counts.
+    pub(crate) fn current(&self) -> &Membership {
+        &self.newest().1
+    }
+
+    /// Index of the entry that brought it, or of the start of the log.
+    pub(crate) fn index(&self) -> LogIndex {
+        self.newest().0
+    }
+
+    /// The membership as of the entry at `index`, which must not be below the start of the log.
+    pub(crate) fn at(&self, index: LogIndex) -> &Membership {
+        let after = self.0.partition_point(|(at, _)| *at <= index);
+        &self.0[after.saturating_sub(1)].1
+    }
+
+    /// An entry that changes it was appended.
+    pub(crate) fn push(&mut self, index: LogIndex, membership: Membership) {
+        debug_assert!(index > self.index(), "appends ascend");
+        self.0.push((index, membership));
+    }
+
+    /// Entries from `from` on are gone. Whether that changed what counts.
+    pub(crate) fn truncate(&mut self, from: LogIndex) -> bool {
+        let keep = self.0.partition_point(|(at, _)| *at < from).max(1);
+        let changed = keep < self.0.len();
+        self.0.truncate(keep);
+        changed
+    }
+
+    /// The log begins after `index` now: what was replaced by then is of no use any more.
+    pub(crate) fn purge(&mut self, index: LogIndex) {
+        let after = self.0.partition_point(|(at, _)| *at <= index);
+        self.0.drain(..after.saturating_sub(1));
+    }
+
+    /// Panics when an invariant is broken.
+    pub(crate) fn check(&self, start: LogIndex, last: LogIndex) {
+        assert!(self.0.windows(2).all(|w| w[0].0 < w[1].0), "memberships do not ascend: {self:?}");
+        assert!(self.0.first().is_some_and(|(at, _)| *at <= start), "no membership for the start of the log: {self:?}");
+        assert!(self.index() <= last, "a membership that is not in the log: {self:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::NodeId;
+
+    fn of(n: u64) -> Membership {
+        Membership::of_voters((1..=n).map(NodeId))
+    }
+
+    #[test]
+    fn the_newest_counts_and_truncation_brings_back_the_one_before() {
+        let mut all = Memberships::new(LogIndex(4), of(1), vec![(LogIndex(6), of(2))]);
+        all.push(LogIndex(9), of(3));
+        assert_eq!((all.current(), all.index()), (&of(3), LogIndex(9)));
+        assert_eq!([4, 5, 6, 8, 9, 20].map(|i| all.at(LogIndex(i)).voters().len()), [1, 1, 2, 2, 3, 3]);
+        assert!(!all.truncate(LogIndex(10)));
+        assert!(all.truncate(LogIndex(7)));
+        assert_eq!((all.current(), all.index()), (&of(2), LogIndex(6)));
+        all.push(LogIndex(7), of(4));
+        all.purge(LogIndex(6));
+        all.check(LogIndex(6), LogIndex(7));
+        assert_eq!(all.at(LogIndex(6)), &of(2));
+        all.purge(LogIndex(6));
+        assert!(all.truncate(LogIndex(7)) && !all.truncate(LogIndex(1)), "the one at the start stays");
+        assert_eq!(all.current(), &of(2));
+    }
+}
