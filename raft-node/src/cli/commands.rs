@@ -19,7 +19,7 @@ const PAGE: u32 = 1000;
 
 pub(super) fn put(args: &PutArgs) -> Result<Done> {
     let value = read_value(&args.value)?;
-    with_client(&args.client, args.retry_unknown, async |client| {
+    with_client(&args.client, !args.session.no_session, async |client| {
         let revision = client.put(bytes(&args.key), &value).await?;
         output::line(&args.client, &json!({ "revision": revision }), &format!("revision {revision}"))?;
         Ok(Done::Ok)
@@ -44,7 +44,7 @@ pub(super) fn get(args: &GetArgs) -> Result<Done> {
 }
 
 pub(super) fn delete(args: &DeleteArgs) -> Result<Done> {
-    with_client(&args.client, args.retry_unknown, async |client| {
+    with_client(&args.client, !args.session.no_session, async |client| {
         if !client.delete(bytes(&args.key)).await? {
             return not_found(&args.client);
         }
@@ -55,21 +55,23 @@ pub(super) fn delete(args: &DeleteArgs) -> Result<Done> {
 
 pub(super) fn cas(args: &CasArgs) -> Result<Done> {
     let value = read_value(&args.value)?;
-    with_client(&args.client, false, async |client| match client.cas(bytes(&args.key), args.expected, &value).await? {
-        CasOutcome::Written { revision } => {
-            let json = json!({ "written": true, "revision": revision });
-            output::line(&args.client, &json, &format!("revision {revision}"))?;
-            Ok(Done::Ok)
-        }
-        CasOutcome::Mismatch { current } => {
-            if args.client.json {
-                output::json(&json!({ "written": false, "current": current }))?;
-            } else if current == 0 {
-                eprintln!("not written: the key does not exist");
-            } else {
-                eprintln!("not written: the key has revision {current}");
+    with_client(&args.client, !args.session.no_session, async |client| {
+        match client.cas(bytes(&args.key), args.expected, &value).await? {
+            CasOutcome::Written { revision } => {
+                let json = json!({ "written": true, "revision": revision });
+                output::line(&args.client, &json, &format!("revision {revision}"))?;
+                Ok(Done::Ok)
             }
-            Ok(Done::NotFound)
+            CasOutcome::Mismatch { current } => {
+                if args.client.json {
+                    output::json(&json!({ "written": false, "current": current }))?;
+                } else if current == 0 {
+                    eprintln!("not written: the key does not exist");
+                } else {
+                    eprintln!("not written: the key has revision {current}");
+                }
+                Ok(Done::NotFound)
+            }
         }
     })
 }
@@ -114,7 +116,7 @@ async fn scan_pages(client: &Client, mut start: Vec<u8>, end: Option<&[u8]>, arg
 /// Sets up a client as the arguments say, and runs `work` with it.
 pub(super) fn with_client<F: Future<Output = Result<Done>>>(
     args: &ClientArgs,
-    retry_unknown: bool,
+    sessions: bool,
     work: impl FnOnce(Client) -> F,
 ) -> Result<Done> {
     let file = ClientFile::load(&args.config)?;
@@ -129,7 +131,7 @@ pub(super) fn with_client<F: Future<Output = Result<Done>>>(
         );
     }
     let mut config = ClientConfig::new(file.nodes, tls);
-    config.retry_unknown = retry_unknown;
+    config.sessions = sessions;
     if let Some(timeout) = args.timeout.or(file.timeout) {
         config.timeout = timeout;
         config.attempt_timeout = config.attempt_timeout.min(timeout);

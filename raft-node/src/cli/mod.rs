@@ -148,11 +148,17 @@ struct PutArgs {
     /// The value; `-` reads it from standard input
     #[arg(allow_hyphen_values = true)]
     value: OsString,
-    /// Repeat it when the outcome is unknown: it may then take effect twice
-    #[arg(long)]
-    retry_unknown: bool,
+    #[command(flatten)]
+    session: SessionArgs,
     #[command(flatten)]
     client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+struct SessionArgs {
+    /// Do not open a session first: faster, but when the reply is lost, the outcome is unknown (exit code 5) instead of the write being repeated
+    #[arg(long)]
+    no_session: bool,
 }
 
 #[derive(Debug, Args)]
@@ -170,9 +176,8 @@ struct GetArgs {
 struct DeleteArgs {
     /// The key
     key: OsString,
-    /// Repeat it when the outcome is unknown: it may then take effect twice
-    #[arg(long)]
-    retry_unknown: bool,
+    #[command(flatten)]
+    session: SessionArgs,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -187,6 +192,8 @@ struct CasArgs {
     /// The new value; `-` reads it from standard input
     #[arg(allow_hyphen_values = true)]
     value: OsString,
+    #[command(flatten)]
+    session: SessionArgs,
     #[command(flatten)]
     client: ClientArgs,
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{Client, Error};
 use crate::handle::Consistency;
-use crate::kv::{Answer, Command, MAX_VALUE_BYTES, Query, Reply};
+use crate::kv::{Answer, Command, MAX_VALUE_BYTES, Query, Refusal, Reply};
 
 /// A value and the revision of its last change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,36 +56,55 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn put(&self, key: &[u8], value: &[u8]) -> Result<u64, Error> {
-        let reply = self.write_repeatable(checked(Command::Put { key, value })?).await?;
-        match Reply::decode(&reply)? {
+        match self.execute(Command::Put { key, value }).await? {
             Reply::Written { revision } => Ok(revision),
             other => Err(unexpected(other)),
         }
     }
 
-    /// Removes a key, and returns whether there was one. (When unknown outcomes are repeated, `false` may mean that
-    /// the first copy removed it.)
+    /// Removes a key, and returns whether there was one.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn delete(&self, key: &[u8]) -> Result<bool, Error> {
-        let reply = self.write_repeatable(checked(Command::Delete { key })?).await?;
-        match Reply::decode(&reply)? {
+        match self.execute(Command::Delete { key }).await? {
             Reply::Deleted { existed } => Ok(existed),
             other => Err(unexpected(other)),
         }
     }
 
-    /// Sets a key if its revision is `expected`; 0: if it is absent. Never repeated when its outcome is unknown.
+    /// Sets a key if its revision is `expected`; 0: if it is absent.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn cas(&self, key: &[u8], expected: u64, value: &[u8]) -> Result<CasOutcome, Error> {
-        let reply = self.write(checked(Command::Cas { key, expected, value })?).await?;
-        match Reply::decode(&reply)? {
+        match self.execute(Command::Cas { key, expected, value }).await? {
             Reply::Written { revision } => Ok(CasOutcome::Written { revision }),
             Reply::Mismatch { current } => Ok(CasOutcome::Mismatch { current }),
             other => Err(unexpected(other)),
+        }
+    }
+
+    /// Has a command carried out, once, within the session if there is to be one.
+    async fn execute(&self, command: Command<'_>) -> Result<Reply, Error> {
+        let command = checked(command)?;
+        let Some(session) = &self.inner.session else {
+            return Ok(Reply::decode(&self.write(command).await?)?);
+        };
+        loop {
+            let ticket = session.ticket(self).await?;
+            let (reply, maybe_done) = self.run_write(ticket.stamp(&command).encode(), true).await?;
+            match Reply::decode(&reply)? {
+                Reply::Refused(Refusal::SessionExpired) => {
+                    session.expired(ticket.session());
+                    if let Some(why) = maybe_done {
+                        // Of the first copy there is no memory any more.
+                        let why = format!("{why}; the session has expired since");
+                        return Err(Error::OutcomeUnknown { why });
+                    }
+                }
+                reply => return Ok(reply),
+            }
         }
     }
 

@@ -12,12 +12,13 @@
 //! | sent, and the connection was lost, or leadership was lost | repeated | [`Error::OutcomeUnknown`] |
 //! | no reply from a node that is alive | repeated elsewhere after [`ClientConfig::attempt_timeout`] | waits until [`ClientConfig::timeout`], then [`Error::OutcomeUnknown`] |
 //!
-//! A write is never repeated when it may have happened: even for a put that would be no matter of course, since the first copy
-//! may take effect now, somebody else's put after it, and then the second copy. Who can live with that sets
-//! [`ClientConfig::retry_unknown`].
+//! A write by itself is never repeated when it may have happened: even for a put that would be no matter of course, since the first copy
+//! may take effect now, somebody else's put after it, and then the second copy. The methods of the key-value store therefore write within a
+//! *session* (unless [`ClientConfig::sessions`] is off), which is opened by the first write: there, a copy of a write has no effect of its own, so that everything is
+//! repeated until [`ClientConfig::timeout`].
 //!
 //! The layers: [`protocol`] is the bytes on the wire, `link` one connection, `nodes` all of them, this module the search for the leader and the
-//! policy above, `kv` the methods of the key-value store. [`Service`] is the other end, in the node.
+//! policy above, `session` the numbering of writes, `kv` the methods of the key-value store. [`Service`] is the other end, in the node.
 
 mod error;
 mod kv;
@@ -25,6 +26,7 @@ mod link;
 mod nodes;
 pub mod protocol;
 mod service;
+mod session;
 mod sink;
 
 use std::collections::BTreeMap;
@@ -42,12 +44,17 @@ pub use kv::{CasOutcome, KeyValue, Page, Versioned};
 pub use service::{Admission, Metrics, Service, ServiceLimits};
 
 use crate::handle::Consistency;
+use crate::kv::Command;
 use link::LinkError;
 use nodes::Nodes;
 use protocol::{NodeStatus, Request, Response};
+use session::Session;
 
 /// Waits between attempts: they double from the first to the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+
+/// How long [`Client::close`] waits for the end of the session.
+const FAREWELL: Duration = Duration::from_millis(200);
 
 /// Settings of a [`Client`].
 #[derive(Clone, Debug)]
@@ -62,13 +69,13 @@ pub struct ClientConfig {
     pub attempt_timeout: Duration,
     /// When requests wait and nothing at all has come from a node for about this long, not even a sign of life, its connection is given up.
     pub silence_timeout: Duration,
-    /// Repeat puts and deletes whose outcome is unknown. They may then take effect twice, the second time over somebody else's change.
-    /// Compare-and-swap is never repeated.
-    pub retry_unknown: bool,
+    /// Write within a session, so that writes whose outcome is unknown can be repeated and still take effect once. The first write
+    /// is preceded by one that opens the session.
+    pub sessions: bool,
 }
 
 impl ClientConfig {
-    /// The defaults: 5 s in all, 1 s an attempt, 500 ms of silence, unknown outcomes are reported.
+    /// The defaults: 5 s in all, 1 s an attempt, 500 ms of silence, writes within a session.
     pub fn new(nodes: BTreeMap<NodeId, String>, tls: TlsIdentity) -> Self {
         ClientConfig {
             nodes,
@@ -76,7 +83,7 @@ impl ClientConfig {
             timeout: Duration::from_secs(5),
             attempt_timeout: Duration::from_secs(1),
             silence_timeout: Duration::from_millis(500),
-            retry_unknown: false,
+            sessions: true,
         }
     }
 }
@@ -93,7 +100,7 @@ struct Inner {
     leader: AtomicU64,
     timeout: Duration,
     attempt_timeout: Duration,
-    retry_unknown: bool,
+    session: Option<Session>,
 }
 
 impl Client {
@@ -105,9 +112,10 @@ impl Client {
         if config.nodes.is_empty() {
             return Err(Error::Config("a client needs the address of at least one node".into()));
         }
-        let ClientConfig { nodes, tls, timeout, attempt_timeout, silence_timeout, retry_unknown } = config;
+        let ClientConfig { nodes, tls, timeout, attempt_timeout, silence_timeout, sessions } = config;
         let nodes = Nodes::new(nodes, &tls, attempt_timeout, silence_timeout)?;
-        let inner = Inner { nodes, leader: AtomicU64::new(0), timeout, attempt_timeout, retry_unknown };
+        let session = sessions.then(Session::default);
+        let inner = Inner { nodes, leader: AtomicU64::new(0), timeout, attempt_timeout, session };
         Ok(Client { inner: Arc::new(inner) })
     }
 
@@ -117,15 +125,12 @@ impl Client {
     /// # Errors
     /// See [`Error`]; only [`Error::OutcomeUnknown`] leaves open what happened.
     pub async fn write(&self, command: Bytes) -> Result<Bytes, Error> {
-        self.run(&Request::Write { group: GroupId::FIRST, command }, false).await
+        Ok(self.run_write(command, false).await?.0)
     }
 
-    /// Like [`write`](Self::write), for commands that may take effect twice: honours [`ClientConfig::retry_unknown`].
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn write_repeatable(&self, command: Bytes) -> Result<Bytes, Error> {
-        self.run(&Request::Write { group: GroupId::FIRST, command }, self.inner.retry_unknown).await
+    /// Like [`write`](Self::write); says also whether earlier copies of it may have been applied before, which there are only if it is `repeatable`.
+    async fn run_write(&self, command: Bytes, repeatable: bool) -> Result<(Bytes, Option<String>), Error> {
+        self.run(&Request::Write { group: GroupId::FIRST, command }, repeatable).await
     }
 
     /// Has a query answered by the state machine.
@@ -133,7 +138,7 @@ impl Client {
     /// # Errors
     /// See [`Error`]; a read has no effect.
     pub async fn read(&self, query: Bytes, consistency: Consistency) -> Result<Bytes, Error> {
-        self.run(&Request::Read { group: GroupId::FIRST, consistency, query }, true).await
+        Ok(self.run(&Request::Read { group: GroupId::FIRST, consistency, query }, true).await?.0)
     }
 
     /// Asks one node about itself.
@@ -182,19 +187,24 @@ impl Client {
         Some(NodeId(self.inner.leader.load(Ordering::Relaxed))).filter(|id| id.0 != 0)
     }
 
-    /// Closes all connections, for every clone, and waits until the nodes have been told.
+    /// Ends the session, closes all connections, for every clone, and waits until the nodes have been told.
     pub async fn close(&self) {
+        if let Some(session) = self.inner.session.as_ref().and_then(Session::take) {
+            // A courtesy as well: sessions that nobody uses give way to others.
+            let end = self.run_write(Command::EndSession { session }.encode(), false);
+            let _ = tokio::time::timeout(FAREWELL, end).await;
+        }
         self.inner.nodes.close().await;
     }
 
-    /// Tries, and tries again, until the deadline.
-    async fn run(&self, request: &Request, repeatable: bool) -> Result<Bytes, Error> {
+    /// Tries, and tries again, until the deadline. With the response it returns why an earlier attempt may have succeeded, if one may have.
+    async fn run(&self, request: &Request, repeatable: bool) -> Result<(Bytes, Option<String>), Error> {
         let mut search = Search::new(self, request, repeatable);
         loop {
             let node = search.next_node(self);
             let attempt = self.attempt(node, request, search.attempt_deadline(self)).await;
             match search.judge(self, node, attempt) {
-                Verdict::Done(body) => return Ok(body),
+                Verdict::Done(body) => return Ok((body, search.maybe_done)),
                 Verdict::Failed(error) => return Err(error),
                 Verdict::Again => {}
                 Verdict::AgainLater => search.pause().await,

@@ -25,6 +25,8 @@ pub(super) struct Change {
 pub(super) struct Buffer {
     changes: BTreeMap<Box<[u8]>, Change>,
     bytes: usize,
+    /// Sessions that have changed, encoded (`None`: ended); set when the buffer takes no more changes.
+    sessions: Vec<(u64, Option<Vec<u8>>)>,
 }
 
 impl Buffer {
@@ -65,6 +67,15 @@ impl Buffer {
     pub(super) fn from(&self, start: &[u8]) -> impl Iterator<Item = (&[u8], &Change)> {
         let range = (Bound::Included(start), Bound::Unbounded);
         self.changes.range::<[u8], _>(range).map(|(key, change)| (&**key, change))
+    }
+
+    /// What goes with the changes, as of the last of them.
+    pub(super) fn set_sessions(&mut self, sessions: Vec<(u64, Option<Vec<u8>>)>) {
+        self.sessions = sessions;
+    }
+
+    pub(super) fn sessions(&self) -> &[(u64, Option<Vec<u8>>)] {
+        &self.sessions
     }
 
     /// Memory it takes, in bytes, roughly.

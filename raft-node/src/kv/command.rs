@@ -38,6 +38,26 @@ pub enum Command<'a> {
         #[serde(with = "serde_bytes", borrow)]
         value: &'a [u8],
     },
+    /// Opens a session; its id is in the reply.
+    Register,
+    /// Does what `command` says, unless this session has done so under this serial number before: then it is answered as it was the first
+    /// time.
+    InSession {
+        /// The session's id.
+        session: u64,
+        /// Number of the command, from 1 on; each number stands for one command only. Gaps and any order are fine.
+        serial: u64,
+        /// The lowest serial number whose reply the client still waits for; what is below is forgotten, and refused if it comes late.
+        first_unanswered: u64,
+        /// The bytes of a put, a delete or a compare-and-swap.
+        #[serde(with = "serde_bytes", borrow)]
+        command: &'a [u8],
+    },
+    /// Ends a session.
+    EndSession {
+        /// The session's id.
+        session: u64,
+    },
 }
 
 /// Outcome of a [`Command`].
@@ -60,6 +80,13 @@ pub enum Reply {
     },
     /// The command makes no sense; nothing was changed.
     Refused(Refusal),
+    /// A session was opened.
+    Registered {
+        /// Its id: the log index of the command.
+        session: u64,
+    },
+    /// The session is over, if there was one.
+    Ended,
 }
 
 /// Why the store refuses a command or a query. Repeating it is of no use.
@@ -87,6 +114,15 @@ pub enum Refusal {
         /// The limit, in bytes.
         limit: u64,
     },
+    /// There is no such session (any more): it was ended, or gave way to newer ones. What was repeated may have been carried out before.
+    #[error("the session has expired")]
+    SessionExpired,
+    /// The client has said that it does not wait for this command any more.
+    #[error("the command comes after its client has stopped to wait for it")]
+    AlreadyAnswered,
+    /// More than [`MAX_SESSION_REPLIES`](super::MAX_SESSION_REPLIES) commands of the session wait for their replies.
+    #[error("too many commands of the session wait for their replies")]
+    TooManyUnanswered,
 }
 
 /// A question to the store.
@@ -170,19 +206,22 @@ impl<'a> Command<'a> {
         buf.freeze()
     }
 
-    /// The key that it concerns.
-    pub fn key(&self) -> &'a [u8] {
+    /// The key that it concerns, and the value that it writes (empty for a delete). `None` for commands about sessions.
+    pub fn key_and_value(&self) -> Option<(&'a [u8], &'a [u8])> {
         match *self {
-            Command::Put { key, .. } | Command::Delete { key } | Command::Cas { key, .. } => key,
+            Command::Put { key, value } | Command::Cas { key, value, .. } => Some((key, value)),
+            Command::Delete { key } => Some((key, &[])),
+            Command::Register | Command::InSession { .. } | Command::EndSession { .. } => None,
         }
     }
 
-    /// The value that it writes; empty for a delete.
-    pub fn value(&self) -> &'a [u8] {
-        match *self {
-            Command::Put { value, .. } | Command::Cas { value, .. } => value,
-            Command::Delete { .. } => &[],
-        }
+    /// The command in the bytes of [`Command::InSession`].
+    ///
+    /// # Errors
+    /// It is none, or about sessions itself.
+    pub fn decode_inner(bytes: &'a [u8]) -> Result<Self, Refusal> {
+        let inner = Command::decode(bytes).map_err(|_| Refusal::Malformed)?;
+        if inner.key_and_value().is_some() { Ok(inner) } else { Err(Refusal::Malformed) }
     }
 
     /// Checks the limits. `max_value` (bytes) may be lower than [`MAX_VALUE_BYTES`] where a node checks what clients send; the
@@ -191,8 +230,12 @@ impl<'a> Command<'a> {
     /// # Errors
     /// The [`Refusal`] to answer with.
     pub fn check(&self, max_value: usize) -> Result<(), Refusal> {
-        check_key(self.key())?;
-        let (size, limit) = (self.value().len(), max_value.min(MAX_VALUE_BYTES));
+        if let Command::InSession { command, .. } = self {
+            return Command::decode_inner(command)?.check(max_value);
+        }
+        let Some((key, value)) = self.key_and_value() else { return Ok(()) };
+        check_key(key)?;
+        let (size, limit) = (value.len(), max_value.min(MAX_VALUE_BYTES));
         if size > limit {
             return Err(Refusal::ValueTooLong { size: size as u64, limit: limit as u64 });
         }
@@ -200,7 +243,10 @@ impl<'a> Command<'a> {
     }
 
     fn payload_bytes(&self) -> usize {
-        self.key().len() + self.value().len()
+        match self {
+            Command::InSession { command, .. } => command.len() + 24,
+            other => other.key_and_value().map_or(0, |(key, value)| key.len() + value.len()),
+        }
     }
 }
 
@@ -306,7 +352,12 @@ mod tests {
         assert_eq!(&put.encode()[..], b"\x00\x01k\x02vv");
         assert_eq!(&delete.encode()[..], b"\x01\x01k");
         assert_eq!(&cas.encode()[..], b"\x02\x01k\xac\x02\x01v");
-        for command in [put, delete, cas] {
+        let nested = put.encode();
+        let in_session = Command::InSession { session: 300, serial: 2, first_unanswered: 1, command: &nested };
+        assert_eq!(&Command::Register.encode()[..], b"\x03");
+        assert_eq!(&in_session.encode()[..], b"\x04\xac\x02\x02\x01\x06\x00\x01k\x02vv");
+        assert_eq!(&Command::EndSession { session: 1 }.encode()[..], b"\x05\x01");
+        for command in [put, delete, cas, Command::Register, in_session, Command::EndSession { session: 9 }] {
             assert_eq!(Command::decode(&command.encode()), Ok(command));
         }
         let get = Query::Get { key: b"k" };
@@ -320,13 +371,16 @@ mod tests {
 
     #[test]
     fn replies_and_answers_are_fixed_too() {
-        let replies: [(Reply, &[u8]); 6] = [
+        let replies: [(Reply, &[u8]); 9] = [
             (Reply::Written { revision: 7 }, b"\x00\x07"),
             (Reply::Deleted { existed: true }, b"\x01\x01"),
             (Reply::Mismatch { current: 0 }, b"\x02\x00"),
             (Reply::Refused(Refusal::Malformed), b"\x03\x00"),
             (Reply::Refused(Refusal::EmptyKey), b"\x03\x01"),
             (Reply::Refused(Refusal::KeyTooLong { size: 5, limit: 4 }), b"\x03\x02\x05\x04"),
+            (Reply::Refused(Refusal::SessionExpired), b"\x03\x04"),
+            (Reply::Registered { session: 300 }, b"\x04\xac\x02"),
+            (Reply::Ended, b"\x05"),
         ];
         for (reply, bytes) in replies {
             let mut buf = BytesMut::new();
@@ -355,8 +409,19 @@ mod tests {
         }
         let longer = [&whole[..], b"x"].concat();
         assert!(Command::decode(&longer).is_err());
-        assert!(Command::decode(b"\x03\x01k").is_err(), "no such variant");
+        assert!(Command::decode(b"\x06\x01k").is_err(), "no such variant");
         assert!(Command::decode(b"\x01\xff\xff\xff\xff\x0fk").is_err(), "a length that is only claimed");
+    }
+
+    #[test]
+    fn sessions_hold_commands_about_data_only() {
+        let check = |command: &[u8]| {
+            Command::InSession { session: 1, serial: 1, first_unanswered: 1, command }.check(MAX_VALUE_BYTES)
+        };
+        assert_eq!(check(&Command::Delete { key: b"k" }.encode()), Ok(()));
+        assert_eq!(check(&Command::Delete { key: b"" }.encode()), Err(Refusal::EmptyKey));
+        assert_eq!(check(&Command::Register.encode()), Err(Refusal::Malformed));
+        assert_eq!(check(b"?"), Err(Refusal::Malformed));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rocksdb::{DB, WriteBatch};
 
 use super::buffer::Buffer;
 use super::open::KvError;
-use super::store::{applied_entry, data_key, stored_value, write_options};
+use super::store::{applied_entry, data_key, session_key, stored_value, write_options};
 
 /// A buffer that takes no more changes, and the last entry that it contains.
 pub(super) struct Full {
@@ -83,7 +83,7 @@ impl Drop for Flusher {
     }
 }
 
-/// One batch with the changes and the applied index, so that a crash leaves both or neither; then the flush that makes it last.
+/// One batch with the changes, the sessions and the applied index, so that a crash leaves both or neither; then the flush that makes it last.
 fn write(db: &DB, full: &Full) -> Result<(), rocksdb::Error> {
     let mut batch = WriteBatch::with_capacity_bytes(full.buffer.bytes());
     let (mut key, mut value) = (Vec::new(), Vec::new());
@@ -95,6 +95,13 @@ fn write(db: &DB, full: &Full) -> Result<(), rocksdb::Error> {
                 batch.put(&key, &value);
             }
             None => batch.delete(&key),
+        }
+    }
+    for (session, state) in full.buffer.sessions() {
+        let key = session_key(full.group, *session);
+        match state {
+            Some(bytes) => batch.put(key, bytes),
+            None => batch.delete(key),
         }
     }
     let (key, value) = applied_entry(full.group, full.applied);

@@ -11,6 +11,7 @@
 //! 0 u64 BE     | 'i'               format u32 BE | node u64 BE | cluster
 //! group u64 BE | 'a'               applied term u64 BE | applied index u64 BE
 //! group u64 BE | 'd' | user's key  revision u64 BE | user's value
+//! group u64 BE | 's' | session u64 BE  what is remembered of it (postcard)
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -18,18 +19,20 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use raft_core::{Entries, EntryKind, EntryRef, GroupId, LogId, LogIndex, Term};
-use rocksdb::{DB, ReadOptions, WriteOptions};
+use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteOptions};
 
 use super::buffer::Buffer;
 use super::command::check_key;
 use super::flush::{Flusher, Full};
 use super::open::{self, KvError, KvIdentity, KvOptions};
 use super::scan::Merged;
+use super::sessions::{Sessions, Ticket};
 use super::{Answer, Command, Item, MAX_SCAN_BYTES, MAX_SCAN_ITEMS, MAX_VALUE_BYTES, Query, Refusal, Reply};
 use crate::state_machine::{Replies, StateMachine, Work};
 
 const DATA: u8 = b'd';
 const APPLIED: u8 = b'a';
+const SESSION: u8 = b's';
 const PREFIX: usize = 9;
 
 /// The key-value store as a [`StateMachine`].
@@ -46,6 +49,7 @@ pub struct KvStore {
     /// Is being written to the database.
     flushing: Option<Arc<Buffer>>,
     flusher: Flusher,
+    sessions: Sessions,
     /// Bytes of log entries that a crash would have to replay, `flushing` not counted.
     replay_bytes: usize,
     /// `active` holds part of a batch that is not done. If it broke off, nothing may be written any more.
@@ -73,12 +77,14 @@ impl KvStore {
             active: Buffer::default(),
             flushing: None,
             flusher,
+            sessions: Sessions::default(),
             replay_bytes: 0,
             torn: false,
             options: options.clone(),
             key: Vec::new(),
         };
         store.applied = store.read_applied()?;
+        store.read_sessions()?;
         Ok(store)
     }
 
@@ -102,6 +108,7 @@ impl KvStore {
         if self.torn || (self.replay_bytes == 0 && self.active.is_empty()) {
             return;
         }
+        self.active.set_sessions(self.sessions.take_changed());
         let buffer = Arc::new(std::mem::take(&mut self.active));
         self.replay_bytes = 0;
         self.flusher.begin(Full { group: self.group, buffer: buffer.clone(), applied: self.applied });
@@ -146,6 +153,22 @@ impl KvStore {
         Ok(LogId::new(Term(term as u64), LogIndex(index as u64)))
     }
 
+    fn read_sessions(&mut self) -> Result<(), KvError> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(group_key(self.group, SESSION + 1));
+        let from = group_key(self.group, SESSION);
+        let stored = self.db.iterator_opt(IteratorMode::From(&from, Direction::Forward), options);
+        for item in stored {
+            let (key, value) =
+                item.map_err(|e| KvError::Database { dir: self.dir.clone(), doing: "reading sessions", source: e })?;
+            let id = key.get(PREFIX..).and_then(|id| <[u8; 8]>::try_from(id).ok()).map(u64::from_be_bytes);
+            if !id.is_some_and(|id| self.sessions.load(id, &value)) {
+                return Err(self.damaged("a session cannot be decoded"));
+            }
+        }
+        Ok(())
+    }
+
     fn apply_command(&mut self, entry: &EntryRef<'_>) -> Result<Reply, KvError> {
         let Ok(command) = Command::decode(entry.payload) else {
             return Ok(Reply::Refused(Refusal::Malformed));
@@ -153,7 +176,35 @@ impl KvStore {
         if let Err(refusal) = command.check(MAX_VALUE_BYTES) {
             return Ok(Reply::Refused(refusal));
         }
-        let revision = entry.index.0;
+        let index = entry.index.0;
+        match command {
+            Command::Register => {
+                self.sessions.register(index);
+                Ok(Reply::Registered { session: index })
+            }
+            Command::EndSession { session } => {
+                self.sessions.end(session);
+                Ok(Reply::Ended)
+            }
+            Command::InSession { session, serial, first_unanswered, command } => {
+                self.apply_once(Ticket { session, serial, first_unanswered }, index, command)
+            }
+            data => self.apply_data(data, index),
+        }
+    }
+
+    fn apply_once(&mut self, ticket: Ticket, index: u64, command: &[u8]) -> Result<Reply, KvError> {
+        let reply = match (self.sessions.admit(ticket, index), Command::decode_inner(command)) {
+            (Ok(Some(reply)), _) => return Ok(reply),
+            (Ok(None), Ok(command)) => self.apply_data(command, index)?,
+            (Err(refusal), _) | (_, Err(refusal)) => return Ok(Reply::Refused(refusal)),
+        };
+        self.sessions.record(ticket, reply);
+        Ok(reply)
+    }
+
+    /// A put, a delete or a compare-and-swap; nothing else comes here.
+    fn apply_data(&mut self, command: Command<'_>, revision: u64) -> Result<Reply, KvError> {
         match command {
             Command::Put { key, value } => {
                 self.active.put(key, revision, value);
@@ -173,6 +224,9 @@ impl KvStore {
                 }
                 self.active.put(key, revision, value);
                 Ok(Reply::Written { revision })
+            }
+            Command::Register | Command::InSession { .. } | Command::EndSession { .. } => {
+                Ok(Reply::Refused(Refusal::Malformed))
             }
         }
     }
@@ -326,6 +380,11 @@ pub(super) fn data_key(group: GroupId, name: &[u8], key: &mut Vec<u8>) {
     key.clear();
     key.extend_from_slice(&group_key(group, DATA));
     key.extend_from_slice(name);
+}
+
+/// The database's key for a session.
+pub(super) fn session_key(group: GroupId, session: u64) -> Vec<u8> {
+    [&group_key(group, SESSION)[..], &session.to_be_bytes()].concat()
 }
 
 /// The database's value for a user's value.

@@ -71,6 +71,48 @@ fn commands_do_what_they_say() {
     assert_eq!((get(&mut store, b"a"), get(&mut store, b"b")), (None, Some((4, b"new".to_vec()))));
 }
 
+fn in_session(session: u64, serial: u64, first_unanswered: u64, command: &[u8]) -> Bytes {
+    Command::InSession { session, serial, first_unanswered, command }.encode()
+}
+
+#[test]
+fn within_a_session_a_repeated_command_takes_effect_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    assert_eq!(apply(&mut store, &[Command::Register.encode()]), [Reply::Registered { session: 1 }]);
+    let first = in_session(1, 1, 1, &put(b"k", b"1"));
+    assert_eq!(
+        apply(&mut store, &[first.clone(), put(b"k", b"2")]),
+        [2, 3].map(|revision| Reply::Written { revision })
+    );
+    assert_eq!(apply(&mut store, std::slice::from_ref(&first)), [Reply::Written { revision: 2 }], "the same reply");
+    assert_eq!(get(&mut store, b"k"), Some((3, b"2".to_vec())), "and no second effect");
+    // What was refused for its own sake is remembered as well.
+    assert_eq!(apply(&mut store, &[in_session(1, 2, 2, &cas(b"k", 9, b"x"))]), [Reply::Mismatch { current: 3 }]);
+    assert_eq!(apply(&mut store, &[first]), [Reply::Refused(Refusal::AlreadyAnswered)]);
+    assert_eq!(apply(&mut store, &[in_session(7, 1, 1, &put(b"k", b"x"))]), [Reply::Refused(Refusal::SessionExpired)]);
+    assert_eq!(apply(&mut store, &[in_session(1, 3, 2, b"nonsense")]), [Reply::Refused(Refusal::Malformed)]);
+    assert_eq!(get(&mut store, b"k"), Some((3, b"2".to_vec())));
+}
+
+/// Sessions become durable with the changes, so that a replay after a crash finds neither too few nor too many.
+#[test]
+fn sessions_survive_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    apply(&mut store, &[Command::Register.encode(), Command::Register.encode()]);
+    let write = in_session(1, 1, 1, &put(b"k", b"1"));
+    apply(&mut store, &[write.clone(), in_session(2, 1, 1, &put(b"l", b"1"))]);
+    store.flush().unwrap();
+    assert_eq!(apply(&mut store, &[Command::EndSession { session: 2 }.encode()]), [Reply::Ended]);
+    drop(store);
+    let mut store = open(dir.path());
+    assert_eq!(store.applied(), LogIndex(5));
+    assert_eq!(apply(&mut store, &[write]), [Reply::Written { revision: 3 }]);
+    assert_eq!(apply(&mut store, &[in_session(2, 1, 1, &put(b"l", b"2"))]), [Reply::Refused(Refusal::SessionExpired)]);
+    assert_eq!(get(&mut store, b"k"), Some((3, b"1".to_vec())));
+}
+
 #[test]
 fn a_batch_sees_its_own_earlier_writes() {
     let dir = tempfile::tempdir().unwrap();

@@ -76,7 +76,7 @@ async fn one_of_many_rivals_wins() {
 #[tokio::test]
 async fn a_paused_node_is_left_and_its_write_reported_as_unknown() {
     let mut cluster = Cluster::start(3).await;
-    let client = cluster.client();
+    let client = cluster.client_with(|config| config.sessions = false);
     client.put(b"k", b"1").await.expect("written");
     let leader = client.leader().expect("just used");
     cluster.pause(leader);
@@ -85,7 +85,7 @@ async fn a_paused_node_is_left_and_its_write_reported_as_unknown() {
     client.put(b"k", b"3").await.expect("the others go on");
     assert_ne!(client.leader(), Some(leader));
     cluster.resume(leader);
-    let repeating = cluster.client_with(|config| config.retry_unknown = true);
+    let repeating = cluster.client();
     repeating.put(b"k", b"4").await.expect("written");
     cluster.pause(repeating.leader().expect("just used"));
     repeating.put(b"k", b"5").await.expect("repeated at the next leader");

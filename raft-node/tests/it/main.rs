@@ -11,3 +11,4 @@ mod frugal;
 mod fuzz;
 mod history;
 mod review;
+mod sessions;
