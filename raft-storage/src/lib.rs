@@ -23,6 +23,7 @@
 //! let write = Write {
 //!     seq: WriteSeq(1),
 //!     hard_state: Some(HardState { current_term: Term(1), voted_for: Some(NodeId(1)) }),
+//!     log_start: None,
 //!     truncate_from: None,
 //!     entries: entries.unwrap_or_default(),
 //! };
@@ -71,10 +72,11 @@
 //!
 //! Opening reads everything once. It refuses another cluster's or node's directory, a newer format, a directory that is in
 //! use or that holds something else, a gap between records, a record or an entry that fails its checksum or its place
-//! in the chain, a damaged or missing hard state (the last entry's term must not be above it), and a write-ahead log that is
-//! damaged anywhere but at its end. What it cannot notice is that the *end* of the write-ahead log is cleanly cut off: that is
-//! what a power failure leaves behind, and after a sync that the disk confirmed, only a lying disk does. Compare the last index with
-//! what the state machine has applied to notice some of that, too.
+//! in the chain, a damaged or missing hard state (the last entry's term must not be above it), and a write-ahead log or a MANIFEST that is
+//! damaged. (`RocksDB` alone would take a flipped bit in the length of one of its frames for the end of the file.) What it cannot
+//! notice is that the *end* of such a file is cleanly cut off: that is what a power failure leaves behind, and after a sync that
+//! the disk confirmed, only a lying disk does. Compare the last index with what the state machine has applied to notice some of
+//! that, too.
 
 #![forbid(unsafe_code)]
 

@@ -22,6 +22,7 @@ use crate::storage::{RecoveredLog, Storage, StorageReader};
 /// let write = |seq: u64| Write {
 ///     seq: WriteSeq(seq),
 ///     hard_state: Some(HardState { current_term: Term(1), voted_for: None }),
+///     log_start: None,
 ///     truncate_from: None,
 ///     entries: Segment::pack(LogIndex(seq), Term(1), EntryKind::Command, &["x"]).map(Entries::from).unwrap(),
 /// };

@@ -1,5 +1,6 @@
 //! The store for production: RocksDB, one database for the logs and hard states of all groups of a node.
 
+mod framing;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod meta;

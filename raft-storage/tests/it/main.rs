@@ -6,6 +6,7 @@ mod corpus;
 mod damage;
 mod differential;
 mod failing_disk;
+mod framing;
 mod fuzz;
 mod identity;
 mod model;

@@ -1,0 +1,178 @@
+//! A look at the frames of RocksDB's write-ahead log and MANIFEST, before RocksDB reads them.
+//!
+//! RocksDB takes a frame whose length points behind the end of the file for one that a power failure tore, and ends there without a word: a
+//! single flipped bit in such a length drops what was synced, from this frame to the end. A flipped bit in the kind of a frame
+//! makes it believe in an older file at the same place, with the same result, or in a loop without end. Everything else that can be wrong
+//! with a frame it notices by the frame's checksum, and refuses.
+//!
+//! A file consists of blocks of 32 KiB, a block of frames: `checksum u32 | length u16 | kind u8 | payload`, little-endian, with fewer than 7 bytes
+//! left over at the end of a block. The checksum is a masked CRC32C of kind and payload. (RocksDB, `db/log_format.h`.)
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::Path;
+
+use crate::error::StorageError;
+
+const BLOCK: usize = 32 << 10;
+const HEADER: usize = 7;
+/// Whole, first, middle, last part of a record: the only ones that RocksDB writes with our options.
+const KINDS: std::ops::RangeInclusive<u8> = 1..=4;
+
+/// Looks at every write-ahead log in `dir`, and at the MANIFEST that is in force.
+pub(super) fn check(dir: &Path) -> Result<(), StorageError> {
+    let failed = |error| StorageError::engine("look at the files of the log", error);
+    let current = fs::read(dir.join("CURRENT")).map_err(failed)?;
+    let manifest = String::from_utf8_lossy(&current).trim_end().to_owned();
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let is_manifest = path.file_name().is_some_and(|name| *name == *manifest);
+        if !is_manifest && path.extension().is_none_or(|extension| extension != "log") {
+            continue;
+        }
+        match File::open(&path).and_then(check_file) {
+            Ok(None) => {}
+            Ok(Some(what)) => return Err(StorageError::Damaged { place: path.display().to_string(), what }),
+            // Another process is at work here. That is for RocksDB to say, which locks the directory.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong with a file, if anything is.
+fn check_file(mut file: impl io::Read) -> io::Result<Option<String>> {
+    let mut block = Vec::with_capacity(BLOCK);
+    let (mut start, mut ended) = (0, false);
+    loop {
+        block.clear();
+        file.by_ref().take(BLOCK as u64).read_to_end(&mut block)?;
+        if ended && block.iter().any(|byte| *byte != 0) {
+            return Ok(Some(format!("the block at byte {start}: nothing before it, but data in it")));
+        }
+        match check_block(&block) {
+            Ok(Next::Block) => {}
+            Ok(Next::Nothing) => ended = true,
+            Err(Bad { at, what }) => return Ok(Some(format!("the frame at byte {}: {what}", start + at))),
+        }
+        if block.len() < BLOCK {
+            return Ok(None);
+        }
+        start += BLOCK;
+    }
+}
+
+/// What may follow on a block.
+enum Next {
+    Block,
+    /// It ends in zeros: what a power failure may leave of a file that had become longer. RocksDB skips them.
+    Nothing,
+}
+
+struct Bad {
+    /// Offset in the block.
+    at: usize,
+    what: String,
+}
+
+fn check_block(block: &[u8]) -> Result<Next, Bad> {
+    let mut rest = block;
+    while let Some((&[c0, c1, c2, c3, l0, l1, kind], payload)) = rest.split_first_chunk::<HEADER>() {
+        let at = block.len() - rest.len();
+        let bad = |what: String| Err(Bad { at, what });
+        let checksum = unmask(u32::from_le_bytes([c0, c1, c2, c3]));
+        let length = usize::from(u16::from_le_bytes([l0, l1]));
+        if kind == 0 && length == 0 {
+            let zeros = payload.iter().all(|byte| *byte == 0);
+            return if zeros { Ok(Next::Nothing) } else { bad("no header, but data behind it".to_owned()) };
+        }
+        if !KINDS.contains(&kind) {
+            return bad(format!("its kind is {kind}, which is never written"));
+        }
+        match payload.get(length..) {
+            Some(behind) => rest = behind,
+            None if block.len() == BLOCK => return bad(format!("its length {length} goes beyond its block")),
+            // Torn, it cannot have its checksum: that it does, under another length, shows that the length is what is wrong.
+            None => match whole(kind, payload, checksum) {
+                Some(found) => return bad(format!("it has {found} bytes and says {length}")),
+                None => return Ok(Next::Nothing),
+            },
+        }
+    }
+    Ok(Next::Block)
+}
+
+/// How many bytes of `payload` the checksum fits, if it does.
+fn whole(kind: u8, payload: &[u8], checksum: u32) -> Option<usize> {
+    let mut crc = crc32c::crc32c(&[kind]);
+    for (length, byte) in payload.iter().enumerate() {
+        if crc == checksum {
+            return Some(length);
+        }
+        crc = crc32c::crc32c_append(crc, &[*byte]);
+    }
+    (crc == checksum).then_some(payload.len())
+}
+
+/// RocksDB stores a checksum rotated and with a number added, as it may be part of what is summed up again.
+fn unmask(stored: u32) -> u32 {
+    stored.wrapping_sub(0xa282_ead8).rotate_left(15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&[kind]), payload);
+        let stored = crc.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes();
+        let length = u16::try_from(payload.len()).unwrap().to_le_bytes();
+        [&stored[..], &length, &[kind], payload].concat()
+    }
+
+    fn look(file: &[u8]) -> Option<String> {
+        check_file(file).unwrap()
+    }
+
+    #[test]
+    fn whole_files_and_torn_ones_pass() {
+        let (small, first) = (frame(1, b"a small batch"), frame(2, &vec![7; BLOCK - 100]));
+        let mut file = [&small[..], &first].concat();
+        // To the end of the block, which is too short for another header.
+        file.extend(frame(3, &vec![8; BLOCK - file.len() - HEADER - 4]));
+        file.extend([0; 4]);
+        assert_eq!(file.len(), BLOCK);
+        file.extend(frame(4, b"the end"));
+        for cut in (0..file.len()).step_by(97).chain(BLOCK - 5..=file.len()) {
+            assert_eq!(look(&file[..cut]), None, "cut at {cut}");
+        }
+        file.extend([0; 5000]);
+        assert_eq!(look(&file), None, "zeros");
+    }
+
+    #[test]
+    fn a_wrong_length_or_kind_is_noticed_wherever_rocksdb_would_not() {
+        let file = [frame(1, b"one"), frame(2, b""), frame(4, &[9; 300]), frame(1, b"three")].concat();
+        assert_eq!(look(&file), None);
+        for at in [0, 10, 17, 324] {
+            for bit in 32..56 {
+                let mut bad = file.clone();
+                bad[at + bit / 8] ^= 1 << (bit % 8);
+                let length = usize::from(u16::from_le_bytes([bad[at + 4], bad[at + 5]]));
+                // Otherwise there is a checksum in the way.
+                let silent = !KINDS.contains(&bad[at + 6]) || at + HEADER + length > bad.len();
+                assert!(look(&bad).is_some() || !silent, "frame at {at}, bit {bit}");
+            }
+        }
+        assert_eq!(
+            look(&[&file[..10], &[0; 40], &file[10..]].concat()).unwrap(),
+            "the frame at byte 10: no header, but data behind it"
+        );
+        let gap = [&vec![0; BLOCK][..], &frame(1, b"x")].concat();
+        assert!(look(&gap).unwrap().contains("nothing before it"));
+        let mut long = frame(1, &vec![1; BLOCK - HEADER]);
+        long[4] = 0xff;
+        assert!(look(&[long, frame(1, b"x")].concat()).unwrap().contains("beyond its block"));
+    }
+}
