@@ -120,6 +120,16 @@ impl Network {
         }
     }
 
+    /// Links those servers with one another that are on the same side, and cuts all other links. All count as connected.
+    pub fn partition(&mut self, sides: &[bool]) {
+        self.connected.fill(true);
+        for i in 0..self.servers {
+            for j in 0..self.servers {
+                self.links[i * self.servers + j] = sides[i] == sides[j];
+            }
+        }
+    }
+
     /// Whether server `i` is connected.
     pub fn is_connected(&self, i: usize) -> bool {
         self.connected[i]

@@ -1,4 +1,4 @@
-//! The tests of MIT's labs 2A to 2C, each over many seeds: 200, or as many as `RAFT_TEST_SEEDS` says.
+//! The tests of MIT's labs 2A to 2C and 3A, each over many seeds: 200, or as many as `RAFT_TEST_SEEDS` says.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -66,6 +66,20 @@ lab_tests!(
     lab_2c_figure8_unreliable,
     lab_2c_reliable_churn,
     lab_2c_unreliable_churn,
+    lab_3a_basic,
+    lab_3a_speed,
+    lab_3a_concurrent,
+    lab_3a_unreliable,
+    lab_3a_unreliable_one_key,
+    lab_3a_one_partition,
+    lab_3a_partitions_one_client,
+    lab_3a_partitions_many_clients,
+    lab_3a_persist_one_client,
+    lab_3a_persist_many_clients,
+    lab_3a_persist_unreliable,
+    lab_3a_persist_partition,
+    lab_3a_persist_partition_unreliable,
+    lab_3a_persist_partition_unreliable_linearizable,
 );
 
 /// A failure can be repeated only if a run is a function of its seed.

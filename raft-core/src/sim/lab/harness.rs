@@ -116,12 +116,32 @@ impl Lab {
         self.cluster(|cluster| cluster.start(i));
     }
 
+    /// Which life a server is in; `None` while it is down.
+    pub(super) fn life(&self, i: usize) -> Option<u64> {
+        self.cluster(|cluster| cluster.node(i).life())
+    }
+
+    /// Links all servers with one another.
+    pub(super) fn link_all(&self) {
+        self.partition(&vec![true; self.servers()]);
+    }
+
+    /// Links those servers with one another that are on the same side, and cuts all other links.
+    pub(super) fn partition(&self, sides: &[bool]) {
+        self.note(&format!("script: partition {sides:?}"));
+        self.cluster(|cluster| cluster.network_mut().partition(sides));
+    }
+
     pub(super) fn is_alive(&self, i: usize) -> bool {
         self.cluster(|cluster| cluster.node(i).raft().is_some())
     }
 
     pub(super) fn is_connected(&self, i: usize) -> bool {
         self.cluster(|cluster| cluster.network().is_connected(i))
+    }
+
+    pub(super) fn is_reliable(&self) -> bool {
+        self.cluster(|cluster| cluster.network().weather().reliable)
     }
 
     pub(super) fn set_reliable(&self, reliable: bool) {
@@ -163,6 +183,10 @@ impl Lab {
         self.sim.sleep(Duration::from_millis(millis)).await;
     }
 
+    pub(super) async fn sleep_micros(&self, micros: u64) {
+        self.sim.sleep(Duration::from_micros(micros)).await;
+    }
+
     pub(super) fn spawn<T: 'static>(&self, task: impl Future<Output = T> + 'static) -> Joining<T> {
         self.sim.spawn(task)
     }
@@ -189,7 +213,7 @@ impl Lab {
         (0..len).map(|_| b'a' + dice.between(0, 25) as u8).collect()
     }
 
-    fn note(&self, line: &str) {
+    pub(super) fn note(&self, line: &str) {
         self.cluster(|cluster| cluster.note(format_args!("{line}")));
     }
 

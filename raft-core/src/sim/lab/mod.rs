@@ -1,4 +1,4 @@
-//! The tests of labs 2A, 2B and 2C of MIT 6.824 / 6.5840 (2021 to 2023), in virtual time and over many seeds.
+//! The tests of labs 2A, 2B, 2C and 3A of MIT 6.824 / 6.5840 (2021 to 2023), in virtual time and over many seeds.
 //!
 //! Harder than the original: Raft's promises are checked after every event, each seed is another run, and the seed also
 //! decides what a server is like (see [`Variant`]).
@@ -6,6 +6,7 @@
 mod agreement;
 mod elections;
 mod harness;
+mod kv;
 mod persistence;
 
 use std::cell::RefCell;
@@ -16,8 +17,9 @@ use std::time::Duration;
 
 pub use harness::Lab;
 use harness::Record;
+use kv::{Kv, Service};
 
-use super::cluster::{Cluster, Options, Tracer};
+use super::cluster::{Applier, Cluster, Options, Tracer};
 use super::schedule::Dice;
 use super::task::{Failure, Sim};
 use crate::config::Config;
@@ -41,7 +43,16 @@ pub struct LabTest {
     pub reliable: bool,
     /// What a run of the course's own solution took.
     pub handout: Option<Figures>,
-    script: fn(Lab) -> Script,
+    script: Kind,
+}
+
+/// What a test is written with.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// Servers that record what they apply.
+    Raft(fn(Lab) -> Script),
+    /// A key-value service.
+    Kv(fn(Kv) -> Script),
 }
 
 /// What a run took.
@@ -70,10 +81,12 @@ pub struct Variant {
     pub tell_failures: bool,
     /// Cores keep next to no entries in memory and have to read them back.
     pub small_cache: bool,
+    /// New leaders append an empty entry; only in tests that do not count entries.
+    pub no_op: bool,
 }
 
 impl Variant {
-    /// The variant that belongs to a seed: five coins, so that 32 consecutive seeds see every combination.
+    /// The variant that belongs to a seed: six coins, so that 64 consecutive seeds see every combination.
     pub fn of(seed: u64) -> Self {
         let coin = |bit: u32| seed >> bit & 1 == 1;
         Variant {
@@ -82,6 +95,7 @@ impl Variant {
             slow_disk: coin(2),
             tell_failures: coin(3),
             small_cache: coin(4),
+            no_op: coin(5),
         }
     }
 }
@@ -103,7 +117,7 @@ macro_rules! lab_test {
             servers: $servers,
             reliable: lab_test!($weather),
             handout: $handout,
-            script: |lab| Box::pin($script(lab)),
+            script: Kind::Raft(|lab| Box::pin($script(lab))),
         }
     };
     (reliable) => {
@@ -111,6 +125,19 @@ macro_rules! lab_test {
     };
     (unreliable) => {
         false
+    };
+}
+
+macro_rules! kv_test {
+    ($name:literal, $original:literal, $servers:literal, $weather:ident, $script:path, $handout:expr) => {
+        LabTest {
+            name: $name,
+            original: $original,
+            servers: $servers,
+            reliable: lab_test!($weather),
+            handout: $handout,
+            script: Kind::Kv(|kv| Box::pin($script(kv))),
+        }
     };
 }
 
@@ -142,6 +169,20 @@ pub const TESTS: &[LabTest] = &[
     lab_test!("lab_2c_figure8_unreliable", "TestFigure8Unreliable2C", 5, unreliable, persistence::figure8_unreliable, Some(took(33.6, 10_700, 33_695_245, 308))),
     lab_test!("lab_2c_reliable_churn", "TestReliableChurn2C", 5, reliable, persistence::churn, Some(took(16.1, 8864, 44_771_259, 1544))),
     lab_test!("lab_2c_unreliable_churn", "TestUnreliableChurn2C", 5, unreliable, persistence::churn, Some(took(16.5, 4220, 6_414_632, 906))),
+    kv_test!("lab_3a_basic", "TestBasic3A", 5, reliable, kv::one_client, Some(took(15.5, 4576, 0, 903))),
+    kv_test!("lab_3a_speed", "TestSpeed3A", 3, reliable, kv::speed, Some(took(15.7, 3022, 0, 0))),
+    kv_test!("lab_3a_concurrent", "TestConcurrent3A", 5, reliable, kv::five_clients, Some(took(15.9, 5884, 0, 1160))),
+    kv_test!("lab_3a_unreliable", "TestUnreliable3A", 5, unreliable, kv::five_clients, Some(took(19.2, 5083, 0, 441))),
+    kv_test!("lab_3a_unreliable_one_key", "TestUnreliableOneKey3A", 3, unreliable, kv::one_key, Some(took(2.5, 218, 0, 52))),
+    kv_test!("lab_3a_one_partition", "TestOnePartition3A", 5, reliable, kv::one_partition, Some(took(3.9, 275, 0, 8))),
+    kv_test!("lab_3a_partitions_one_client", "TestManyPartitionsOneClient3A", 5, reliable, kv::partitions_one_client, Some(took(23.8, 4501, 0, 765))),
+    kv_test!("lab_3a_partitions_many_clients", "TestManyPartitionsManyClients3A", 5, reliable, kv::partitions_many_clients, Some(took(23.5, 5692, 0, 974))),
+    kv_test!("lab_3a_persist_one_client", "TestPersistOneClient3A", 5, reliable, kv::persist_one_client, Some(took(22.2, 4721, 0, 908))),
+    kv_test!("lab_3a_persist_many_clients", "TestPersistConcurrent3A", 5, reliable, kv::persist_many_clients, Some(took(22.5, 5490, 0, 1033))),
+    kv_test!("lab_3a_persist_unreliable", "TestPersistConcurrentUnreliable3A", 5, unreliable, kv::persist_many_clients, Some(took(26.5, 3532, 0, 474))),
+    kv_test!("lab_3a_persist_partition", "TestPersistPartition3A", 5, reliable, kv::persist_partition, Some(took(29.7, 6122, 0, 1060))),
+    kv_test!("lab_3a_persist_partition_unreliable", "TestPersistPartitionUnreliable3A", 5, unreliable, kv::persist_partition, Some(took(32.9, 2967, 0, 317))),
+    kv_test!("lab_3a_persist_partition_unreliable_linearizable", "TestPersistPartitionUnreliableLinearizable3A", 7, unreliable, kv::persist_partition_random_keys, Some(took(35.0, 8249, 0, 746))),
 ];
 
 /// The test of this name, ours or the course's.
@@ -158,19 +199,32 @@ pub fn run(test: &LabTest, seed: u64, tracer: Option<Tracer>) -> Report {
     let options = Options {
         servers: test.servers,
         seed,
-        config: config(variant),
+        config: Config { no_op_on_election: variant.no_op && matches!(test.script, Kind::Kv(_)), ..config(variant) },
         slowest_write: Duration::from_millis(if variant.slow_disk { 2 } else { 0 }),
         tell_failures: variant.tell_failures,
     };
     let record = Rc::new(RefCell::new(Record::new(test.servers)));
-    let mut cluster = Cluster::new(options, Box::new(record.clone()), tracer);
+    let service = Service::new(test.servers);
+    let applier: Box<dyn Applier> = match test.script {
+        Kind::Raft(_) => Box::new(record.clone()),
+        Kind::Kv(_) => Box::new(service.clone()),
+    };
+    let mut cluster = Cluster::new(options, applier, tracer);
     cluster.note(format_args!("{} with seed {seed}: {variant:?}", test.name));
     cluster.network_mut().weather_mut().reliable = test.reliable;
     (0..test.servers).for_each(|i| cluster.start(i));
     (0..test.servers).for_each(|i| cluster.network_mut().connect(i));
     let sim = Sim::new(cluster);
     let lab = Lab::new(sim.clone(), record.clone(), Dice::new(seed, 2));
-    let failure = sim.run(LIMIT, (test.script)(lab)).err();
+    let script = match test.script {
+        Kind::Raft(script) => script(lab),
+        Kind::Kv(script) => {
+            // Calls to the unreachable fail soon.
+            sim.with(|cluster| cluster.network_mut().weather_mut().long_delays = false);
+            script(Kv::new(lab, service.clone()))
+        }
+    };
+    let failure = sim.run(LIMIT, script).err();
     if let Some(failure) = &failure {
         sim.with(|cluster| cluster.note(format_args!("FAILED: {failure}")));
     }
@@ -179,7 +233,7 @@ pub fn run(test: &LabTest, seed: u64, tracer: Option<Tracer>) -> Report {
         seconds: sim.now().since(Instant::default()).as_secs_f64(),
         rpcs: traffic.sent,
         bytes: traffic.bytes,
-        entries: record.borrow().highest(),
+        entries: record.borrow().highest().max(service.highest()),
     };
     Report { failure, figures }
 }
