@@ -101,6 +101,9 @@ pub struct Cluster {
     applier: Box<dyn Applier>,
     /// Requests that a server is still working on, by callee.
     open: BTreeMap<usize, Vec<(Instant, Call)>>,
+    /// Number of the newest call, and of the newest one from each server to each other.
+    calls: u64,
+    newest_call: BTreeMap<(usize, usize), u64>,
     failure: Option<Failure>,
     tracer: Option<Tracer>,
 }
@@ -128,6 +131,8 @@ impl Cluster {
             checker: Checker::default(),
             applier,
             open: BTreeMap::new(),
+            calls: 0,
+            newest_call: BTreeMap::new(),
             failure: None,
             tracer,
             options,
@@ -252,7 +257,9 @@ impl Cluster {
             Event::Request(call, envelope) => self.request_arrives(call, envelope),
             Event::Reply(call, envelope) => self.reply_arrives(call, envelope),
             Event::Failed(call) => {
-                if self.nodes[call.from].life() == Some(call.from_life) {
+                // Of several that fail together only the newest tells: else each would be answered by calls that fail as well, and so on.
+                let is_newest = self.newest_call.get(&(call.from, call.to)) == Some(&call.number);
+                if is_newest && self.nodes[call.from].life() == Some(call.from_life) {
                     self.step(call.from, Input::LinkReset(id_of(call.to)), None);
                 }
             }
@@ -398,7 +405,9 @@ impl Cluster {
         let bytes = network::encoded_len(&envelope);
         let kind = network::asks(&envelope.body);
         let weather = self.network.weather();
-        let call = Call { from: i, to, from_life, to_life: to_life.unwrap_or(0), kind, weather };
+        self.calls += 1;
+        self.newest_call.insert((i, to), self.calls);
+        let call = Call { from: i, to, from_life, to_life: to_life.unwrap_or(0), kind, number: self.calls, weather };
         let fate = self.network.request(i, to, to_life.is_some(), bytes);
         self.checker.posted(&envelope, matches!(fate, Fate::Arrives(_)));
         match fate {

@@ -33,6 +33,8 @@ pub struct Call {
     pub to_life: u64,
     /// Which kind of reply it waits for.
     pub kind: CallKind,
+    /// Its number, among all calls.
+    pub number: u64,
     /// The weather when it was made.
     pub weather: Weather,
 }
@@ -252,7 +254,7 @@ mod tests {
     }
 
     fn call(weather: Weather) -> Call {
-        Call { from: 0, to: 1, from_life: 1, to_life: 1, kind: CallKind::Append, weather }
+        Call { from: 0, to: 1, from_life: 1, to_life: 1, kind: CallKind::Append, number: 1, weather }
     }
 
     #[test]

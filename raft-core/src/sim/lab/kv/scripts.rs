@@ -65,7 +65,7 @@ async fn client(t: Kv, c: usize, how: Generic, stop: Rc<Cell<bool>>) -> Result<u
     }
     while !stop.get() {
         // About as many operations as the course's own runs make; without a pause it would be twenty times as many.
-        let pause = t.lab.between(0, 20);
+        let pause = t.lab.between(0, 10 + 15 * how.clients as u64);
         t.lab.sleep(pause).await;
         let key = if how.random_keys { t.lab.between(0, how.clients as u64 - 1).to_string() } else { own.clone() };
         let value = format!("x {c} {j} y");
