@@ -19,6 +19,8 @@
 //! conformance::run(&mut InMemory);
 //! ```
 
+mod start;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use raft_core::{
@@ -58,6 +60,7 @@ pub fn run<F: Factory>(factory: &mut F) {
     many_small_writes(factory);
     bad_writes_poison(factory);
     readers_run_beside_the_writer(factory);
+    start::run(factory);
 }
 
 const GROUP: GroupId = GroupId::FIRST;

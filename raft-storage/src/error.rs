@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use raft_core::{EntryError, GroupId, LogIndex, NodeId, WriteSeq};
+use raft_core::{EntryError, GroupId, LogIndex, MembershipError, NodeId, WriteSeq};
 
 /// Why a storage cannot be opened, read or written.
 ///
@@ -174,4 +174,12 @@ pub enum RecordDamage {
     /// The term of its first entry is below the term of the entry before.
     #[error("its term is below that of the record before it")]
     Term,
+    /// An entry of kind [`Membership`](raft_core::EntryKind::Membership) holds none.
+    #[error("entry {index} holds no membership: {error}")]
+    Membership {
+        /// The entry.
+        index: LogIndex,
+        /// What is wrong with it.
+        error: MembershipError,
+    },
 }

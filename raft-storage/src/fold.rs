@@ -1,11 +1,15 @@
 //! Several writes of one group, folded into one: what a batch does to a group when only the end counts.
 
-use raft_core::{HardState, LogIndex, Segment, Write};
+use raft_core::{HardState, LogIndex, Segment, SnapshotMeta, Write};
 
-/// The net effect of consecutive writes: truncate the stored log, append, replace the hard state. Because a batch becomes durable at
+/// The net effect of consecutive writes: move the start of the stored log, truncate it, append, replace the hard state. Because a batch becomes durable at
 /// once, what is appended and truncated again within it never reaches the disk.
 #[derive(Debug, Default)]
 pub(crate) struct Effect {
+    /// The log begins here: what is stored before is of no use any more.
+    pub(crate) start: Option<SnapshotMeta>,
+    /// Nor is anything else that is stored.
+    pub(crate) replaced: bool,
     /// The stored log loses every entry from here on.
     pub(crate) cut: Option<LogIndex>,
     /// Then these are appended: consecutive, each beginning where the one before it ends.
@@ -15,8 +19,24 @@ pub(crate) struct Effect {
 }
 
 impl Effect {
-    /// Adds a write, which has been checked to follow on the ones before it.
-    pub(crate) fn absorb(&mut self, write: &Write) {
+    /// Adds a write, which has been checked to follow on the ones before it, and about which it is known whether it begins the log anew.
+    pub(crate) fn absorb(&mut self, write: &Write, replaces: bool) {
+        if let Some(start) = &write.log_start {
+            let first = start.last.index.next();
+            if replaces {
+                self.replaced = true;
+                self.cut = None;
+                self.segments.clear();
+            }
+            self.segments.retain_mut(|segment| match segment.slice(first, LogIndex::MAX) {
+                Some(rest) => {
+                    *segment = rest;
+                    true
+                }
+                None => false,
+            });
+            self.start = Some(start.clone());
+        }
         if let Some(from) = write.truncate_from {
             self.truncate(from);
         }
@@ -76,7 +96,7 @@ pub(crate) fn pack(segments: Vec<Segment>, max_bytes: usize, mut each: impl FnMu
 
 #[cfg(test)]
 mod tests {
-    use raft_core::{Entries, EntryKind, Term, WriteSeq};
+    use raft_core::{Entries, EntryKind, LogId, Term, WriteSeq};
 
     use super::*;
 
@@ -99,15 +119,34 @@ mod tests {
     #[test]
     fn what_is_truncated_within_the_batch_is_never_stored() {
         let mut effect = Effect::default();
-        effect.absorb(&write(None, Some(segment(5, &[1, 1, 1]))));
-        effect.absorb(&write(Some(6), Some(segment(6, &[2]))));
+        effect.absorb(&write(None, Some(segment(5, &[1, 1, 1]))), false);
+        effect.absorb(&write(Some(6), Some(segment(6, &[2]))), false);
         assert_eq!((effect.cut, effect.segments.len()), (None, 2));
         assert_eq!(effect.segments[0].last_index(), LogIndex(5));
-        effect.absorb(&write(Some(3), Some(segment(3, &[2]))));
-        effect.absorb(&write(Some(4), None));
+        effect.absorb(&write(Some(3), Some(segment(3, &[2]))), false);
+        effect.absorb(&write(Some(4), None), false);
         assert_eq!((effect.cut, effect.segments.len()), (Some(LogIndex(3)), 1));
-        effect.absorb(&write(Some(3), None));
+        effect.absorb(&write(Some(3), None), false);
         assert_eq!((effect.cut, effect.segments.len()), (Some(LogIndex(3)), 0));
+    }
+
+    #[test]
+    fn what_is_before_the_start_is_never_stored() {
+        let starting = |index: u64| Write {
+            log_start: Some(SnapshotMeta { last: LogId::new(Term(1), LogIndex(index)), ..SnapshotMeta::default() }),
+            ..write(None, None)
+        };
+        let mut effect = Effect::default();
+        effect.absorb(&write(Some(4), Some(segment(4, &[1, 1]))), false);
+        effect.absorb(&write(None, Some(segment(6, &[1, 1]))), false);
+        effect.absorb(&starting(6), false);
+        assert_eq!((effect.cut, effect.replaced, effect.segments.len()), (Some(LogIndex(4)), false, 1));
+        assert_eq!(effect.segments[0].first_index(), LogIndex(7));
+        effect.absorb(&starting(9), true);
+        assert_eq!((effect.cut, effect.replaced, effect.segments.len()), (None, true, 0));
+        effect.absorb(&write(None, Some(segment(10, &[1]))), false);
+        assert_eq!(effect.start.map(|start| start.last.index), Some(LogIndex(9)));
+        assert_eq!(effect.segments.len(), 1);
     }
 
     #[test]

@@ -56,6 +56,12 @@
 //! one that is missing, or that a lost truncation left behind, does not fit between its neighbours. The first
 //! record names the checksum in the log start, or 0.
 //!
+//! A log that is compacted loses whole records, those before the one in which it begins; entries of that one that lie before the start do not
+//! count. The new start and one range deletion are part of the atomic batch that the write becomes; the space is given back later, by
+//! deleting files that hold nothing else and by RocksDB's compactions. Records under smaller keys than the log start's first record are ignored.
+//! When a log begins after an entry that it does not hold, all its records are deleted, and the first new one names a checksum
+//! that is made of that entry's term and index.
+//!
 //! Truncating at index k deletes the records that begin at k or above, and rewrites the one that k lies inside of with what is
 //! before k, in the same atomic batch as the entries that replace it.
 //!
@@ -64,7 +70,7 @@
 //! | tag | value |
 //! |---|---|
 //! | 1, hard state | `format u8 = 1, current term u64, voted u8, voted for u64` |
-//! | 2, log start | `format u8 = 1, index u64, term u64, checksum of the record that ends there u32`; absent until a prefix is purged, which is done in whole records |
+//! | 2, log start | `format u8 = 2, index u64, term u64, checksum that the first record names u32, index under which the first record is stored u64`, then the membership as of the start ([`raft_core::Membership::encode`]); absent until the log is compacted. Format 1 ends after the checksum: the first record begins right after the start |
 //! | 3, founders | `format u8 = 1`, then each voter of the first membership `u64` |
 //! | 0xF0 of group 0, identity | `format u32 = 1, node u64, incarnation u128, name of the cluster` |
 //!

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use raft_core::{Entries, GroupId, HardState, LogId, LogIndex, Segment, Write};
+use raft_core::{Entries, EntryKind, GroupId, HardState, LogId, LogIndex, Membership, Segment, SnapshotMeta, Write};
 
 use crate::error::StorageError;
 use crate::metrics::StorageMetrics;
@@ -48,15 +48,26 @@ pub struct MemoryStorage {
 
 type Image = BTreeMap<GroupId, GroupImage>;
 
+/// No entry has this index.
+const NEVER: LogIndex = LogIndex(u64::MAX);
+
 /// A group's log, kept as plainly as can be, so that other stores can be compared with it.
 #[derive(Clone, Debug, Default)]
 struct GroupImage {
     hard_state: HardState,
+    start: LogId,
+    membership: Option<Membership>,
     segments: Vec<Segment>,
 }
 
 impl GroupImage {
     fn apply(&mut self, write: &Write) {
+        if let Some(SnapshotMeta { last, membership }) = &write.log_start {
+            let holds = |segment: &Segment| segment.term_at(last.index) == Some(last.term);
+            let first = if self.start == *last || self.segments.iter().any(holds) { last.index.next() } else { NEVER };
+            self.segments = self.segments.iter().filter_map(|s| s.slice(first, LogIndex::MAX)).collect();
+            (self.start, self.membership) = (*last, Some(membership.clone()));
+        }
         if let Some(from) = write.truncate_from {
             self.segments = self.segments.iter().filter_map(|s| s.slice(LogIndex::ZERO, from.prev())).collect();
         }
@@ -65,19 +76,23 @@ impl GroupImage {
     }
 
     fn outline(&self) -> RecoveredLog {
-        let mut runs: Vec<LogId> = Vec::new();
-        for segment in &self.segments {
-            for entry in segment.iter() {
-                if runs.last().is_none_or(|run| run.term < entry.term) {
-                    runs.push(entry.id());
-                }
+        let (mut runs, mut changes): (Vec<LogId>, Vec<_>) = (Vec::new(), Vec::new());
+        for entry in self.segments.iter().flat_map(Segment::iter) {
+            if runs.last().is_none_or(|run| run.term < entry.term) {
+                runs.push(entry.id());
+            }
+            if entry.kind == EntryKind::Membership {
+                // Checked when it was written.
+                changes.extend(Membership::decode(entry.payload).ok().map(|membership| (entry.index, membership)));
             }
         }
         RecoveredLog {
             hard_state: self.hard_state,
-            log_start: LogId::ZERO,
+            log_start: self.start,
+            membership: self.membership.clone(),
+            changes,
             runs,
-            last_index: self.segments.last().map(Segment::last_index).unwrap_or_default(),
+            last_index: self.segments.last().map_or(self.start.index, Segment::last_index),
             bytes: self.segments.iter().map(|segment| segment.byte_len() as u64).sum(),
         }
     }
@@ -206,10 +221,11 @@ impl StorageReader for MemoryReader {
         max_bytes: usize,
     ) -> Result<Entries, StorageError> {
         let mut found = Entries::new();
-        if first == LogIndex::ZERO {
+        let live = lock(&self.live);
+        let start = live.get(&group).map(|image| image.start.index).unwrap_or_default();
+        if first <= start {
             return Ok(found);
         }
-        let live = lock(&self.live);
         let segments = live.get(&group).map(|image| image.segments.as_slice()).unwrap_or_default();
         let from = segments.partition_point(|segment| segment.last_index() < first);
         for wanted in segments[from..].iter().map_while(|segment| segment.slice(first, last)) {

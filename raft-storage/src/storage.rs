@@ -1,6 +1,6 @@
 //! The two traits, and what recovery tells.
 
-use raft_core::{Entries, GroupId, HardState, LogId, LogIndex, Write};
+use raft_core::{Entries, GroupId, HardState, LogId, LogIndex, Membership, Term, Write};
 
 use crate::error::StorageError;
 
@@ -11,8 +11,11 @@ use crate::error::StorageError;
 ///
 /// - Writes of a group become durable in the order in which they were given, and each one entirely or not at all.
 /// - A write is refused with [`StorageError::BadWrite`] when it would leave a gap in the log, lower a term (of the log or
-///   of the hard state), append an entry of a term above the hard state's, or change or withdraw a vote within a term. No correct caller
-///   does any of these; a store that lets them pass turns a defect into lost data.
+///   of the hard state), append an entry of a term above the hard state's, change or withdraw a vote within a term, move the start of the log
+///   back, or append an entry of kind `Membership` that holds none. No correct caller does any of these; a store that lets them pass turns a
+///   defect into lost data.
+/// - What lies before the start of the log ([`Write::log_start`](raft_core::Write::log_start)) is never delivered again, also when its space is
+///   freed later. The new start is durable together with the rest of its write.
 /// - After any error of [`write`](Storage::write) the storage is *poisoned*: every later call of it fails with
 ///   [`StorageError::Poisoned`]. A failed sync must not be tried again, since the operating system may have marked
 ///   the pages clean.
@@ -60,6 +63,10 @@ pub struct RecoveredLog {
     pub hard_state: HardState,
     /// The entry before the first one of the log; [`LogId::ZERO`] unless a prefix was purged.
     pub log_start: LogId,
+    /// Who belonged to the cluster as of that entry; `None` as long as the log has its first entry, and nobody has said.
+    pub membership: Option<Membership>,
+    /// The memberships in the log, oldest first: each entry of kind [`Membership`](raft_core::EntryKind::Membership).
+    pub changes: Vec<(LogIndex, Membership)>,
     /// The first entry of each term in the log, oldest first.
     pub runs: Vec<LogId>,
     /// Index of the last entry; `log_start.index` when the log is empty.
@@ -72,5 +79,14 @@ impl RecoveredLog {
     /// Term and index of the last entry; `log_start` when the log is empty.
     pub fn last(&self) -> LogId {
         LogId::new(self.runs.last().unwrap_or(&self.log_start).term, self.last_index)
+    }
+
+    /// Term of the entry at `index`, if that is in the log or just before it.
+    pub fn term_at(&self, index: LogIndex) -> Option<Term> {
+        if index == self.log_start.index {
+            return Some(self.log_start.term);
+        }
+        let run = self.runs.partition_point(|run| run.index <= index).checked_sub(1)?;
+        (index <= self.last_index).then(|| self.runs[run].term)
     }
 }

@@ -99,10 +99,9 @@ pub fn meta(data: &[u8]) -> bool {
             meta::decode_hard_state(&key, group, &value).map(|state| meta::encode_hard_state(&key, state))
         }
         Tag::Founders => meta::decode_founders(&key, group, &value).map(|ids| meta::encode_founders(&key, &ids)),
-        Tag::LogStart => meta::decode_log_start(&key, group, &value).map(|start| {
-            let (index, term) = (start.id.index.0.to_be_bytes(), start.id.term.0.to_be_bytes());
-            meta::seal(&key, [&[1], &index[..], &term, &start.link.to_be_bytes()].concat())
-        }),
+        Tag::LogStart => {
+            meta::decode_log_start(&key, group, &value).map(|start| meta::encode_log_start(&key, &start))
+        }
         Tag::Identity => owner(rest).verify(&value, Path::new("some/dir")).map(|number| owner(rest).encode(number)),
     };
     match written {

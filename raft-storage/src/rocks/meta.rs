@@ -4,13 +4,15 @@
 
 use std::path::Path;
 
-use raft_core::{GroupId, HardState, LogId, LogIndex, NodeId, Term};
+use raft_core::{GroupId, HardState, LogId, LogIndex, Membership, NodeId, Term};
 
 use crate::error::StorageError;
 
 /// Format of the directory that this version writes. Raised whenever an older version must not open the result.
 pub(crate) const STORE_FORMAT: u32 = 1;
 const VALUE_FORMAT: u8 = 1;
+/// Format of the start of a log.
+const START_FORMAT: u8 = 2;
 const CRC: usize = 4;
 
 /// The last byte of a key in the column family `meta`.
@@ -89,11 +91,15 @@ impl Fields<'_> {
 
     /// The format comes first in every value; a newer one is refused.
     fn format(&mut self) -> Result<(), StorageError> {
+        self.format_up_to(VALUE_FORMAT).map(drop)
+    }
+
+    fn format_up_to(&mut self, newest: u8) -> Result<u8, StorageError> {
         let [found] = self.take()?;
-        if found == VALUE_FORMAT {
-            return Ok(());
+        if (1..=newest).contains(&found) {
+            return Ok(found);
         }
-        Err(newer(self.place, u32::from(found), u32::from(VALUE_FORMAT)))
+        Err(newer(self.place, u32::from(found), u32::from(newest)))
     }
 
     fn end(&self) -> Result<(), StorageError> {
@@ -143,23 +149,54 @@ pub(crate) fn decode_founders(key: &[u8], group: GroupId, value: &[u8]) -> Resul
     Ok(founders)
 }
 
-/// Where a log begins. The log is purged in whole records, so a record begins right after `id`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Where a log begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LogStart {
     /// The entry before the first one.
     pub(crate) id: LogId,
-    /// Checksum of the record that it was the last entry of, which the first record must name as its predecessor.
+    /// What the first record names as the checksum of its predecessor.
     pub(crate) link: u32,
+    /// The index under which the first record is stored, at most one above `id`: what it holds up to `id` does not count. Whatever is stored
+    /// under a smaller index is waiting to be deleted.
+    pub(crate) first: LogIndex,
+    /// Who belonged to the cluster as of `id`. Format 1 did not say.
+    pub(crate) membership: Option<Membership>,
+}
+
+/// Without a membership it is of format 1, which has only whole records.
+pub(crate) fn encode_log_start(key: &Key, start: &LogStart) -> Vec<u8> {
+    let format = if start.membership.is_some() { START_FORMAT } else { VALUE_FORMAT };
+    let mut value = vec![format];
+    value.extend_from_slice(&start.id.index.0.to_be_bytes());
+    value.extend_from_slice(&start.id.term.0.to_be_bytes());
+    value.extend_from_slice(&start.link.to_be_bytes());
+    if let Some(membership) = &start.membership {
+        value.extend_from_slice(&start.first.0.to_be_bytes());
+        value.extend_from_slice(&membership.encode());
+    }
+    seal(key, value)
 }
 
 pub(crate) fn decode_log_start(key: &[u8], group: GroupId, value: &[u8]) -> Result<LogStart, StorageError> {
     let place = &format!("group {group}: the start of the log");
     let mut fields = Fields { rest: unseal(key, value, place)?, place };
-    fields.format()?;
-    let (index, term) = (LogIndex(fields.u64()?), Term(fields.u64()?));
+    let format = fields.format_up_to(START_FORMAT)?;
+    let id = LogIndex(fields.u64()?);
+    let id = LogId::new(Term(fields.u64()?), id);
     let link = u32::from_be_bytes(fields.take()?);
-    fields.end()?;
-    Ok(LogStart { id: LogId::new(term, index), link })
+    if id.index > LogIndex::MAX {
+        return Err(damaged(place, "its index is beyond all belief"));
+    }
+    if format == VALUE_FORMAT {
+        fields.end()?;
+        return Ok(LogStart { id, link, first: id.index.next(), membership: None });
+    }
+    let first = LogIndex(fields.u64()?);
+    if first == LogIndex::ZERO || first > id.index.next() {
+        return Err(damaged(place, "it is before the first record"));
+    }
+    let membership = Membership::decode(fields.rest).map_err(|error| damaged(place, &error.to_string()))?;
+    Ok(LogStart { id, link, first, membership: Some(membership) })
 }
 
 /// Who a directory belongs to.
@@ -236,15 +273,38 @@ mod tests {
     #[test]
     fn the_start_of_a_log_can_be_read() {
         let key = key(GROUP, Tag::LogStart);
-        let mut value = vec![VALUE_FORMAT];
-        value.extend_from_slice(&7u64.to_be_bytes());
-        value.extend_from_slice(&3u64.to_be_bytes());
-        value.extend_from_slice(&99u32.to_be_bytes());
-        let sealed = seal(&key, value.clone());
-        let start = LogStart { id: LogId::new(Term(3), LogIndex(7)), link: 99 };
-        assert_eq!(decode_log_start(&key, GROUP, &sealed).unwrap(), start);
-        value.push(0);
-        assert!(decode_log_start(&key, GROUP, &seal(&key, value)).unwrap_err().to_string().contains("too long"));
+        let id = LogId::new(Term(3), LogIndex(7));
+        let old = LogStart { id, link: 99, first: LogIndex(8), membership: None };
+        let joint = Membership::of_voters([1, 5].map(NodeId)).with_info(NodeId(5), "five".into());
+        let new = LogStart { first: LogIndex(4), membership: Some(joint), ..old.clone() };
+        for start in [old.clone(), new.clone()] {
+            let good = encode_log_start(&key, &start);
+            assert_eq!(decode_log_start(&key, GROUP, &good).unwrap(), start);
+            for bit in 0..good.len() * 8 {
+                let mut bad = good.clone();
+                bad[bit / 8] ^= 1 << (bit % 8);
+                assert!(decode_log_start(&key, GROUP, &bad).is_err(), "bit {bit}");
+            }
+            let refuse = |change: &dyn Fn(&mut Vec<u8>)| {
+                let mut value = good[..good.len() - CRC].to_vec();
+                change(&mut value);
+                decode_log_start(&key, GROUP, &seal(&key, value)).unwrap_err().to_string()
+            };
+            assert!(refuse(&|value| value.push(0)).contains(if start.membership.is_some() { "length" } else { "long" }));
+            assert!(refuse(&|value| value.truncate(20)).contains("short"));
+            assert!(refuse(&|value| value[0] = 3).contains("format 3"));
+            assert!(refuse(&|value| value[0] = 0).contains("format 0"));
+            assert!(refuse(&|value| value[1] = 0xff).contains("belief"));
+        }
+        for first in [0, 9] {
+            let bad = encode_log_start(&key, &LogStart { first: LogIndex(first), ..new.clone() });
+            assert!(decode_log_start(&key, GROUP, &bad).unwrap_err().to_string().contains("before the first record"));
+        }
+        // The layout stays what it is.
+        let bare = LogStart { membership: Some(Membership::default()), ..new };
+        let value = encode_log_start(&key, &bare);
+        assert_eq!(value[..29], [&[2][..], &7u64.to_be_bytes(), &3u64.to_be_bytes(), &99u32.to_be_bytes(), &4u64.to_be_bytes()].concat());
+        assert_eq!(value[29..value.len() - CRC], [&[1][..], &[0; 16]].concat());
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! The store for production: RocksDB, one database for the logs and hard states of all groups of a node.
 
+mod changes;
 mod framing;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod meta;
 mod open;
 mod options;
+mod positions;
+mod purge;
 mod reader;
 mod record;
 mod scan;
@@ -15,17 +18,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use raft_core::{GroupId, LogIndex, NodeId, Segment, Write};
-use rocksdb::{ColumnFamily, DB, DBRawIterator, ErrorKind, ReadOptions, WriteBatch, WriteOptions};
+use raft_core::{GroupId, LogIndex, NodeId, Write};
+use rocksdb::{ColumnFamily, DB, DBRawIterator, ErrorKind, ReadOptions, WriteOptions};
 
+use changes::Changes;
 pub use meta::Identity;
 pub use options::Options;
+use purge::Purger;
 pub use reader::{Health, RocksReader};
-use record::Record;
+use reader::Starts;
 use scan::GroupState;
 
 use crate::error::StorageError;
-use crate::fold::{Effect, pack};
+use crate::fold::Effect;
 use crate::metrics::StorageMetrics;
 use crate::outline;
 use crate::storage::{RecoveredLog, Storage};
@@ -44,6 +49,9 @@ pub struct RocksStorage {
     incarnation: u128,
     record_limit: usize,
     groups: BTreeMap<GroupId, GroupState>,
+    /// Where each log begins, for the readers.
+    starts: Arc<Starts>,
+    purger: Purger,
     synced: WriteOptions,
     /// Where records are put together; kept to save an allocation for each.
     scratch: Vec<u8>,
@@ -71,8 +79,14 @@ impl RocksStorage {
         );
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
+        let db = Arc::new(db);
+        let starts = Arc::new(Starts::default());
+        groups.iter().for_each(|(group, state)| starts.set(*group, state));
         Ok(RocksStorage {
-            db: Arc::new(db),
+            purger: Purger::start(db.clone(), options)
+                .map_err(|error| StorageError::engine("start the thread that purges", error))?,
+            starts,
+            db,
             dir: dir.to_owned(),
             incarnation,
             record_limit: options.record_limit(),
@@ -143,25 +157,20 @@ impl RocksStorage {
         for (group, write) in batch {
             let outline = &mut self.groups.entry(*group).or_default().outline;
             let (_, effect) = effects.entry(*group).or_insert_with(|| (outline.last_index, Effect::default()));
-            outline::advance(outline, *group, write)?;
-            effect.absorb(write);
+            let replaced = outline::advance(outline, *group, write)?;
+            effect.absorb(write, replaced);
         }
         let payload: usize = batch.iter().map(|(_, write)| write.entries.byte_len() + 128).sum();
-        let mut changes = Changes {
-            log: column(&self.db, LOG)?,
-            meta: column(&self.db, META)?,
-            db: &self.db,
-            batch: WriteBatch::with_capacity_bytes(payload),
-            scratch: &mut self.scratch,
-            record_limit: self.record_limit,
-            entries: 0,
-        };
+        let (log, meta) = (column(&self.db, LOG)?, column(&self.db, META)?);
+        let mut changes = Changes::new(&self.db, log, meta, payload, &mut self.scratch, self.record_limit);
+        let mut moved = Vec::new();
         for (group, (stored_last, effect)) in effects {
+            moved.extend(effect.start.is_some().then_some(group));
             // The loop above made the entry.
             let state = self.groups.entry(group).or_default();
             changes.add(group, state, stored_last, effect)?;
         }
-        let Changes { batch: changes, entries, .. } = changes;
+        let Changes { batch: changes, entries, mut purged, .. } = changes;
         if changes.is_empty() {
             return Ok(());
         }
@@ -170,6 +179,12 @@ impl RocksStorage {
             .write_opt(changes, &self.synced)
             .map_err(|error| StorageError::engine("write and sync the log", error))?;
         self.metrics.count_sync(batch.len() as u64, entries, bytes);
+        for group in moved {
+            if let Some(state) = self.groups.get(&group) {
+                self.starts.set(group, state);
+                self.purger.purged(group, state.first, std::mem::take(&mut purged));
+            }
+        }
         Ok(())
     }
 }
@@ -191,7 +206,7 @@ impl Storage for RocksStorage {
     }
 
     fn reader(&self) -> RocksReader {
-        RocksReader::new(self.db.clone())
+        RocksReader::new(self.db.clone(), self.starts.clone())
     }
 }
 
@@ -201,108 +216,15 @@ impl std::fmt::Debug for RocksStorage {
     }
 }
 
-/// A RocksDB batch under construction.
-struct Changes<'a> {
-    db: &'a DB,
-    log: &'a ColumnFamily,
-    meta: &'a ColumnFamily,
-    batch: WriteBatch,
-    scratch: &'a mut Vec<u8>,
-    record_limit: usize,
-    entries: u64,
-}
-
-impl Changes<'_> {
-    /// Adds what happens to a group whose stored log ends at `stored_last`.
-    fn add(
-        &mut self,
-        group: GroupId,
-        state: &mut GroupState,
-        stored_last: LogIndex,
-        effect: Effect,
-    ) -> Result<(), StorageError> {
-        if let Some(from) = effect.cut.filter(|&from| from <= stored_last) {
-            let (link, freed) = self.cut(group, from)?;
-            state.link = link;
-            state.outline.bytes = state.outline.bytes.saturating_sub(freed);
-        }
-        let mut result = Ok(());
-        pack(effect.segments, self.record_limit, |segments| {
-            match self.put(group, state.link, segments) {
-                Ok(link) => state.link = link,
-                Err(error) => result = Err(error),
-            }
-            state.outline.bytes += segments.iter().map(|segment| segment.byte_len() as u64).sum::<u64>();
-        });
-        if let Some(hard_state) = effect.hard_state {
-            let key = meta::key(group, meta::Tag::HardState);
-            self.batch.put_cf(self.meta, key, meta::encode_hard_state(&key, hard_state));
-        }
-        result
-    }
-
-    /// Puts a record that follows on one with checksum `prev`, and returns its checksum.
-    fn put(&mut self, group: GroupId, prev: u32, segments: &[Segment]) -> Result<u32, StorageError> {
-        let Some(first) = segments.first().map(Segment::first_index) else { return Ok(prev) };
-        let link = record::encode(self.scratch, group, first, prev, segments);
-        if u32::try_from(self.scratch.len()).is_err() {
-            // RocksDB would leave it out without a word.
-            return Err(StorageError::engine("store an entry", format!("entry {first} has more than 4 GiB")));
-        }
-        self.batch.put_cf(self.log, record::key(group, first), &*self.scratch);
-        self.entries += segments.iter().map(|segment| segment.len() as u64).sum::<u64>();
-        Ok(link)
-    }
-
-    /// Removes all entries from `from` on, which is in the stored log: deletes the records behind it, and rewrites the one that it lies
-    /// in. Returns the checksum of what is now the last record, and how many bytes of entries are gone.
-    ///
-    /// The boundaries of records are looked up here instead of being kept in memory: truncations come with changes of
-    /// leaders, and ten million small records would take a quarter of a gigabyte.
-    fn cut(&mut self, group: GroupId, from: LogIndex) -> Result<(u32, u64), StorageError> {
-        let mut iter = iterate(self.db, self.log, group);
-        iter.seek_for_prev(record::key(group, from));
-        let Some((key, value)) = iter.item() else {
-            check_iterator(&iter)?;
-            return Err(StorageError::Gap { group, expected: from, found: LogIndex::ZERO });
-        };
-        let record = Record::parse(key, value)?;
-        if record.last() < from {
-            return Err(StorageError::Gap { group, expected: record.last().next(), found: from.next() });
-        }
-        let mut freed = record.body.len() as u64;
-        let link = if record.first() == from {
-            self.batch.delete_cf(self.log, key);
-            record.prev
-        } else {
-            let kept: Vec<Segment> = record.segment()?.slice(record.first(), from.prev()).into_iter().collect();
-            freed -= kept.iter().map(|segment| segment.byte_len() as u64).sum::<u64>();
-            let entries = self.entries;
-            let link = self.put(group, record.prev, &kept)?;
-            // They are not new.
-            self.entries = entries;
-            link
-        };
-        iter.next();
-        while let Some((key, value)) = iter.item() {
-            self.batch.delete_cf(self.log, key);
-            freed += value.len().saturating_sub(record::HEADER) as u64;
-            iter.next();
-        }
-        check_iterator(&iter)?;
-        Ok((link, freed))
-    }
-}
-
 fn column<'a>(db: &'a DB, name: &'static str) -> Result<&'a ColumnFamily, StorageError> {
     db.cf_handle(name).ok_or_else(|| StorageError::engine("find a column family", name))
 }
 
-/// An iterator over one group's records, which leaves the block cache alone.
-fn iterate<'a>(db: &'a DB, log: &ColumnFamily, group: GroupId) -> DBRawIterator<'a> {
+/// An iterator over one group's records from the one that is stored under `first`, which leaves the block cache alone.
+fn iterate<'a>(db: &'a DB, log: &ColumnFamily, group: GroupId, first: LogIndex) -> DBRawIterator<'a> {
     let mut options = ReadOptions::default();
     options.fill_cache(false);
-    options.set_iterate_lower_bound(record::key(group, LogIndex::ZERO));
+    options.set_iterate_lower_bound(record::key(group, first));
     options.set_iterate_upper_bound(record::key(group, LogIndex(u64::MAX)));
     db.raw_iterator_cf_opt(log, options)
 }

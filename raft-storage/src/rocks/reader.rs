@@ -1,11 +1,13 @@
 //! Reads entries, while another thread writes.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use raft_core::{Entries, GroupId, LogIndex};
 use rocksdb::DB;
 
 use super::record::Record;
+use super::scan::GroupState;
 use super::{LOG, check_iterator, column, iterate, read_error};
 use crate::error::{RecordDamage, StorageError};
 use crate::storage::StorageReader;
@@ -14,6 +16,26 @@ use crate::storage::StorageReader;
 #[derive(Clone)]
 pub struct RocksReader {
     db: Arc<DB>,
+    starts: Arc<Starts>,
+}
+
+/// Where the logs begin that do not begin with their first entry: the index of the entry before, and the index under which the first record is
+/// stored. Written by the storage after the write that moved the start is durable.
+#[derive(Debug, Default)]
+pub(super) struct Starts(RwLock<BTreeMap<GroupId, (LogIndex, LogIndex)>>);
+
+impl Starts {
+    pub(super) fn set(&self, group: GroupId, state: &GroupState) {
+        let start = state.outline.log_start.index;
+        if start > LogIndex::ZERO {
+            self.0.write().unwrap_or_else(PoisonError::into_inner).insert(group, (start, state.first));
+        }
+    }
+
+    fn of(&self, group: GroupId) -> (LogIndex, LogIndex) {
+        let starts = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        starts.get(&group).copied().unwrap_or((LogIndex::ZERO, LogIndex(1)))
+    }
 }
 
 /// How the engine below is doing. Anything but the default deserves an alarm.
@@ -26,8 +48,8 @@ pub struct Health {
 }
 
 impl RocksReader {
-    pub(super) fn new(db: Arc<DB>) -> Self {
-        RocksReader { db }
+    pub(super) fn new(db: Arc<DB>, starts: Arc<Starts>) -> Self {
+        RocksReader { db, starts }
     }
 
     /// Asks the engine how it is doing. Takes microseconds; ask every few seconds.
@@ -55,10 +77,12 @@ impl StorageReader for RocksReader {
         max_bytes: usize,
     ) -> Result<Entries, StorageError> {
         let mut found = Entries::new();
-        if first == LogIndex::ZERO || first > last {
+        // Should the start move while we read, we see either what was there before, or a log that begins later.
+        let (start, lowest) = self.starts.of(group);
+        if first <= start || first > last {
             return Ok(found);
         }
-        let mut iter = iterate(&self.db, column(&self.db, LOG)?, group);
+        let mut iter = iterate(&self.db, column(&self.db, LOG)?, group, lowest);
         iter.seek_for_prev(super::record::key(group, first));
         let mut before: Option<(LogIndex, u32)> = None;
         while let Some((key, value)) = iter.item() {

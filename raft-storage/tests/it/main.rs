@@ -10,6 +10,7 @@ mod framing;
 mod fuzz;
 mod identity;
 mod model;
+mod space;
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
