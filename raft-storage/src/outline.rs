@@ -1,6 +1,8 @@
 //! A group's log in outline, and the rules that every write must keep.
 
-use raft_core::{EntryKind, GroupId, HardState, LogId, LogIndex, Membership, MembershipError, Segment, SnapshotMeta, Write};
+use raft_core::{
+    EntryKind, GroupId, HardState, LogId, LogIndex, Membership, MembershipError, Segment, SnapshotMeta, Write,
+};
 
 use crate::error::StorageError;
 use crate::storage::RecoveredLog;
@@ -135,8 +137,7 @@ pub(crate) fn append(outline: &mut Outline, segment: &Segment) -> Result<(), Mis
         }
     }
     for entry in segment.iter().filter(|entry| entry.kind == EntryKind::Membership) {
-        let membership =
-            Membership::decode(entry.payload).map_err(|error| Misfit::Membership(entry.index, error))?;
+        let membership = Membership::decode(entry.payload).map_err(|error| Misfit::Membership(entry.index, error))?;
         outline.changes.push((entry.index, membership));
     }
     outline.last_index = segment.last_index();
@@ -272,8 +273,7 @@ mod tests {
         refuses(starting(3, (4, 9)), "log's start is above");
         refuses(write(3, Some(3), 3, &[]), "truncates below the start");
         let mut broken = write(3, None, 6, &[]);
-        broken.entries =
-            Segment::pack(LogIndex(6), Term(3), EntryKind::Membership, &[b"none"]).unwrap().into();
+        broken.entries = Segment::pack(LogIndex(6), Term(3), EntryKind::Membership, &[b"none"]).unwrap().into();
         refuses(broken, "holds none");
         let mut o = five();
         advance(&mut o, GroupId(1), &write(3, Some(4), 4, &[])).unwrap();

@@ -99,9 +99,7 @@ pub fn meta(data: &[u8]) -> bool {
             meta::decode_hard_state(&key, group, &value).map(|state| meta::encode_hard_state(&key, state))
         }
         Tag::Founders => meta::decode_founders(&key, group, &value).map(|ids| meta::encode_founders(&key, &ids)),
-        Tag::LogStart => {
-            meta::decode_log_start(&key, group, &value).map(|start| meta::encode_log_start(&key, &start))
-        }
+        Tag::LogStart => meta::decode_log_start(&key, group, &value).map(|start| meta::encode_log_start(&key, &start)),
         Tag::Identity => owner(rest).verify(&value, Path::new("some/dir")).map(|number| owner(rest).encode(number)),
     };
     match written {

@@ -290,7 +290,11 @@ mod tests {
                 change(&mut value);
                 decode_log_start(&key, GROUP, &seal(&key, value)).unwrap_err().to_string()
             };
-            assert!(refuse(&|value| value.push(0)).contains(if start.membership.is_some() { "length" } else { "long" }));
+            assert!(refuse(&|value| value.push(0)).contains(if start.membership.is_some() {
+                "length"
+            } else {
+                "long"
+            }));
             assert!(refuse(&|value| value.truncate(20)).contains("short"));
             assert!(refuse(&|value| value[0] = 3).contains("format 3"));
             assert!(refuse(&|value| value[0] = 0).contains("format 0"));
@@ -303,7 +307,10 @@ mod tests {
         // The layout stays what it is.
         let bare = LogStart { membership: Some(Membership::default()), ..new };
         let value = encode_log_start(&key, &bare);
-        assert_eq!(value[..29], [&[2][..], &7u64.to_be_bytes(), &3u64.to_be_bytes(), &99u32.to_be_bytes(), &4u64.to_be_bytes()].concat());
+        assert_eq!(
+            value[..29],
+            [&[2][..], &7u64.to_be_bytes(), &3u64.to_be_bytes(), &99u32.to_be_bytes(), &4u64.to_be_bytes()].concat()
+        );
         assert_eq!(value[29..value.len() - CRC], [&[1][..], &[0; 16]].concat());
     }
 

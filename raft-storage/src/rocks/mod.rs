@@ -25,8 +25,8 @@ use changes::Changes;
 pub use meta::Identity;
 pub use options::Options;
 use purge::Purger;
-pub use reader::{Health, RocksReader};
 use reader::Starts;
+pub use reader::{Health, RocksReader};
 use scan::GroupState;
 
 use crate::error::StorageError;

@@ -25,12 +25,7 @@ pub(super) struct GroupState {
 
 impl Default for GroupState {
     fn default() -> Self {
-        GroupState {
-            outline: Outline::default(),
-            link: NO_LINK,
-            first: LogIndex(1),
-            positions: Positions::default(),
-        }
+        GroupState { outline: Outline::default(), link: NO_LINK, first: LogIndex(1), positions: Positions::default() }
     }
 }
 
@@ -113,7 +108,10 @@ fn add(state: &mut GroupState, group: GroupId, record: &Record<'_>) -> Result<()
     let current_term = outline.hard_state.current_term;
     if segment.last_term() > current_term {
         let last = segment.last_term();
-        return Err(lost_hard_state(group, format!("it has term {current_term}, but the log has entries of term {last}")));
+        return Err(lost_hard_state(
+            group,
+            format!("it has term {current_term}, but the log has entries of term {last}"),
+        ));
     }
     outline::append(outline, &segment).map_err(|misfit| match misfit {
         Misfit::Membership(index, error) => damaged(RecordDamage::Membership { index, error }),

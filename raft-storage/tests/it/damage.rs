@@ -241,10 +241,7 @@ fn a_hard_state_that_is_older_than_the_start_is_refused() {
     drop(storage);
     delete(&raw(dir.path()), "meta", &[&1u64.to_be_bytes()[..], &[1]].concat());
     let error = open(dir.path()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "group 1: the hard state is damaged: it has term 0, but the log begins in term 3"
-    );
+    assert_eq!(error.to_string(), "group 1: the hard state is damaged: it has term 0, but the log begins in term 3");
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use raft_core::{
-    Entries, EntryKind, GroupId, HardState, LogId, LogIndex, Membership, NodeId, Segment, SnapshotMeta, Term, Write, WriteSeq,
+    Entries, EntryKind, GroupId, HardState, LogId, LogIndex, Membership, NodeId, Segment, SnapshotMeta, Term, Write,
+    WriteSeq,
 };
 use raft_storage::{MemoryStorage, Options, RocksStorage, Storage, StorageReader};
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use raft_core::{LogId, LogIndex, Membership, NodeId, SnapshotMeta, Term, Write};
+use raft_core::{LogId, LogIndex, Membership, NodeId, SnapshotMeta, Term};
 use raft_storage::{Options, RocksStorage, Storage, StorageReader};
 
 use super::{GROUP, append, me};
