@@ -118,6 +118,8 @@ async fn answer(far: &mut End) {
                     round: beat.round?,
                     received: beat.commit,
                     match_index: beat.commit,
+                    promise_ms: 0,
+                    priority: 0,
                 }),
                 Message::AppendEntries(append) => {
                     Message::AppendAck(AppendAck { epoch: append.epoch, match_index: append.entries.last_index()? })

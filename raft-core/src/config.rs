@@ -39,8 +39,26 @@ pub struct Config {
     pub max_reject_runs: usize,
     /// A leader whose own disk takes longer than this for a write steps down, so that heartbeats do not outlive a dead disk.
     pub max_write_stall: Duration,
-    /// Seed of the election timeouts. Servers need different ones; the id is mixed in.
+    /// Reads without a round trip, at the leader: see [`Lease`]. Off by default, because it trusts clocks. Must be the same on all servers.
+    pub lease: Option<Lease>,
+    /// How much this server should lead: a leader hands over to a voter of higher priority once that has kept up for a while. Votes do
+    /// not depend on it, so it costs no safety, and no availability when the preferred servers are down.
+    pub priority: u8,
+    /// Seed of the election timeouts, and of the names under which a follower asks the leader about reads. Servers need different ones (the
+    /// id is mixed in), and every start of a server needs another.
     pub seed: u64,
+}
+
+/// Settings of lease reads (thesis, section 6.4.1): while a majority has promised to vote for nobody else, the leader answers reads without asking.
+///
+/// The promises are timed by the monotonic clocks of the servers, which must also go on while a machine is suspended. A leader's lease
+/// begins when it *sends* a round of heartbeats that a majority answers. It ends before the promises do, and for good when the leader begins to hand
+/// over. With leases, servers vote for nobody for an election timeout after they start, because they do not know what they have promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Lease {
+    /// By how much a lease is shorter than the promises, in thousandths: at least the part by which the clocks of two servers can differ in
+    /// speed. With clocks that are right within d, that is 2d. Below 1000.
+    pub drift_per_mille: u32,
 }
 
 impl Config {
@@ -62,6 +80,8 @@ impl Config {
             max_cached_bytes: 32 << 20,
             max_reject_runs: 256,
             max_write_stall: Duration::from_millis(800),
+            lease: None,
+            priority: 0,
             seed: 0,
         }
     }
@@ -91,6 +111,9 @@ impl Config {
         if self.heartbeat_interval.saturating_mul(2) > self.election_timeout {
             return Err(ConfigError::HeartbeatTooSlow);
         }
+        if self.lease.is_some_and(|lease| !self.check_quorum || lease.drift_per_mille >= 1000) {
+            return Err(ConfigError::Lease);
+        }
         Ok(())
     }
 }
@@ -104,6 +127,9 @@ pub enum ConfigError {
     /// The election timeout must leave room for a lost heartbeat.
     #[error("`heartbeat_interval` must be at most half of `election_timeout`")]
     HeartbeatTooSlow,
+    /// Leases are promises not to vote, which only servers with CheckQuorum make; and of a promise something must be left.
+    #[error("`lease` needs `check_quorum`, and a drift below 1000 thousandths")]
+    Lease,
     /// The recovered log, hard state and applied index contradict one another.
     #[error("recovered state is inconsistent: {0}")]
     Recovered(&'static str),

@@ -57,13 +57,17 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use crate::entries::{Entries, EntryKind};
-use crate::io::{Event, Fetch, Input, Output, ProposeError, Proposed, ReadError, ReadId, ReadOutcome, Write};
+use crate::io::{
+    Event, Fetch, Input, Output, ProposeError, Proposed, ReadError, ReadId, ReadOutcome, TransferError, Write,
+};
 use crate::message::Envelope;
 use crate::raft::Raft;
 use crate::types::{Instant, LogId, LogIndex, NodeId, Term};
 
 /// Most bytes of commands that are proposed to the core as one batch (and so become one record on disk).
 const MAX_BATCH_BYTES: usize = 4 << 20;
+/// Most commands that wait while leadership is being handed over; their bytes are limited as those of a batch.
+const MAX_HELD: usize = 1 << 16;
 
 /// Where the outputs go. None of these may block: two parties each waiting for the other's queue is a deadlock.
 pub trait Ports {
@@ -122,7 +126,7 @@ impl From<ProposeError> for RequestError {
     fn from(error: ProposeError) -> Self {
         match error {
             ProposeError::NotLeader { hint } => RequestError::NotLeader { hint },
-            ProposeError::Busy => RequestError::Busy,
+            ProposeError::Busy | ProposeError::Transferring { .. } => RequestError::Busy,
             ProposeError::TooLarge { size, limit } => RequestError::TooLarge { size, limit },
             ProposeError::BadBatch => RequestError::TooLarge { size: 0, limit: u32::MAX as usize },
         }
@@ -194,9 +198,12 @@ pub struct Driver<P, R> {
     proposals: Vec<Bytes>,
     proposers: Vec<P>,
     proposal_bytes: usize,
+    /// Until then at the latest, commands wait for the end of a transfer of leadership instead of being refused.
+    hold_until: Instant,
     waiting: VecDeque<Waiting<P>>,
     /// Reads that came in since the last turn, then by the round that must confirm them, then by the index that must be applied.
     reads: Vec<R>,
+    lease_reads: Vec<R>,
     unconfirmed: BTreeMap<ReadId, Vec<R>>,
     unapplied: VecDeque<(LogIndex, Vec<R>)>,
     /// Those who failed between two turns.
@@ -215,8 +222,10 @@ impl<P, R> Driver<P, R> {
             proposals: Vec::new(),
             proposers: Vec::new(),
             proposal_bytes: 0,
+            hold_until: Instant(0),
             waiting: VecDeque::new(),
             reads: Vec::new(),
+            lease_reads: Vec::new(),
             unconfirmed: BTreeMap::new(),
             unapplied: VecDeque::new(),
             failed: Vec::new(),
@@ -233,12 +242,14 @@ impl<P, R> Driver<P, R> {
     pub fn waits(&self) -> usize {
         let reads = self.unconfirmed.values().chain(self.unapplied.iter().map(|(_, readers)| readers));
         let proposers = self.proposers.len() + self.waiting.len() + self.failed.len();
-        proposers + self.reads.len() + self.failed_reads.len() + reads.map(Vec::len).sum::<usize>()
+        let new_reads = self.reads.len() + self.lease_reads.len();
+        proposers + new_reads + self.failed_reads.len() + reads.map(Vec::len).sum::<usize>()
     }
 
     /// When [`Driver::turn`] is due at the latest, after a [`Driver::step`] with [`Input::Wake`].
     pub fn deadline(&self) -> Instant {
-        self.core.deadline()
+        let at = self.core.deadline();
+        if self.proposals.is_empty() { at } else { at.min(self.hold_until) }
     }
 
     /// Takes in an event; what follows from it is carried out at the next [`Driver::turn`].
@@ -254,6 +265,9 @@ impl<P, R> Driver<P, R> {
         }
         if self.proposal_bytes + size > MAX_BATCH_BYTES {
             self.propose_queued(now);
+        }
+        if self.holds(now) && (self.proposal_bytes + size > MAX_BATCH_BYTES || self.proposals.len() >= MAX_HELD) {
+            return self.failed.push((proposer, RequestError::Busy));
         }
         self.proposal_bytes += size;
         self.proposals.push(command);
@@ -271,9 +285,27 @@ impl<P, R> Driver<P, R> {
         Ok(placed)
     }
 
-    /// Takes in someone who wants to read what is newest (linearizable). All that come in before the next turn share one request.
+    /// Hands leadership over, to `to` or to the best: see [`Raft::transfer_leadership`]. Commands that come in meanwhile wait, up to a limit: until it has
+    /// failed, or until the next leader is known, to which they are then referred.
+    ///
+    /// # Errors
+    /// When this server does not lead, or nobody can take over.
+    pub fn transfer_leadership(&mut self, now: Instant, to: Option<NodeId>) -> Result<NodeId, TransferError> {
+        self.propose_queued(now);
+        let to = self.core.transfer_leadership(now, to)?;
+        self.hold(now);
+        Ok(to)
+    }
+
+    /// Takes in someone who wants to read what is newest (linearizable), here or from a server that follows the leader. All that come in before
+    /// the next turn share one request.
     pub fn read(&mut self, reader: R) {
         self.reads.push(reader);
+    }
+
+    /// Takes in someone who wants to read what is newest as far as clocks can be trusted: see [`Raft::read_by_lease`].
+    pub fn read_by_lease(&mut self, reader: R) {
+        self.lease_reads.push(reader);
     }
 
     /// Takes in those who read whatever this server has applied: answered in the next turn, after the jobs that were handed out before.
@@ -283,7 +315,7 @@ impl<P, R> Driver<P, R> {
         }
     }
 
-    /// Carries out what follows from what came in since the last turn. Says whether there was anything: then another turn may find more (the
+    /// Carries out what follows from what came in since the last turn; `now` must have been read after all of that was taken in. Says whether there was anything: then another turn may find more (the
     /// entries that were handed out made room for the next), so go on until there is nothing.
     pub fn turn(&mut self, now: Instant, ports: &mut impl Ports<Proposer = P, Reader = R>) -> bool {
         self.propose_queued(now);
@@ -303,8 +335,11 @@ impl<P, R> Driver<P, R> {
         self.apply(&mut output, ports);
         for event in output.events.drain(..) {
             ports.event(&event);
-            if matches!(event, Event::SteppedDown { .. }) {
-                self.give_up();
+            match event {
+                Event::SteppedDown { .. } => self.give_up(),
+                // The core may begin to hand over by itself, too.
+                Event::TransferBegun { .. } => self.hold(now),
+                _ => {}
             }
         }
         let busy = self.finish_reads(&mut output, ports) || busy;
@@ -319,13 +354,23 @@ impl<P, R> Driver<P, R> {
         self.failed.extend(queued.chain(waiting));
         let unconfirmed = std::mem::take(&mut self.unconfirmed).into_values().flatten();
         let unapplied = std::mem::take(&mut self.unapplied).into_iter().flat_map(|(_, reads)| reads);
-        let reads = unconfirmed.chain(unapplied).chain(self.reads.drain(..));
+        let reads = unconfirmed.chain(unapplied).chain(self.reads.drain(..)).chain(self.lease_reads.drain(..));
         self.failed_reads.extend(reads.map(|reader| (reader, RequestError::ShuttingDown)));
         self.tell_failed(ports);
     }
 
+    fn hold(&mut self, now: Instant) {
+        self.hold_until = now + self.core.config.election_timeout;
+    }
+
+    /// Whether commands wait because leadership is being handed over, or was and the next leader is not known yet.
+    fn holds(&self, now: Instant) -> bool {
+        let undecided = self.core.transferring_to().is_some() || self.core.leader().is_none();
+        undecided && now < self.hold_until
+    }
+
     fn propose_queued(&mut self, now: Instant) {
-        if self.proposals.is_empty() {
+        if self.proposals.is_empty() || self.holds(now) {
             return;
         }
         self.proposal_bytes = 0;
@@ -342,15 +387,17 @@ impl<P, R> Driver<P, R> {
 
     /// All reads of a turn share one id, and many turns may share one round.
     fn ask_for_reads(&mut self, now: Instant) {
-        if self.reads.is_empty() {
-            return;
-        }
-        let reads = std::mem::take(&mut self.reads);
-        match self.core.read_index(now) {
-            Ok(id) => {
-                self.unconfirmed.insert(id, reads);
+        for by_lease in [false, true] {
+            let reads = std::mem::take(if by_lease { &mut self.lease_reads } else { &mut self.reads });
+            if reads.is_empty() {
+                continue;
             }
-            Err(ReadError::NotLeader { hint }) => self.fail_reads(reads, hint),
+            match if by_lease { self.core.read_by_lease(now) } else { self.core.read_index(now) } {
+                Ok(id) => {
+                    self.unconfirmed.insert(id, reads);
+                }
+                Err(ReadError::NotLeader { hint }) => self.fail_reads(reads, hint),
+            }
         }
     }
 

@@ -11,30 +11,43 @@ impl Raft {
     pub(crate) fn campaign(&mut self) {
         self.reset_election_timer();
         self.forget_leader();
-        let stalled = self.durability.stalled_at(self.config.max_write_stall).is_some_and(|at| self.now >= at);
-        if !self.memberships.current().is_voter(self.config.id) || stalled {
-            // A server whose disk hangs would be elected, and hang.
+        if !self.may_stand() {
             return;
         }
         let Some(term) = self.hard_state.current_term.next() else { return };
         self.out.events.push(Event::Campaigning { term, pre_vote: self.config.pre_vote });
         if self.config.pre_vote {
             self.role = RoleState::PreCandidate(Votes::default());
-            let request = VoteRequest { last_log: self.log.last_id() };
+            let request = VoteRequest { last_log: self.log.last_id(), transfer: false };
             self.for_each_voter(|raft, peer| raft.send(peer, Message::PreVote(request)));
             self.tally();
         } else {
-            self.stand(term);
+            self.stand(term, false);
         }
     }
 
+    /// The leader hands over: stand at once. Whatever comes of it, the next election of this server is an ordinary one.
+    pub(crate) fn campaign_for_transfer(&mut self) {
+        let Some(term) = self.hard_state.current_term.next().filter(|_| self.may_stand()) else { return };
+        self.forget_leader();
+        self.out.events.push(Event::Campaigning { term, pre_vote: false });
+        self.stand(term, true);
+    }
+
+    /// Only voters do; and a server whose disk hangs would be elected, and hang.
+    fn may_stand(&self) -> bool {
+        let stalled = self.durability.stalled_at(self.config.max_write_stall).is_some_and(|at| self.now >= at);
+        self.memberships.current().is_voter(self.config.id) && !stalled
+    }
+
     /// Begins a real election: the new term and the vote for oneself are one write, and nothing leaves before it is durable.
-    fn stand(&mut self, term: Term) {
+    fn stand(&mut self, term: Term, transfer: bool) {
         self.hard_state = HardState { current_term: term, voted_for: Some(self.config.id) };
         self.durability.hard_state_changed();
         self.role = RoleState::Candidate(Votes::default());
+        self.election_open = true;
         self.reset_election_timer();
-        let request = VoteRequest { last_log: self.log.last_id() };
+        let request = VoteRequest { last_log: self.log.last_id(), transfer };
         self.for_each_voter(|raft, peer| raft.send_gated(peer, Message::RequestVote(request)));
     }
 
@@ -47,9 +60,13 @@ impl Raft {
     }
 
     /// While a leader is alive, requests to vote are ignored, and their term with them: a server that was cut off or removed
-    /// cannot disturb (thesis, section 4.2.3). Replies and appends always count.
+    /// cannot disturb (thesis, section 4.2.3). Replies and appends always count, and so does an election that the leader itself wants.
     pub(crate) fn ignores_newer_term(&self, message: &Envelope) -> bool {
-        matches!(message.body, Message::RequestVote(_) | Message::PreVote(_)) && self.hears_leader()
+        match &message.body {
+            Message::PreVote(_) => self.hears_leader(),
+            Message::RequestVote(request) => !request.transfer && self.hears_leader(),
+            _ => false,
+        }
     }
 
     /// Whether a leader was heard, or is led, within the shortest election timeout. Only with `CheckQuorum` does this protect the
@@ -58,8 +75,24 @@ impl Raft {
         self.config.check_quorum
             && match self.role {
                 RoleState::Leader(_) => true,
-                _ => self.leader.is_some() && self.now.since(self.leader_heard_at) < self.config.election_timeout,
+                _ => self.has_promised() || self.leader.is_some() && self.heard_within_timeout(),
             }
+    }
+
+    fn heard_within_timeout(&self) -> bool {
+        self.now.since(self.leader_heard_at) < self.config.election_timeout
+    }
+
+    /// Whether some leader may count on this server's not voting: see [`promise_ms`](Self::promise_ms). It may be one of an older term, of which nothing
+    /// else is left; and right after the start, one that was heard before.
+    fn has_promised(&self) -> bool {
+        self.config.lease.is_some() && !matches!(self.role, RoleState::Leader(_)) && self.heard_within_timeout()
+    }
+
+    /// How long this server will not vote after hearing the leader just now, as it tells that.
+    pub(crate) fn promise_ms(&self) -> u32 {
+        let promise = self.config.lease.map_or(0, |_| self.config.election_timeout.as_millis());
+        u32::try_from(promise).unwrap_or(u32::MAX)
     }
 
     /// Section 5.4.1: only a server whose log is at least as up-to-date as ours.
@@ -82,6 +115,7 @@ impl Raft {
         let current = self.hard_state;
         let granted = term == current.current_term
             && current.voted_for.is_none_or(|voted| voted == from)
+            && (request.transfer || !self.has_promised())
             && !matches!(self.role, RoleState::Leader(_))
             && self.memberships.current().is_voter(from)
             && self.is_up_to_date(request);
@@ -91,6 +125,7 @@ impl Raft {
                 self.durability.hard_state_changed();
             }
             self.role = RoleState::Follower;
+            self.election_open = true;
             self.reset_election_timer();
         }
         self.send_gated(from, Message::RequestVoteReply(VoteReply { election: term, granted }));
@@ -131,7 +166,7 @@ impl Raft {
         if won && pre_vote {
             if let Some(term) = self.hard_state.current_term.next() {
                 self.out.events.push(Event::Campaigning { term, pre_vote: false });
-                self.stand(term);
+                self.stand(term, false);
             }
         } else if won {
             self.become_leader();

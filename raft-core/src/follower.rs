@@ -10,7 +10,7 @@ use crate::types::{LogIndex, NodeId};
 impl Raft {
     /// A message of the current term's leader: whoever is not following it follows it now. `false` if two servers
     /// claim to lead the same term.
-    fn follow(&mut self, from: NodeId) -> bool {
+    pub(crate) fn follow(&mut self, from: NodeId) -> bool {
         if matches!(self.role, RoleState::Leader(_)) || self.leader.is_some_and(|leader| leader != from) {
             self.reject(from, Anomaly::TwoLeaders);
             return false;
@@ -22,6 +22,7 @@ impl Raft {
             self.out.events.push(Event::LeaderChanged { term: self.hard_state.current_term, leader: self.leader });
         }
         self.leader_heard_at = self.now;
+        (self.election_open, self.failed_elections) = (false, 0);
         self.reset_election_timer();
         true
     }
@@ -143,8 +144,17 @@ impl Raft {
         }
         if let Some(round) = heartbeat.round {
             let match_index = self.verified.min(self.durability.durable());
-            let reply = HeartbeatReply { epoch: heartbeat.epoch, round, received: self.verified, match_index };
-            self.send_gated(from, Message::HeartbeatReply(reply));
+            self.send_gated(
+                from,
+                Message::HeartbeatReply(HeartbeatReply {
+                    epoch: heartbeat.epoch,
+                    round,
+                    received: self.verified,
+                    match_index,
+                    promise_ms: self.promise_ms(),
+                    priority: self.config.priority,
+                }),
+            );
         }
     }
 
@@ -152,7 +162,8 @@ impl Raft {
     pub(crate) fn refuse_stale_heartbeat(&mut self, from: NodeId, heartbeat: Heartbeat) {
         if let Some(round) = heartbeat.round {
             let zero = LogIndex::ZERO;
-            let reply = HeartbeatReply { epoch: NO_EPOCH, round, received: zero, match_index: zero };
+            let (epoch, promise_ms, priority) = (NO_EPOCH, 0, self.config.priority);
+            let reply = HeartbeatReply { epoch, round, received: zero, match_index: zero, promise_ms, priority };
             self.send(from, Message::HeartbeatReply(reply));
         }
     }

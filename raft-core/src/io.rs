@@ -186,7 +186,7 @@ pub enum ReadOutcome {
         /// What must be applied first.
         index: LogIndex,
     },
-    /// Leadership was lost before it was confirmed: ask the new leader.
+    /// Leadership was lost before it was confirmed, or the leader did not answer: ask again, here or elsewhere.
     Lost {
         /// Which reads.
         id: ReadId,
@@ -216,6 +216,12 @@ pub enum ProposeError {
     /// Too many bytes are uncommitted or unapplied. Try again after a while.
     #[error("too much in progress; retry later")]
     Busy,
+    /// Leadership is being handed over. Try again after a moment, first at `to`.
+    #[error("handing over to node {to}")]
+    Transferring {
+        /// Who leads next, if all goes well.
+        to: NodeId,
+    },
     /// A command is larger than [`Config::max_entry_bytes`](crate::Config::max_entry_bytes). It will never be accepted.
     #[error("command of {size} bytes is over the limit of {limit}")]
     TooLarge {
@@ -232,11 +238,49 @@ pub enum ProposeError {
 /// Why a read was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
+    /// This server is not the leader, and knows of none that it could ask. Try the others.
+    #[error("not the leader")]
+    NotLeader {
+        /// The leader of the current term, if it is known.
+        hint: Option<NodeId>,
+    },
+}
+
+/// Why leadership is not handed over. Nothing has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
     /// This server is not the leader. Go to `hint`, or try the others.
     #[error("not the leader")]
     NotLeader {
         /// The leader of the current term, if it is known.
         hint: Option<NodeId>,
+    },
+    /// The server that was named leads already.
+    #[error("node {to} leads already")]
+    Leads {
+        /// Which.
+        to: NodeId,
+    },
+    /// Only a voter can lead.
+    #[error("node {to} is not a voter")]
+    NotVoter {
+        /// Which server was named.
+        to: NodeId,
+    },
+    /// The server that was named has not been heard for an election timeout.
+    #[error("node {to} has not been heard lately")]
+    Unreachable {
+        /// Which.
+        to: NodeId,
+    },
+    /// No other voter has been heard for an election timeout.
+    #[error("no other voter has been heard lately")]
+    NoCandidate,
+    /// Leadership is being handed over to someone else. That ends within an election timeout.
+    #[error("handing over to node {to} already")]
+    InProgress {
+        /// To whom.
+        to: NodeId,
     },
 }
 
@@ -270,6 +314,20 @@ pub enum Event {
         term: Term,
         /// Whether it only asks what would happen.
         pre_vote: bool,
+    },
+    /// This server leads, and hands over: it takes no proposals until that has come to an end.
+    TransferBegun {
+        /// The term it leads.
+        term: Term,
+        /// To whom.
+        to: NodeId,
+    },
+    /// Handing over took longer than an election timeout: this server goes on leading.
+    TransferFailed {
+        /// The term it leads.
+        term: Term,
+        /// To whom.
+        to: NodeId,
     },
     /// Uncommitted entries gave way to the leader's.
     Truncated {

@@ -22,7 +22,11 @@ impl Raft {
         }
         // The first appends go out at once and announce the leader.
         let heartbeat_at = self.now + self.config.heartbeat_interval;
-        self.role = RoleState::Leader(Leader { progress, heartbeat_at, reads: Reads::default() });
+        let reads = Reads { arrived: self.forwarded.take().collect(), ..Reads::default() };
+        let yield_at = self.first_yield_at();
+        let (transfer, lease_void) = (None, false);
+        self.role = RoleState::Leader(Leader { progress, heartbeat_at, reads, transfer, lease_void, yield_at });
+        (self.election_open, self.failed_elections) = (false, 0);
         self.forget_leader();
         self.leader = Some(self.config.id);
         self.out.events.push(Event::BecameLeader { term });
@@ -43,6 +47,9 @@ impl Raft {
         self.now = self.now.max(now);
         if !matches!(self.role, RoleState::Leader(_)) {
             return Err(ProposeError::NotLeader { hint: self.leader });
+        }
+        if let Some(to) = self.transferring_to() {
+            return Err(ProposeError::Transferring { to });
         }
         let limit = self.config.max_entry_bytes;
         let mut bytes = 0usize;
@@ -77,6 +84,7 @@ impl Raft {
         }
         self.advance_commit();
         self.begin_read_round();
+        self.go_on_with_transfer();
         self.with_each_progress(|raft, peer, progress| {
             raft.replicate(peer, progress);
             raft.tell_commit(peer, progress);
@@ -215,7 +223,10 @@ impl Raft {
         if reply.round > newest_round || !self.note_match(from, reply.epoch, reply.match_index) {
             return;
         }
+        let promised_until = self.promised_until(reply.round, reply.promise_ms);
         let Some(progress) = self.progress_mut(from) else { return };
+        progress.priority = reply.priority;
+        progress.promised_until = progress.promised_until.max(promised_until);
         if reply.round > progress.acked_round {
             progress.acked_round = reply.round;
             progress.heard(reply.received.min(last), now, limit);

@@ -82,6 +82,7 @@ mod durability;
 mod election;
 mod entries;
 mod follower;
+mod forward;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -98,17 +99,19 @@ mod role;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod status;
+mod transfer;
 mod types;
 
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, Lease};
 pub use entries::{ENTRY_HEADER, Entries, EntryError, EntryKind, EntryRef, Segment};
 pub use io::{
     Anomaly, Event, Fetch, FetchId, Input, Output, ProposeError, Proposed, ReadError, ReadId, ReadOutcome, Recovered,
-    Restore, SendSnapshot, SnapshotId, SnapshotMeta, SnapshotReceived, StepDownReason, Write,
+    Restore, SendSnapshot, SnapshotId, SnapshotMeta, SnapshotReceived, StepDownReason, TransferError, Write,
 };
 pub use membership::{Membership, MembershipError};
 pub use message::{
-    AppendAck, AppendEntries, AppendReject, Envelope, Heartbeat, HeartbeatReply, Message, VoteReply, VoteRequest,
+    AppendAck, AppendEntries, AppendReject, Envelope, Heartbeat, HeartbeatReply, Message, ReadIndex, ReadIndexReply,
+    TimeoutNow, VoteReply, VoteRequest,
 };
 pub use raft::Raft;
 pub use status::{FollowerStatus, Role, Status};

@@ -47,6 +47,12 @@ pub enum Message {
     Heartbeat(Heartbeat),
     /// Answer to a [`Heartbeat`] that asked for one.
     HeartbeatReply(HeartbeatReply),
+    /// "Campaign at once": the leader hands over (thesis, section 3.10).
+    TimeoutNow(TimeoutNow),
+    /// "What must I have applied, to read what is newest?" (thesis, section 6.4: a follower asks the leader, and reads locally).
+    ReadIndex(ReadIndex),
+    /// Answer to [`Message::ReadIndex`], once the leader has confirmed that it still leads.
+    ReadIndexReply(ReadIndexReply),
 }
 
 /// Arguments of RequestVote and of its pre-vote.
@@ -55,6 +61,9 @@ pub enum Message {
 pub struct VoteRequest {
     /// The candidate's last entry, for the check of section 5.4.1.
     pub last_log: LogId,
+    /// The leader itself asked for this election ([`TimeoutNow`]): a server that hears a leader votes all the same (thesis, section
+    /// 4.2.3). Never set in a pre-vote.
+    pub transfer: bool,
 }
 
 /// Answer to a vote request.
@@ -138,4 +147,35 @@ pub struct HeartbeatReply {
     pub received: LogIndex,
     /// As in [`AppendAck`]: known to match, and durable. Makes up for an acknowledgement that was lost.
     pub match_index: LogIndex,
+    /// For so many milliseconds from now on, by its own clock, this server votes for nobody, unless the leader itself asks for an
+    /// election; zero without [`Config::lease`](crate::Config::lease).
+    pub promise_ms: u32,
+    /// [`Config::priority`](crate::Config::priority) of this server.
+    pub priority: u8,
+}
+
+/// Tells a follower that is to lead from now on that it must not wait for its election timer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+pub struct TimeoutNow {
+    /// The leader's last entry. A server with another one does not stand: it would not be elected, or the leader has gone on since.
+    pub last_log: LogId,
+}
+
+/// A follower's request for a read index; it may stand for many reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+pub struct ReadIndex {
+    /// Number of the request; the numbers of one life of a server ascend, and begin anywhere.
+    pub id: u64,
+}
+
+/// "When your request arrived, nothing above `index` was committed": the leader led the term of the envelope then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+pub struct ReadIndexReply {
+    /// Echo of [`ReadIndex::id`].
+    pub id: u64,
+    /// What must be applied before the reads of this request, and of all before it, are answered.
+    pub index: LogIndex,
 }

@@ -42,6 +42,10 @@ pub(crate) struct Progress {
     pub(crate) last_contact: Instant,
     /// Highest heartbeat round that was answered.
     pub(crate) acked_round: u64,
+    /// Until then the follower has promised to vote for nobody else, by our clock, with the margin taken off.
+    pub(crate) promised_until: Instant,
+    /// How much it should lead, as it last told.
+    pub(crate) priority: u8,
     /// The fetch that must come back before anything can be sent.
     pub(crate) fetch: Option<FetchId>,
 }
@@ -81,6 +85,8 @@ impl Progress {
             told_commit: LogIndex::ZERO,
             last_contact: now,
             acked_round: 0,
+            promised_until: Instant(0),
+            priority: 0,
             fetch: None,
         }
     }
@@ -204,6 +210,8 @@ impl Progress {
             told_commit: _,
             last_contact,
             acked_round: _,
+            promised_until,
+            priority: _,
             fetch: _,
         } = self;
         for append in inflight {
@@ -211,6 +219,8 @@ impl Progress {
             *sent_at = now;
         }
         (*advanced_at, *last_contact, *patience) = (now, now, Duration::from_nanos(1));
+        // Nothing that is explored depends on it: leases are off there.
+        *promised_until = Instant(0);
     }
 
     /// Appends sent in this life of the follower.

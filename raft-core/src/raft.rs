@@ -6,11 +6,12 @@ use rand::{Rng, SeedableRng};
 use crate::config::{Config, ConfigError};
 use crate::durability::Durability;
 use crate::entries::Entries;
+use crate::forward::Forwarded;
 use crate::io::{Anomaly, Event, Fetch, FetchId, Input, Output, ReadId, ReadOutcome, Recovered, StepDownReason};
 use crate::log::Log;
 use crate::memberships::Memberships;
 use crate::message::{Envelope, Message};
-use crate::role::RoleState;
+use crate::role::{Reader, RoleState};
 use crate::types::{HardState, Instant, LogIndex, NodeId, Term, WriteSeq};
 
 /// One server of a Raft cluster, as a deterministic state machine. See the [crate]'s documentation for the order of calls.
@@ -36,6 +37,12 @@ pub struct Raft {
     pub(crate) leader_heard_at: Instant,
     /// When to campaign, unless a leader is heard before.
     pub(crate) election_at: Instant,
+    /// This server stands or has voted since it last heard a leader, and nothing has come of that yet.
+    pub(crate) election_open: bool,
+    /// How many elections have come to nothing since a leader was last heard.
+    pub(crate) failed_elections: u32,
+    /// Reads that a leader must be asked about.
+    pub(crate) forwarded: Forwarded,
     /// As a follower: up to here the log is known to equal the current leader's.
     pub(crate) verified: LogIndex,
     /// As a follower: the acknowledgement that is owed to the leader, by epoch.
@@ -66,7 +73,9 @@ impl Raft {
         check_recovered(&recovered)?;
         let Recovered { hard_state, log_start, runs, last_index, applied, membership, changes, restored: _ } =
             recovered;
-        let rng = SmallRng::seed_from_u64(config.seed ^ config.id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let seed = config.seed ^ config.id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        // Far from the end of the numbers.
+        let first_request = SmallRng::seed_from_u64(!seed).random_range(1..u64::MAX / 2);
         let mut raft = Raft {
             config,
             memberships: Memberships::new(log_start.index, membership, changes),
@@ -77,10 +86,13 @@ impl Raft {
             leader: None,
             leader_heard_at: now,
             election_at: now,
+            election_open: false,
+            failed_elections: 0,
+            forwarded: Forwarded::new(first_request),
             verified: applied,
             owed_ack: None,
             told_match: LogIndex::ZERO,
-            rng,
+            rng: SmallRng::seed_from_u64(seed),
             now,
             next_epoch: 1,
             next_read: 1,
@@ -123,9 +135,10 @@ impl Raft {
                 if self.config.check_quorum {
                     at = at.min(self.quorum_heard_at(leader) + self.config.election_timeout);
                 }
+                at = leader.transfer.map_or(at, |transfer| at.min(transfer.until));
                 self.durability.stalled_at(self.config.max_write_stall).map_or(at, |stall| at.min(stall))
             }
-            _ => self.election_at,
+            _ => self.forwarded_deadline().map_or(self.election_at, |at| at.min(self.election_at)),
         }
     }
 
@@ -133,17 +146,31 @@ impl Raft {
     pub fn take_output(&mut self) -> Output {
         self.check_timers();
         self.lead();
+        self.ask_leader();
         self.acknowledge();
         self.write();
-        let candidate_in = matches!(self.role, RoleState::Candidate(_)).then_some(self.hard_state.current_term);
-        self.out.messages.extend(self.durability.released().filter(|message| {
-            // An election that is over needs no more votes; and the log that the request speaks of may be another by now.
-            !matches!(message.body, Message::RequestVote(_)) || Some(message.term) == candidate_in
-        }));
+        self.release();
         self.apply();
         let durable = self.durability.durable();
         self.log.evict(durable, self.config.max_cached_bytes, self.config.max_unapplied_bytes);
         std::mem::take(&mut self.out)
+    }
+
+    /// Sends what has waited for the disk.
+    fn release(&mut self) {
+        let candidate_in = matches!(self.role, RoleState::Candidate(_)).then_some(self.hard_state.current_term);
+        let mut stands = false;
+        self.out.messages.extend(self.durability.released().filter(|message| {
+            let request = matches!(message.body, Message::RequestVote(_));
+            let current = Some(message.term) == candidate_in;
+            stands |= request && current;
+            // An election that is over needs no more votes; and the log that the request speaks of may be another by now.
+            !request || current
+        }));
+        if stands {
+            // The others have heard nothing before: a slow disk must not use up the time that they have to answer.
+            self.reset_election_timer();
+        }
     }
 
     fn receive(&mut self, message: Envelope) {
@@ -165,12 +192,16 @@ impl Raft {
             Message::Heartbeat(heartbeat) if term == current => self.on_heartbeat(from, heartbeat),
             Message::Heartbeat(heartbeat) => self.refuse_stale_heartbeat(from, heartbeat),
             Message::PreVoteReply(reply) => self.on_pre_vote_reply(from, reply),
-            // Replies of an older term belong to a round that is over.
+            // Replies of an older term belong to a round that is over, and its leader has nothing to hand over. Whoever asks for a read
+            // index will ask again.
             _ if term < current => {}
             Message::RequestVoteReply(reply) => self.on_vote_reply(from, reply),
             Message::AppendAck(ack) => self.on_append_ack(from, ack),
             Message::AppendReject(reject) => self.on_append_reject(from, &reject),
             Message::HeartbeatReply(reply) => self.on_heartbeat_reply(from, reply),
+            Message::TimeoutNow(request) => self.on_timeout_now(from, request),
+            Message::ReadIndex(request) => self.on_read_index(from, request),
+            Message::ReadIndexReply(reply) => self.on_read_index_reply(from, reply),
         }
     }
 
@@ -179,6 +210,7 @@ impl Raft {
         let last = match &message.body {
             Message::PreVote(request) | Message::RequestVote(request) => request.last_log,
             Message::AppendEntries(append) => append.prev_log,
+            Message::TimeoutNow(request) => request.last_log,
             _ => crate::LogId::ZERO,
         };
         if message.to != self.config.id {
@@ -216,8 +248,12 @@ impl Raft {
     pub(crate) fn leave_role(&mut self, reason: StepDownReason) {
         let role = std::mem::replace(&mut self.role, RoleState::Follower);
         if let RoleState::Leader(leader) = role {
-            let waiting = leader.reads.waiting.iter().map(|(id, ..)| *id).chain(leader.reads.arrived.iter().copied());
-            self.out.reads.extend(waiting.map(|id| ReadOutcome::Lost { id }));
+            let readers = leader.reads.waiting.iter().map(|(reader, ..)| *reader).chain(leader.reads.arrived);
+            // Followers find out by themselves, and ask the next leader.
+            self.out.reads.extend(readers.filter_map(|reader| match reader {
+                Reader::Own(id) => Some(ReadOutcome::Lost { id }),
+                Reader::Follower(..) => None,
+            }));
             self.out.events.push(Event::SteppedDown { term: self.hard_state.current_term, reason });
         }
     }
@@ -228,14 +264,18 @@ impl Raft {
         self.verified = self.log.commit;
         self.told_match = LogIndex::ZERO;
         self.owed_ack = None;
+        self.forget_requests();
         if self.leader.take().is_some() {
             self.out.events.push(Event::LeaderChanged { term: self.hard_state.current_term, leader: None });
         }
     }
 
-    /// Draws a new timeout from `[t, 2t)` (paper, section 5.2).
+    /// Draws a new timeout from `[t, 2t)` (paper, section 5.2), where t doubles, and doubles once more, while elections come to nothing: when votes
+    /// take about an election timeout to arrive, candidates would otherwise stop one another for ever.
     pub(crate) fn reset_election_timer(&mut self) {
-        let base = u64::try_from(self.config.election_timeout.as_nanos()).unwrap_or(u64::MAX / 4).max(1);
+        const MOST_DOUBLINGS: u32 = 2;
+        let base = u64::try_from(self.config.election_timeout.as_nanos()).unwrap_or(u64::MAX).clamp(1, u64::MAX >> 4);
+        let base = base << self.failed_elections.min(MOST_DOUBLINGS);
         let wait = base.saturating_add(self.rng.random_range(0..base));
         self.election_at = Instant(self.now.0.saturating_add(wait));
     }
@@ -249,7 +289,14 @@ impl Raft {
             } else if stalled.is_some_and(|at| self.now >= at) {
                 self.become_follower(self.hard_state.current_term, StepDownReason::WriteStalled);
             }
+            self.check_transfer();
         } else if self.now >= self.election_at {
+            if matches!(self.role, RoleState::Candidate(_)) && !self.durability.hard_state_durable() {
+                // Its request has not even left: another term would not leave sooner.
+                return self.reset_election_timer();
+            }
+            self.failed_elections =
+                self.failed_elections.saturating_add(u32::from(std::mem::take(&mut self.election_open)));
             self.campaign();
         }
     }
@@ -369,15 +416,23 @@ impl Raft {
     /// writes are numbered from the last completed one on. What may happen next is the same, if time may pass at any speed; only whether a leader
     /// was heard lately is kept, because votes depend on it. Returns by how much the numbers of writes fell.
     pub(crate) fn forget_time(&mut self, now: Instant) -> u64 {
-        let protects = self.config.check_quorum && self.leader.is_some();
+        let protects = self.config.check_quorum && (self.leader.is_some() || self.config.lease.is_some());
         let lately = protects && self.now.since(self.leader_heard_at) < self.config.election_timeout;
         self.leader_heard_at = if lately { now } else { Instant(0) };
         self.election_at = now + self.config.election_timeout * 2;
+        (self.election_open, self.failed_elections) = (false, 0);
+        self.forwarded.forget_time(now);
         self.now = now;
         self.rng = SmallRng::seed_from_u64(0);
         if let RoleState::Leader(leader) = &mut self.role {
-            let crate::role::Leader { progress, heartbeat_at, reads: _ } = leader;
+            let crate::role::Leader { progress, heartbeat_at, reads, transfer, lease_void: _, yield_at } = leader;
             *heartbeat_at = now + self.config.heartbeat_interval;
+            *yield_at = now;
+            reads.begun.clear();
+            if let Some(crate::transfer::Transfer { to: _, until, told_at }) = transfer {
+                *until = now + self.config.election_timeout;
+                *told_at = told_at.map(|_| now);
+            }
             progress.values_mut().for_each(|progress| progress.forget_time(now));
         }
         self.durability.forget_time(now)
@@ -398,6 +453,9 @@ impl Raft {
             leader,
             leader_heard_at,
             election_at,
+            election_open,
+            failed_elections,
+            forwarded,
             verified,
             owed_ack,
             told_match,
@@ -415,6 +473,7 @@ impl Raft {
         debug_assert!(out.is_empty(), "the output belongs to the state until it is taken");
         (config, memberships, hard_state, log, durability, role).hash(hasher);
         (leader, leader_heard_at, election_at, verified, owed_ack, told_match).hash(hasher);
+        (election_open, failed_elections, forwarded).hash(hasher);
         (now, next_epoch, next_read, next_fetch, apply_fetch, applying, applying_bytes).hash(hasher);
     }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::io::ReadId;
 use crate::progress::Progress;
+use crate::transfer::Transfer;
 use crate::types::{Instant, LogIndex, NodeId};
 
 /// The role of a server (paper, Figure 4), with what only that role knows.
@@ -29,6 +30,12 @@ pub(crate) struct Leader {
     /// When to begin the next heartbeat round at the latest.
     pub(crate) heartbeat_at: Instant,
     pub(crate) reads: Reads,
+    /// Leadership is being handed over.
+    pub(crate) transfer: Option<Transfer>,
+    /// Someone was told to stand in this term, whatever has become of that: no promise not to vote holds any more.
+    pub(crate) lease_void: bool,
+    /// When to hand over to a server of higher priority at the earliest.
+    pub(crate) yield_at: Instant,
 }
 
 /// Linearizable reads in progress (ReadIndex; thesis, section 6.4).
@@ -42,7 +49,19 @@ pub(crate) struct Reads {
     /// The newest round that a majority has answered.
     pub(crate) confirmed: u64,
     /// Arrived, and in no round yet.
-    pub(crate) arrived: Vec<ReadId>,
+    pub(crate) arrived: Vec<Reader>,
     /// Waiting for their round: read, index that it must see, round.
-    pub(crate) waiting: VecDeque<(ReadId, LogIndex, u64)>,
+    pub(crate) waiting: VecDeque<(Reader, LogIndex, u64)>,
+    /// When the newest rounds began, the oldest of them first; the last is `round`. Kept for leases only, and as long as a promise may last.
+    pub(crate) begun: VecDeque<Instant>,
+}
+
+/// Who wants to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "sim", derive(Hash))]
+pub(crate) enum Reader {
+    /// This server.
+    Own(ReadId),
+    /// A follower, with the number of its request.
+    Follower(NodeId, u64),
 }

@@ -58,6 +58,10 @@ pub struct Status {
     pub voted_for: Option<NodeId>,
     /// The leader of that term, if it is known.
     pub leader: Option<NodeId>,
+    /// To whom this server, which leads, is handing over.
+    pub transferring_to: Option<NodeId>,
+    /// Whether it may answer reads by its [lease](crate::Lease).
+    pub has_lease: bool,
     /// The entry before the first in the log.
     pub log_start: LogId,
     /// The last entry.
@@ -100,6 +104,8 @@ impl Raft {
             current_term: self.hard_state.current_term,
             voted_for: self.hard_state.voted_for,
             leader: self.leader,
+            transferring_to: self.transferring_to(),
+            has_lease: self.has_lease(),
             log_start: self.log.start(),
             last_log: self.log.last_id(),
             commit_index: self.log.commit,

@@ -8,7 +8,7 @@
 use bytes::{Bytes, BytesMut};
 use raft_core::{
     AppendAck, AppendEntries, AppendReject, Entries, Envelope, GroupId, Heartbeat, HeartbeatReply, LogId, LogIndex,
-    Message, NodeId, Segment, Term, VoteReply, VoteRequest,
+    Message, NodeId, ReadIndex, ReadIndexReply, Segment, Term, TimeoutNow, VoteReply, VoteRequest,
 };
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,9 @@ mod kind {
     pub(super) const APPEND_REJECT: u8 = 7;
     pub(super) const HEARTBEAT: u8 = 8;
     pub(super) const HEARTBEAT_REPLY: u8 = 9;
+    pub(super) const TIMEOUT_NOW: u8 = 10;
+    pub(super) const READ_INDEX: u8 = 11;
+    pub(super) const READ_INDEX_REPLY: u8 = 12;
 }
 
 /// Limit for the first frame of a stream, in bytes: nobody may make us buffer more before we know what the stream is
@@ -124,6 +127,9 @@ pub fn encode(envelope: &Envelope, group: GroupId, limit: usize, sink: &mut Fram
         Message::AppendReject(body) => plain(kind::APPEND_REJECT, &|out| put(out, body)),
         Message::Heartbeat(body) => plain(kind::HEARTBEAT, &|out| put(out, body)),
         Message::HeartbeatReply(body) => plain(kind::HEARTBEAT_REPLY, &|out| put(out, body)),
+        Message::TimeoutNow(body) => plain(kind::TIMEOUT_NOW, &|out| put(out, body)),
+        Message::ReadIndex(body) => plain(kind::READ_INDEX, &|out| put(out, body)),
+        Message::ReadIndexReply(body) => plain(kind::READ_INDEX_REPLY, &|out| put(out, body)),
         Message::AppendEntries(body) => {
             let AppendEntries { epoch, seq, prev_log, leader_commit, ref entries } = *body;
             let head = AppendHead { epoch, seq, prev_log, leader_commit };
@@ -155,7 +161,7 @@ pub fn decode(frame: &Bytes) -> Result<Decoded, FrameError> {
     if kind == kind::PREFACE {
         return Ok(Decoded::Preface(whole(kind, body)?));
     }
-    if kind > kind::HEARTBEAT_REPLY {
+    if kind > kind::READ_INDEX_REPLY {
         return Err(FrameError::Kind(kind));
     }
     let (Address { from, to, term }, body) = part(kind, body)?;
@@ -169,6 +175,9 @@ pub fn decode(frame: &Bytes) -> Result<Decoded, FrameError> {
         kind::APPEND_REJECT => Message::AppendReject(whole::<AppendReject>(kind, body)?),
         kind::HEARTBEAT => Message::Heartbeat(whole::<Heartbeat>(kind, body)?),
         kind::HEARTBEAT_REPLY => Message::HeartbeatReply(whole::<HeartbeatReply>(kind, body)?),
+        kind::TIMEOUT_NOW => Message::TimeoutNow(whole::<TimeoutNow>(kind, body)?),
+        kind::READ_INDEX => Message::ReadIndex(whole::<ReadIndex>(kind, body)?),
+        kind::READ_INDEX_REPLY => Message::ReadIndexReply(whole::<ReadIndexReply>(kind, body)?),
         other => return Err(FrameError::Kind(other)),
     };
     Ok(Decoded::Message(group, Envelope { from, to, term, body }))
@@ -259,8 +268,12 @@ mod tests {
     fn message() -> impl Strategy<Value = Message> {
         let n = any::<u64>;
         prop_oneof![
-            id().prop_map(|last_log| Message::PreVote(VoteRequest { last_log })),
-            id().prop_map(|last_log| Message::RequestVote(VoteRequest { last_log })),
+            id().prop_map(|last_log| Message::PreVote(VoteRequest { last_log, transfer: false })),
+            (id(), any::<bool>())
+                .prop_map(|(last_log, transfer)| Message::RequestVote(VoteRequest { last_log, transfer })),
+            id().prop_map(|last_log| Message::TimeoutNow(TimeoutNow { last_log })),
+            n().prop_map(|id| Message::ReadIndex(ReadIndex { id })),
+            (n(), n()).prop_map(|(id, i)| Message::ReadIndexReply(ReadIndexReply { id, index: LogIndex(i) })),
             any::<(u64, bool)>()
                 .prop_map(|(t, granted)| Message::PreVoteReply(VoteReply { election: Term(t), granted })),
             any::<(u64, bool)>()
@@ -279,12 +292,10 @@ mod tests {
                 commit: LogIndex(i),
                 round
             })),
-            any::<(u64, u64, u64, u64)>().prop_map(|(epoch, round, i, m)| Message::HeartbeatReply(HeartbeatReply {
-                epoch,
-                round,
-                received: LogIndex(i),
-                match_index: LogIndex(m)
-            })),
+            any::<(u64, u64, u64, u64, u32, u8)>().prop_map(|(epoch, round, i, m, promise_ms, priority)| {
+                let (received, match_index) = (LogIndex(i), LogIndex(m));
+                Message::HeartbeatReply(HeartbeatReply { epoch, round, received, match_index, promise_ms, priority })
+            }),
         ]
     }
 
@@ -322,7 +333,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_frames_never_panic(kind in 0u8..12, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_frames_never_panic(kind in 0u8..15, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut frame = vec![kind];
             frame.extend_from_slice(&bytes);
             let _ = decode(&frame.into());

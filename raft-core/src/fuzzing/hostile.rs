@@ -16,7 +16,8 @@ use crate::entries::{ENTRY_HEADER, Entries, EntryKind, Segment};
 use crate::io::{Event, FetchId, Input, Output, ReadId, ReadOutcome, Recovered};
 use crate::membership::Membership;
 use crate::message::{
-    AppendAck, AppendEntries, AppendReject, Envelope, Heartbeat, HeartbeatReply, Message, VoteReply, VoteRequest,
+    AppendAck, AppendEntries, AppendReject, Envelope, Heartbeat, HeartbeatReply, Message, ReadIndex, ReadIndexReply,
+    TimeoutNow, VoteReply, VoteRequest,
 };
 use crate::raft::Raft;
 use crate::sim::checker::Checker;
@@ -195,9 +196,9 @@ impl Server {
         let (last, commit) = (self.before.last_log.index.0, self.before.commit_index.0);
         let (epoch, seq) = (choices.between(0, 40), choices.between(0, 12));
         let index = |choices: &mut Choices<'_>, near| LogIndex(choices.number(near));
-        match choices.between(0, 9) {
-            0 => Message::PreVote(VoteRequest { last_log: self.log_id(choices) }),
-            1 => Message::RequestVote(VoteRequest { last_log: self.log_id(choices) }),
+        match choices.between(0, 12) {
+            0 => Message::PreVote(VoteRequest { last_log: self.log_id(choices), transfer: choices.flip() }),
+            1 => Message::RequestVote(VoteRequest { last_log: self.log_id(choices), transfer: choices.flip() }),
             2 => Message::PreVoteReply(self.vote(choices)),
             3 => Message::RequestVoteReply(self.vote(choices)),
             4 => Message::AppendAck(AppendAck { epoch, match_index: index(choices, last) }),
@@ -218,7 +219,12 @@ impl Server {
                 round: choices.number(3),
                 received: index(choices, last),
                 match_index: index(choices, last),
+                promise_ms: choices.number(300) as u32,
+                priority: choices.between(0, 2) as u8,
             }),
+            8 => Message::TimeoutNow(TimeoutNow { last_log: self.log_id(choices) }),
+            9 => Message::ReadIndex(ReadIndex { id: choices.number(1) }),
+            10 => Message::ReadIndexReply(ReadIndexReply { id: choices.number(1), index: index(choices, commit) }),
             _ => {
                 let prev_log = self.log_id(choices);
                 let entries = entries(choices, prev_log);

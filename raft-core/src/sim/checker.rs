@@ -394,6 +394,8 @@ mod tests {
                 current_term: Term(0),
                 voted_for: None,
                 leader: None,
+                transferring_to: None,
+                has_lease: false,
                 log_start: LogId::ZERO,
                 last_log: LogId::ZERO,
                 commit_index: LogIndex::ZERO,

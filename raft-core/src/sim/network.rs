@@ -210,7 +210,13 @@ pub(crate) fn answers(body: &Message) -> Option<CallKind> {
         Message::RequestVoteReply(_) => Some(CallKind::Vote),
         Message::AppendAck(_) | Message::AppendReject(_) => Some(CallKind::Append),
         Message::HeartbeatReply(_) => Some(CallKind::Heartbeat),
-        Message::PreVote(_) | Message::RequestVote(_) | Message::AppendEntries(_) | Message::Heartbeat(_) => None,
+        Message::PreVote(_)
+        | Message::RequestVote(_)
+        | Message::AppendEntries(_)
+        | Message::Heartbeat(_)
+        | Message::TimeoutNow(_)
+        | Message::ReadIndex(_)
+        | Message::ReadIndexReply(_) => None,
     }
 }
 
@@ -232,13 +238,15 @@ pub fn encoded_len(envelope: &Envelope) -> usize {
     const NUMBER: usize = 8;
     const FLAG: usize = 1;
     let body = match &envelope.body {
-        Message::PreVote(_) | Message::RequestVote(_) => 2 * NUMBER,
+        Message::PreVote(_) | Message::RequestVote(_) => 2 * NUMBER + FLAG,
         Message::PreVoteReply(_) | Message::RequestVoteReply(_) => NUMBER + FLAG,
         Message::AppendEntries(append) => 5 * NUMBER + append.entries.byte_len(),
         Message::AppendAck(_) => 2 * NUMBER,
         Message::AppendReject(reject) => 5 * NUMBER + 2 * NUMBER * reject.runs.len(),
         Message::Heartbeat(_) => 3 * NUMBER + FLAG,
-        Message::HeartbeatReply(_) => 4 * NUMBER,
+        Message::HeartbeatReply(_) => 4 * NUMBER + 4 + FLAG,
+        Message::TimeoutNow(_) | Message::ReadIndexReply(_) => 2 * NUMBER,
+        Message::ReadIndex(_) => NUMBER,
     };
     FRAME + 3 * NUMBER + body
 }

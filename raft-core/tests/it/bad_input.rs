@@ -4,8 +4,8 @@ use bytes::Bytes;
 use raft_core::sim::schedule::Dice;
 use raft_core::{
     Anomaly, AppendAck, AppendEntries, AppendReject, Entries, EntryKind, Envelope, Event, FetchId, Heartbeat,
-    HeartbeatReply, Input, Instant, LogId, LogIndex, Message, NodeId, Segment, Status, Term, VoteReply, VoteRequest,
-    WriteSeq,
+    HeartbeatReply, Input, Instant, LogId, LogIndex, Message, NodeId, ReadIndex, ReadIndexReply, Segment, Status, Term,
+    TimeoutNow, VoteReply, VoteRequest, WriteSeq,
 };
 
 use crate::hand::{Server, append, appends, ask_vote, entries, id, vote};
@@ -66,7 +66,8 @@ fn terms_and_indices_beyond_belief_are_not_believed() {
             ask_vote(id(2, 2)),
             append(9, id(2, 2), &[], 0),
             vote(2, true),
-            Message::PreVote(VoteRequest { last_log: id(2, 2) }),
+            Message::PreVote(VoteRequest { last_log: id(2, 2), transfer: false }),
+            Message::TimeoutNow(TimeoutNow { last_log: id(2, 2) }),
             Message::Heartbeat(Heartbeat { epoch: 1, commit: LogIndex(0), round: Some(1) }),
         ]
     };
@@ -163,7 +164,14 @@ fn replies_to_nothing_are_dropped() {
             commit_index: LogIndex(0),
             runs: Vec::new(),
         }),
-        Message::HeartbeatReply(HeartbeatReply { epoch: 1, round: 9, received: LogIndex(2), match_index: LogIndex(2) }),
+        Message::HeartbeatReply(HeartbeatReply {
+            epoch: 1,
+            round: 9,
+            received: LogIndex(2),
+            match_index: LogIndex(2),
+            promise_ms: 0,
+            priority: 0,
+        }),
     ];
     for body in replies {
         let mut server = Server::following(3, 2, &[1, 2]);
@@ -264,12 +272,12 @@ impl Fuzz {
     fn body(&mut self, server: &Server) -> Message {
         let last = server.last_log().index.0;
         let (epoch, seq) = (self.dice.between(0, 40), self.dice.between(0, 12));
-        let request = VoteRequest { last_log: self.log_id(server) };
+        let request = VoteRequest { last_log: self.log_id(server), transfer: self.dice.chance(1, 2) };
         // An election of this term, or a pre-vote for the next.
         let election = server.term() + self.dice.between(0, 1);
         let election = Term(if self.dice.chance(1, 2) { election } else { self.small(election) });
         let reply = VoteReply { election, granted: self.dice.chance(4, 5) };
-        let kind = if self.quiet { [2, 3, 4, 5, 7][self.dice.pick(5)] } else { self.dice.between(0, 9) };
+        let kind = if self.quiet { [2, 3, 4, 5, 7][self.dice.pick(5)] } else { self.dice.between(0, 12) };
         match kind {
             0 => Message::PreVote(request),
             1 => Message::RequestVote(request),
@@ -293,7 +301,12 @@ impl Fuzz {
                 round: self.small(3),
                 received: LogIndex(self.small(last)),
                 match_index: LogIndex(self.small(last)),
+                promise_ms: self.small(300) as u32,
+                priority: self.dice.between(0, 2) as u8,
             }),
+            8 => Message::TimeoutNow(TimeoutNow { last_log: self.log_id(server) }),
+            9 => Message::ReadIndex(ReadIndex { id: self.small(1) }),
+            10 => Message::ReadIndexReply(ReadIndexReply { id: self.small(1), index: LogIndex(self.small(last)) }),
             _ => {
                 let prev_log = self.log_id(server);
                 let entries = self.entries(prev_log);

@@ -56,7 +56,7 @@ pub(crate) fn vote(election: u64, granted: bool) -> Message {
 }
 
 pub(crate) fn ask_vote(last_log: LogId) -> Message {
-    Message::RequestVote(VoteRequest { last_log })
+    Message::RequestVote(VoteRequest { last_log, transfer: false })
 }
 
 impl Server {

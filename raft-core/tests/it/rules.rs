@@ -133,6 +133,8 @@ fn rule_06_a_reply_first_aligns_the_term_and_then_is_looked_at() {
             round: 99,
             received: LogIndex::ZERO,
             match_index: LogIndex::ZERO,
+            promise_ms: 0,
+            priority: 0,
         }),
         Message::PreVoteReply(VoteReply { election: Term(1), granted: false }),
     ];
@@ -275,6 +277,8 @@ fn rule_14_election_timeouts_are_drawn_anew_for_each_round() {
     let mut server = Server::new(3);
     let mut rounds = Vec::new();
     for _ in 0..50 {
+        // A leader that was heard and is lost.
+        server.receive(2, server.term().max(1), append(1, LogId::ZERO, &[], 0));
         let before = server.now;
         server.time_out();
         rounds.push(server.now.since(before));
@@ -284,6 +288,16 @@ fn rule_14_election_timeouts_are_drawn_anew_for_each_round() {
     rounds.sort_unstable();
     rounds.dedup();
     assert!(rounds.len() > 45, "only {} different timeouts of 50", rounds.len());
+    // While elections come to nothing, they get more time, up to a limit.
+    let waits: Vec<u128> = (0..9)
+        .map(|_| {
+            let before = server.now;
+            server.time_out();
+            server.now.since(before).as_millis()
+        })
+        .collect();
+    assert!((300..600).contains(&waits[0]) && (600..1200).contains(&waits[1]), "{waits:?}");
+    assert!(waits[2..].iter().all(|wait| (1200..2400).contains(wait)), "{waits:?}");
     let first = |seed| Server::with(raft_core::Config { seed, ..config() }, 3).raft.deadline();
     assert_ne!(first(1), first(2), "servers with different seeds differ");
 }

@@ -14,7 +14,7 @@ fn after_silence(millis: u64) -> Server {
 
 /// Asks for a pre-vote in the name of server 3, whose log is the longer one.
 fn is_granted(voter: &mut Server) -> bool {
-    let sent = voter.receive(3, 1, Message::PreVote(VoteRequest { last_log: id(1, 9) }));
+    let sent = voter.receive(3, 1, Message::PreVote(VoteRequest { last_log: id(1, 9), transfer: false }));
     match to(&sent, 3)[..] {
         [Message::PreVoteReply(reply)] => reply.granted,
         ref other => panic!("an answer to a pre-vote: {other:?}"),

@@ -7,7 +7,7 @@ use std::path::Path;
 use bytes::Bytes;
 use raft_core::{
     AppendAck, AppendEntries, AppendReject, Entries, EntryKind, Envelope, GroupId, Heartbeat, HeartbeatReply, LogId,
-    LogIndex, Message, NodeId, Segment, Term, VoteReply, VoteRequest,
+    LogIndex, Message, NodeId, ReadIndex, ReadIndexReply, Segment, Term, TimeoutNow, VoteReply, VoteRequest,
 };
 use raft_net::{Channel, Decoded, Decoder, FrameSink, Preface, decode, encode, encode_preface};
 
@@ -40,14 +40,16 @@ fn samples() -> Vec<(&'static str, Decoded)> {
         commit_index: LogIndex(280),
         runs: vec![id(2, 1), id(5, 200), id(6, 290)],
     };
-    let reply = HeartbeatReply { epoch: 3, round: 41, received: LogIndex(300), match_index: LogIndex(299) };
+    let (received, match_index) = (LogIndex(300), LogIndex(299));
+    let reply = HeartbeatReply { epoch: 3, round: 41, received, match_index, promise_ms: 400, priority: 2 };
     let preface = |channel| Decoded::Preface(Preface { channel, from: NodeId(1), to: NodeId(300) });
     vec![
         ("preface_control", preface(Channel::Control)),
         ("preface_append", preface(Channel::Append)),
-        ("pre_vote", message(Message::PreVote(VoteRequest { last_log: id(6, 300) }))),
+        ("pre_vote", message(Message::PreVote(VoteRequest { last_log: id(6, 300), transfer: false }))),
         ("pre_vote_reply", message(Message::PreVoteReply(VoteReply { election: Term(8), granted: true }))),
-        ("request_vote", message(Message::RequestVote(VoteRequest { last_log: id(6, 300) }))),
+        ("request_vote", message(Message::RequestVote(VoteRequest { last_log: id(6, 300), transfer: false }))),
+        ("request_vote_transfer", message(Message::RequestVote(VoteRequest { last_log: id(6, 300), transfer: true }))),
         ("request_vote_reply", message(Message::RequestVoteReply(VoteReply { election: Term(7), granted: false }))),
         ("append_entries", message(append(entries()))),
         ("append_entries_probe", message(append(Entries::new()))),
@@ -56,6 +58,9 @@ fn samples() -> Vec<(&'static str, Decoded)> {
         ("heartbeat", message(Message::Heartbeat(Heartbeat { epoch: 3, commit: LogIndex(299), round: Some(41) }))),
         ("heartbeat_silent", message(Message::Heartbeat(Heartbeat { epoch: 3, commit: LogIndex(299), round: None }))),
         ("heartbeat_reply", message(Message::HeartbeatReply(reply))),
+        ("timeout_now", message(Message::TimeoutNow(TimeoutNow { last_log: id(6, 300) }))),
+        ("read_index", message(Message::ReadIndex(ReadIndex { id: 77 }))),
+        ("read_index_reply", message(Message::ReadIndexReply(ReadIndexReply { id: 77, index: LogIndex(299) }))),
     ]
 }
 

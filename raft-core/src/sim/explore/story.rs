@@ -52,7 +52,10 @@ fn words(envelope: &Envelope) -> String {
     let Envelope { from, to, term, body } = envelope;
     let body = match body {
         Message::PreVote(request) => format!("PreVote, last {}", request.last_log),
-        Message::RequestVote(request) => format!("RequestVote, last {}", request.last_log),
+        Message::RequestVote(request) => {
+            let leave = if request.transfer { ", with the leader's leave" } else { "" };
+            format!("RequestVote, last {}{leave}", request.last_log)
+        }
         Message::PreVoteReply(reply) => format!("PreVoteReply for {:?}: {}", reply.election, reply.granted),
         Message::RequestVoteReply(reply) => format!("RequestVoteReply for {:?}: {}", reply.election, reply.granted),
         Message::AppendEntries(a) => {
@@ -64,6 +67,9 @@ fn words(envelope: &Envelope) -> String {
         Message::HeartbeatReply(r) => {
             format!("HeartbeatReply, round {}, received {}, match {}", r.round, r.received, r.match_index)
         }
+        Message::TimeoutNow(request) => format!("TimeoutNow, last {}", request.last_log),
+        Message::ReadIndex(request) => format!("ReadIndex {}", request.id),
+        Message::ReadIndexReply(reply) => format!("ReadIndexReply {}, index {}", reply.id, reply.index),
     };
     format!("{from:?}->{to:?} {term:?} {body}")
 }

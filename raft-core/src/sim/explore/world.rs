@@ -449,7 +449,10 @@ fn last_term(envelope: &Envelope) -> Option<Term> {
         Message::RequestVoteReply(_)
         | Message::AppendAck(_)
         | Message::AppendReject(_)
-        | Message::HeartbeatReply(_) => Some(envelope.term),
+        | Message::HeartbeatReply(_)
+        | Message::TimeoutNow(_)
+        | Message::ReadIndex(_)
+        | Message::ReadIndexReply(_) => Some(envelope.term),
         Message::PreVote(_) | Message::RequestVote(_) | Message::AppendEntries(_) | Message::Heartbeat(_) => None,
     }
 }

@@ -69,6 +69,9 @@ pub(super) fn describe(message: &Message) -> (&'static str, usize) {
         Message::AppendReject(_) => ("reject", 0),
         Message::Heartbeat(_) => ("heartbeat", 0),
         Message::HeartbeatReply(_) => ("heartbeat reply", 0),
+        Message::TimeoutNow(_) => ("TimeoutNow", 0),
+        Message::ReadIndex(_) => ("ReadIndex", 0),
+        Message::ReadIndexReply(_) => ("read index", 0),
     }
 }
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use raft_core::{Config, HardState, Input, NodeId, ProposeError, Role, Term};
+use raft_core::{
+    Config, HardState, Input, Instant, Lease, NodeId, ProposeError, Raft, ReadError, ReadId, Role, Term, TransferError,
+};
 
 use super::show;
 use super::wire::Filter;
@@ -54,7 +56,10 @@ fn dispatch(world: &mut World, words: &[&str]) -> Result<(), Failure> {
         ["campaign", id] => campaign(world, server(id)?),
         ["tick", id, millis] => tick(world, id, number(millis)?),
         ["propose", id, commands @ ..] => propose(world, server(id)?, commands),
-        ["read", id] => read(world, server(id)?),
+        ["read", id] => read(world, server(id)?, Raft::read_index),
+        ["read-by-lease", id] => read(world, server(id)?, Raft::read_by_lease),
+        ["transfer", id] => transfer(world, server(id)?, None),
+        ["transfer", id, to] => transfer(world, server(id)?, Some(server(to)?)),
         ["deliver", filter @ ..] => deliver(world, &Filter::parse(filter)?),
         ["settle", ids @ ..] => settle(world, ids),
         ["drop", filter @ ..] => {
@@ -128,6 +133,8 @@ fn config(options: &[&str]) -> Result<Config, Failure> {
             None if *option == "pre-vote" => config.pre_vote = true,
             None if *option == "check-quorum" => config.check_quorum = true,
             None if *option == "no-op" => config.no_op_on_election = true,
+            // A lease is shorter than the promises by so many thousandths.
+            Some(("lease", drift)) => config.lease = Some(Lease { drift_per_mille: number(drift)? as u32 }),
             Some(("window", appends)) => config.max_inflight_appends = number(appends)? as usize,
             Some(("append-bytes", bytes)) => config.max_append_bytes = number(bytes)? as usize,
             Some(("uncommitted-bytes", bytes)) => config.max_uncommitted_bytes = number(bytes)? as usize,
@@ -204,9 +211,24 @@ fn propose(world: &mut World, id: NodeId, commands: &[&str]) -> Result<(), Failu
     world.pump(id)
 }
 
-fn read(world: &mut World, id: NodeId) -> Result<(), Failure> {
+/// `transfer 1 2`: server 1 hands over to server 2; without a second server, to the best.
+fn transfer(world: &mut World, id: NodeId, to: Option<NodeId>) -> Result<(), Failure> {
     let (raft, now) = world.up(id)?;
-    let line = match raft.read_index(now) {
+    if let Err(error) = raft.transfer_leadership(now, to) {
+        let line = match error {
+            TransferError::NotLeader { hint: Some(hint) } => format!("{id} refuses: not the leader, ask {hint}"),
+            other => format!("{id} refuses: {other}"),
+        };
+        world.say(line);
+    }
+    world.pump(id)
+}
+
+type Ask = fn(&mut Raft, Instant) -> Result<ReadId, ReadError>;
+
+fn read(world: &mut World, id: NodeId, ask: Ask) -> Result<(), Failure> {
+    let (raft, now) = world.up(id)?;
+    let line = match ask(raft, now) {
         Ok(read) => format!("{id} takes it as read {}", read.0),
         Err(error) => format!("{id} {}", show::read_error(error)),
     };

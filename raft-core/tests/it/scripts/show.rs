@@ -22,12 +22,27 @@ pub(super) fn kind(message: &Message) -> &'static str {
         Message::AppendReject(_) => "reject",
         Message::Heartbeat(_) => "heartbeat",
         Message::HeartbeatReply(_) => "heartbeat-reply",
+        Message::TimeoutNow(_) => "timeout-now",
+        Message::ReadIndex(_) => "read-index",
+        Message::ReadIndexReply(_) => "read-index-reply",
     }
 }
 
 /// Every name that [`kind`] gives.
-pub(super) const KINDS: [&str; 9] =
-    ["pre-vote", "pre-vote-reply", "vote", "vote-reply", "append", "ack", "reject", "heartbeat", "heartbeat-reply"];
+pub(super) const KINDS: [&str; 12] = [
+    "pre-vote",
+    "pre-vote-reply",
+    "vote",
+    "vote-reply",
+    "append",
+    "ack",
+    "reject",
+    "heartbeat",
+    "heartbeat-reply",
+    "timeout-now",
+    "read-index",
+    "read-index-reply",
+];
 
 /// A message from its sender's side.
 pub(super) fn sent(envelope: &Envelope) -> String {
@@ -42,7 +57,10 @@ pub(super) fn arrived(envelope: &Envelope) -> String {
 fn said(envelope: &Envelope) -> String {
     let mut text = format!("{} t{}", kind(&envelope.body), envelope.term);
     let ok = match &envelope.body {
-        Message::PreVote(request) | Message::RequestVote(request) => write!(text, ": last {}", request.last_log),
+        Message::PreVote(request) | Message::RequestVote(request) => {
+            let leave = if request.transfer { ", with the leader's leave" } else { "" };
+            write!(text, ": last {}{leave}", request.last_log)
+        }
         Message::PreVoteReply(reply) | Message::RequestVoteReply(reply) => {
             write!(text, ": {} for t{}", if reply.granted { "yes" } else { "no" }, reply.election)
         }
@@ -64,8 +82,14 @@ fn said(envelope: &Envelope) -> String {
         },
         Message::HeartbeatReply(reply) => {
             let (epoch, round, received, matched) = (reply.epoch, reply.round, reply.received, reply.match_index);
-            write!(text, " e{epoch} round {round}: received {received}, match {matched}")
+            let promise =
+                if reply.promise_ms > 0 { format!(", no vote for {} ms", reply.promise_ms) } else { String::new() };
+            write!(text, " e{epoch} round {round}: received {received}, match {matched}{promise}")
         }
+        Message::TimeoutNow(request) => write!(text, ": last {}", request.last_log),
+        // The first number is drawn, and tells nobody anything.
+        Message::ReadIndex(_) => Ok(()),
+        Message::ReadIndexReply(reply) => write!(text, ": index {}", reply.index),
     };
     ok.map_or_else(|_| String::new(), |()| text)
 }
@@ -146,6 +170,8 @@ pub(super) fn event(id: NodeId, event: &Event) -> Option<String> {
         Event::LeaderChanged { leader: None, .. } => "knows no leader".to_owned(),
         Event::Campaigning { term, pre_vote: true } => format!("asks who would vote for it in term {term}"),
         Event::Campaigning { term, pre_vote: false } => format!("stands for term {term}"),
+        Event::TransferBegun { to, .. } => format!("hands over to {to}"),
+        Event::TransferFailed { to, .. } => format!("gives up handing over to {to}"),
         Event::Truncated { from } => format!("drops its entries from {from} on"),
         Event::Rejected { from, reason } => format!("rejects what {from} says: {reason:?}"),
         other => format!("{other:?}"),
