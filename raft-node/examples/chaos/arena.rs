@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use raft_core::NodeId;
 use raft_node::Consistency;
-use raft_node::client::Client;
+use raft_node::client::{Client, ClientConfig};
 
 use crate::clients::{self, LEDGER, Load, Shape, Told};
 use crate::cluster::{Cluster, Stopped};
 use crate::disk::{SmallDisk, Tracer};
-use crate::history::History;
+use crate::history::{Findings, History, Ledger};
 use crate::journal::{Journal, human};
 use crate::monitor::Monitor;
 use crate::proxy::Network;
@@ -109,7 +109,7 @@ impl Arena {
         let stopped = self.cluster.reap()?;
         for one in &stopped {
             self.journal.say(&one.to_string());
-            if !one.expected || !one.says_why() {
+            if !one.is_excused() {
                 self.notes.violations.push(one.to_string());
             }
             self.cluster.start(one.id)?;
@@ -117,10 +117,10 @@ impl Arena {
         Ok(stopped)
     }
 
-    /// Ends all faults, demands recovery, and judges what clients and nodes have to say.
-    pub(crate) async fn finish(mut self) -> Result<Report> {
-        let recovery = self.recover().await;
-        let (recovered, agreed) = match recovery {
+    /// Ends all faults, demands recovery, and judges what clients and nodes have to say. Whatever fails on the way is a violation: there is
+    /// a report in any case.
+    pub(crate) async fn finish(mut self) -> Report {
+        let (recovered, agreed) = match self.recover().await {
             Ok((recovered, agreed)) => (Some(recovered), Some(agreed)),
             Err(error) => {
                 self.notes.violations.push(format!("no recovery: {error:#}"));
@@ -129,17 +129,12 @@ impl Arena {
         };
         let (longest_gap, gap_began) = self.load.longest_gap();
         let writes = self.load.samples();
-        let Told { mut history, ledger, outcomes, violations } = self.load.finish().await?;
+        let Told { mut history, ledger, outcomes, violations } = self.load.finish().await;
         history.merge(self.extra);
         self.journal.say("the clients have stopped; comparing");
         self.notes.violations.extend(violations);
-        let client = Client::new(self.cluster.client_config())?;
-        for key in history.keys() {
-            match clients::read(&client, self.journal.origin(), &key).await {
-                Ok(record) => history.push(&key, record),
-                Err(error) => self.notes.violations.push(format!("{key} cannot be read at the end: {error:#}")),
-            }
-        }
+        let (config, origin) = (self.cluster.client_config(), self.journal.origin());
+        self.notes.violations.extend(read_again(config, origin, &mut history).await);
         // What was seen before the last write says nothing.
         self.monitor.forget();
         let contents = match self.monitor.convergence(RECOVERY_WITHIN).await {
@@ -149,43 +144,32 @@ impl Arena {
             }
             Err(error) => Err(error),
         };
-        match contents {
+        let lost = match contents {
             Ok(contents) => {
                 self.notes.violations.extend(differences(&contents));
-                for (id, content) in contents {
-                    let entries = content.into_iter().filter(|(key, _)| key.starts_with(LEDGER));
-                    let entries = entries.map(|(key, (_, value))| (key, value)).collect();
-                    self.notes
-                        .violations
-                        .extend(ledger.check(&entries).iter().map(|wrong| format!("node {id}: {wrong}")));
-                }
+                let missing = ledger_problems(&ledger, contents);
+                self.notes.violations.extend(missing.iter().cloned());
+                missing.len()
             }
-            Err(error) => self.notes.violations.push(format!("{error:#}")),
-        }
+            Err(error) => {
+                self.notes.violations.push(format!("{error:#}"));
+                0
+            }
+        };
         self.notes.violations.extend(self.monitor.violations());
-        for stopped in self.cluster.reap()? {
-            self.notes.violations.push(format!("at the end: {stopped}"));
+        match self.cluster.reap() {
+            Ok(stopped) => self.notes.violations.extend(stopped.iter().map(|one| format!("at the end: {one}"))),
+            Err(error) => self.notes.violations.push(format!("at the end: {error:#}")),
         }
-        for id in self.cluster.ids() {
-            let log = self.cluster.log(id)?;
-            for line in log.lines().filter(|line| line.contains("panicked at") || line.contains("stack backtrace")) {
-                self.notes.violations.push(format!("node {id}: {line}"));
-            }
-        }
+        self.notes.violations.extend(panics(&self.cluster));
         let findings = history.check();
-        for key in history.keys() {
-            if findings.violations.iter().any(|violation| violation.starts_with(&key)) {
-                fs::write(self.options.dir.join(format!("{key}.history")), history.show(&key))?;
-            }
-        }
-        let lost = self.notes.violations.iter().filter(|violation| violation.contains(LEDGER)).count();
         self.notes.violations.extend(findings.violations.iter().cloned());
         if !self.notes.violations.is_empty()
-            && let Some((id, disk)) = &self.small
+            && let Err(error) = save_evidence(&self.options.dir, self.small.as_ref(), &history, &findings)
         {
-            disk.save(&self.options.dir.join(format!("node-{id}.data.saved")))?;
+            self.notes.violations.push(format!("the evidence is not complete: {error:#}"));
         }
-        Ok(Report {
+        Report {
             seed: self.options.seed,
             nodes: self.options.nodes,
             seconds: self.journal.origin().elapsed().as_secs_f64(),
@@ -207,7 +191,7 @@ impl Arena {
             agreement_ms: agreed.map(|time| time.as_millis() as u64),
             figures: self.notes.figures,
             violations: self.notes.violations,
-        })
+        }
     }
 
     /// Heals everything; returns how long it took until a write was acknowledged, and until all nodes followed one leader.
@@ -254,18 +238,64 @@ impl Notes {
     }
 }
 
-impl Stopped {
-    /// Whether the log ends with an error.
-    pub(crate) fn says_why(&self) -> bool {
-        self.last_words.starts_with("error:")
+/// Reads every key of the history once more, when all is over; returns what does not work.
+async fn read_again(config: ClientConfig, origin: Instant, history: &mut History) -> Vec<String> {
+    let client = match Client::new(config) {
+        Ok(client) => client,
+        Err(error) => return vec![format!("nothing can be read at the end: {error}")],
+    };
+    let mut problems = Vec::new();
+    for key in history.keys() {
+        match clients::read(&client, origin, &key).await {
+            Ok(record) => history.push(&key, record),
+            Err(error) => problems.push(format!("{key} cannot be read at the end: {error:#}")),
+        }
+    }
+    problems
+}
+
+/// What is wrong with the ledger, on any node.
+fn ledger_problems(ledger: &Ledger, contents: BTreeMap<NodeId, Content>) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (id, content) in contents {
+        let entries = content.into_iter().filter(|(key, _)| key.starts_with(LEDGER));
+        let entries = entries.map(|(key, (_, value))| (key, value)).collect();
+        problems.extend(ledger.check(&entries).iter().map(|wrong| format!("node {id}: {wrong}")));
+    }
+    problems
+}
+
+/// Puts into `dir`, beside the logs, what would be gone otherwise: the histories in question, and what is on the small disk.
+fn save_evidence(
+    dir: &Path,
+    small: Option<&(NodeId, SmallDisk)>,
+    history: &History,
+    findings: &Findings,
+) -> Result<()> {
+    for key in history.keys() {
+        if findings.violations.iter().any(|violation| violation.starts_with(&key)) {
+            fs::write(dir.join(format!("{key}.history")), history.show(&key))?;
+        }
+    }
+    match small {
+        Some((id, disk)) => disk.save(&dir.join(format!("node-{id}.data.saved"))),
+        None => Ok(()),
     }
 }
 
-impl std::fmt::Display for Stopped {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let reason = if self.expected { "" } else { " without reason" };
-        write!(f, "node {} has stopped{reason} ({}): {}", self.id, self.status, self.last_words)
+/// Panics in the logs of the nodes.
+fn panics(cluster: &Cluster) -> Vec<String> {
+    let mut found = Vec::new();
+    for id in cluster.ids() {
+        match cluster.log(id) {
+            Ok(log) => {
+                let lines = log.lines().filter(|line| line.contains("panicked at") || line.contains("stack backtrace"));
+                found.extend(lines.map(|line| format!("node {id}: {line}")));
+            }
+            Err(error) => found.push(format!("the log of node {id} cannot be read: {error:#}")),
+        }
     }
+    found
 }
 
 /// Revision and value of each key.

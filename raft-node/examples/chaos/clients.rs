@@ -157,13 +157,16 @@ impl Load {
     }
 
     /// Stops the clients and gathers what they were told.
-    pub(crate) async fn finish(mut self) -> Result<Told> {
+    pub(crate) async fn finish(mut self) -> Told {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut told = Told::default();
         while let Some(one) = self.clients.join_next().await {
-            told.merge(one.context("a client panicked")?);
+            match one {
+                Ok(one) => told.merge(one),
+                Err(error) => told.violations.push(format!("a client has failed: {error}")),
+            }
         }
-        Ok(told)
+        told
     }
 }
 

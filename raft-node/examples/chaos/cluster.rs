@@ -4,7 +4,7 @@
 //! program dies without getting there (`setpriv --pdeathsig`, where there is one).
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::{SocketAddr, UdpSocket};
@@ -45,8 +45,27 @@ struct Process {
     child: Child,
     /// Length of the log when it was started.
     log_start: u64,
-    /// Its disk was given reason to fail: then it may stop by itself.
-    may_stop: bool,
+    /// What was done to its disk: then it may stop by itself, and must say that this is why.
+    troubles: Vec<Trouble>,
+}
+
+/// What makes a node stop by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// Its syncs fail.
+    Sync,
+    /// No space is left on its disk.
+    Space,
+}
+
+impl Trouble {
+    /// How the operating system puts it.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Trouble::Sync => "Input/output error",
+            Trouble::Space => "No space left on device",
+        }
+    }
 }
 
 /// A node that ended without being killed.
@@ -54,10 +73,30 @@ struct Process {
 pub(crate) struct Stopped {
     pub(crate) id: NodeId,
     pub(crate) status: ExitStatus,
-    /// Whether its disk gave it a reason.
-    pub(crate) expected: bool,
+    /// What was done to its disk.
+    pub(crate) troubles: Vec<Trouble>,
     /// The last line of its log.
     pub(crate) last_words: String,
+}
+
+impl Stopped {
+    /// Whether it ended in an orderly way (not by a signal or a panic), for a reason that it was given, and with this reason as its last words.
+    pub(crate) fn is_excused(&self) -> bool {
+        self.status.code() == Some(1)
+            && self.last_words.starts_with("error:")
+            && self.troubles.iter().any(|trouble| self.last_words.contains(trouble.words()))
+    }
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node {} has stopped ({}", self.id, self.status)?;
+        match &self.troubles[..] {
+            [] => f.write_str(", without reason")?,
+            troubles => write!(f, ", disk in trouble: {troubles:?}")?,
+        }
+        write!(f, "): {}", self.last_words)
+    }
 }
 
 impl Cluster {
@@ -122,6 +161,14 @@ impl Cluster {
         Ok(Client::new(config)?)
     }
 
+    /// Such a client that asks once and waits for the answer so long, even if the node gives no sign of life.
+    pub(crate) fn patient_client_of(&self, id: NodeId, patience: Duration) -> Result<Client> {
+        let mut config = self.client_config();
+        config.nodes.retain(|&node, _| node == id);
+        (config.timeout, config.attempt_timeout, config.silence_timeout) = (patience, patience, patience);
+        Ok(Client::new(config)?)
+    }
+
     /// Starts every node that does not run.
     pub(crate) fn start_all(&mut self) -> Result<()> {
         self.ids().into_iter().try_for_each(|id| self.start(id))
@@ -145,7 +192,7 @@ impl Cluster {
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start {}", self.program.display()))?;
-        self.node(id)?.process = Some(Process { child, log_start, may_stop: false });
+        self.node(id)?.process = Some(Process { child, log_start, troubles: Vec::new() });
         Ok(())
     }
 
@@ -192,10 +239,10 @@ impl Cluster {
         self.ids().into_iter().try_for_each(|id| self.resume(id))
     }
 
-    /// From now on, until it is started anew, this node may stop by itself.
-    pub(crate) fn may_stop(&mut self, id: NodeId) -> Result<()> {
+    /// From now on, until it is started anew, this node may stop by itself for this reason.
+    pub(crate) fn may_stop(&mut self, id: NodeId, trouble: Trouble) -> Result<()> {
         if let Some(process) = &mut self.node(id)?.process {
-            process.may_stop = true;
+            process.troubles.push(trouble);
         }
         Ok(())
     }
@@ -217,10 +264,10 @@ impl Cluster {
     fn reap_one(&mut self, id: NodeId) -> Result<Option<Stopped>> {
         let Some(process) = &mut self.node(id)?.process else { return Ok(None) };
         let Some(status) = process.child.try_wait()? else { return Ok(None) };
-        let (expected, start) = (process.may_stop, process.log_start);
+        let (troubles, start) = (std::mem::take(&mut process.troubles), process.log_start);
         self.node(id)?.process = None;
         let last_words = self.log_since(id, start)?.lines().last().unwrap_or("(silence)").to_owned();
-        Ok(Some(Stopped { id, status, expected, last_words }))
+        Ok(Some(Stopped { id, status, troubles, last_words }))
     }
 
     /// What a node has logged in all its lives.
@@ -292,4 +339,29 @@ fn config(
         writeln!(text, "{id} = \"{address}\"")?;
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn only_the_trouble_that_a_node_was_given_excuses_its_end() {
+        let no_space = "error: cannot write and sync the log: No space left on device";
+        let excused = |wait_status, troubles: &[Trouble], last_words: &str| {
+            let (status, troubles) = (ExitStatus::from_raw(wait_status), troubles.to_vec());
+            Stopped { id: NodeId(1), status, troubles, last_words: last_words.to_owned() }.is_excused()
+        };
+        let failure = 1 << 8;
+        assert!(excused(failure, &[Trouble::Space], no_space));
+        assert!(excused(failure, &[Trouble::Sync, Trouble::Space], no_space));
+        assert!(!excused(failure, &[Trouble::Sync], no_space), "for another reason");
+        assert!(!excused(failure, &[], no_space), "without any");
+        assert!(!excused(failure, &[Trouble::Space], "error: term went back from 3 to 2"), "it says something else");
+        assert!(!excused(failure, &[Trouble::Space], "INFO No space left on device"), "it goes without a word");
+        assert!(!excused(101 << 8, &[Trouble::Space], no_space), "a panic");
+        assert!(!excused(6, &[Trouble::Space], no_space), "SIGABRT");
+    }
 }

@@ -164,20 +164,7 @@ mod tests {
     use super::*;
 
     fn status(node: u64, role: &str, term: u64) -> NodeStatus {
-        NodeStatus {
-            node: NodeId(node),
-            cluster: "c".into(),
-            version: "0".into(),
-            role: role.into(),
-            term,
-            leader: None,
-            commit_index: 0,
-            applied_index: 0,
-            last_index: 0,
-            durable_index: 0,
-            followers: BTreeMap::new(),
-            metrics: BTreeMap::new(),
-        }
+        NodeStatus { node: NodeId(node), role: role.into(), term, ..NodeStatus::default() }
     }
 
     #[test]

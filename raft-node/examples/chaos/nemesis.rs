@@ -7,7 +7,7 @@ use raft_core::NodeId;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::arena::{Arena, Notes};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Stopped, Trouble};
 use crate::disk::{Injection, SmallDisk, Tracer};
 use crate::journal::{Journal, human};
 use crate::monitor::Monitor;
@@ -38,10 +38,8 @@ pub(crate) async fn run(arena: &mut Arena, schedule: &Schedule) -> Result<()> {
         notes: &mut arena.notes,
     };
     let (one, other) = tokio::join!(wire.run(&schedule.network, begin), machines.run(&schedule.processes, begin));
-    one?;
-    other?;
     arena.notes.faults.append(&mut network_notes.faults);
-    Ok(())
+    one.and(other)
 }
 
 /// Who is who at this moment.
@@ -222,7 +220,7 @@ impl Machines<'_> {
 
     /// Until the node has stopped, or for a while.
     async fn fail_syncs(&mut self, node: NodeId, syncs: Syncs) -> Result<bool> {
-        self.cluster.may_stop(node)?;
+        self.cluster.may_stop(node, Trouble::Sync)?;
         let Some(tracer) = self.trace(node, syncs, Injection::Error) else { return Ok(false) };
         let begin = Instant::now();
         while begin.elapsed() < GIVE_UP {
@@ -237,7 +235,7 @@ impl Machines<'_> {
     }
 
     async fn fill(&mut self, node: NodeId, disk: &SmallDisk, lasts: Duration, restart: bool) -> Result<()> {
-        self.cluster.may_stop(node)?;
+        self.cluster.may_stop(node, Trouble::Space)?;
         let used = disk.fill()?;
         self.journal.say(&format!("node {node}: no space after {used} bytes"));
         sleep(lasts / 2).await;
@@ -252,7 +250,7 @@ impl Machines<'_> {
             // It may well refuse to start, or soon stop again: if it says why.
             self.cluster.kill(node)?;
             self.cluster.start(node)?;
-            self.cluster.may_stop(node)?;
+            self.cluster.may_stop(node, Trouble::Space)?;
         }
         sleep(lasts / 2).await;
         disk.free()?;
@@ -272,9 +270,9 @@ impl Machines<'_> {
         Ok(stopped.iter().map(|one| one.id).collect())
     }
 
-    fn judge(&mut self, stopped: &crate::cluster::Stopped) {
+    fn judge(&mut self, stopped: &Stopped) {
         self.journal.say(&stopped.to_string());
-        if !stopped.expected || !stopped.says_why() {
+        if !stopped.is_excused() {
             self.notes.violations.push(stopped.to_string());
         }
     }

@@ -1,16 +1,18 @@
 //! Measurements: one kind of fault each, done on purpose instead of by chance.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use raft_core::NodeId;
 use raft_core::sim::schedule::Dice;
-use raft_node::client::Client;
+use raft_node::client::{Client, Error, Missing};
 use tokio::task::JoinSet;
 
 use crate::arena::{Arena, RECOVERY_WITHIN};
 use crate::clients::{self, Sample};
-use crate::cluster::Stopped;
+use crate::cluster::{Stopped, Trouble};
 use crate::disk::{Injection, Tracer};
 use crate::history::Record;
 use crate::journal::human;
@@ -21,8 +23,10 @@ use crate::schedule::Syncs;
 const STOPS_WITHIN: Duration = Duration::from_secs(20);
 /// Clients that ask precisely the node that was paused.
 const ASKERS: usize = 8;
-/// How long each of them waits. (It is told of other nodes, but at addresses that serve nodes only.)
+/// How long each of them waits after the node woke. (It is told of other nodes, but at addresses that serve nodes only.)
 const ASK_WITHIN: Duration = Duration::from_millis(700);
+/// So long before the node is stopped, and before it wakes, they begin.
+const BUSY_BEFORE: Duration = Duration::from_millis(50);
 /// How often each fsync stall is measured.
 const STALLS: usize = 5;
 
@@ -103,62 +107,143 @@ async fn settled(arena: &Arena) -> Result<NodeId> {
     arena.monitor.agreement(RECOVERY_WITHIN).await
 }
 
+/// A stale read would come from here: questions that a leader has in its hands or in its socket when it is stopped, and more that
+/// arrive while it sleeps, wait for it as it wakes and believes itself the leader of a cluster that has gone on without it.
 async fn pauses(arena: &mut Arena) -> Result<()> {
+    let mut total = Answers::default();
     for seconds in [1, 5, 30] {
+        let mut met = Answers::default();
         for _ in 0..3 {
-            let length = Duration::from_secs(seconds);
-            let leader = settled(arena).await?;
-            let askers: Vec<Client> =
-                (0..ASKERS).map(|_| arena.cluster.client_of(leader, ASK_WITHIN)).collect::<Result<_>>()?;
-            for client in &askers {
-                // Connected beforehand: after a short pause the questions are there before any news.
-                let begin = Instant::now();
-                while let Err(error) = client.status(leader).await {
-                    ensure!(begin.elapsed() < RECOVERY_WITHIN, "the leader does not answer: {error}");
-                }
-            }
-            arena.cluster.pause(leader)?;
-            arena.notes.count("pause");
-            let paused = arena.journal.origin().elapsed();
-            tokio::time::sleep(length.saturating_sub(Duration::from_millis(50))).await;
-            let asking = ask(arena, askers);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            arena.cluster.resume(leader)?;
-            let (mut asked, mut answered) = (0, 0);
-            for (key, answer) in asking.join_all().await.into_iter().flatten() {
-                asked += 1;
-                if let Some(record) = answer {
-                    arena.extra.push(&key, record);
-                    answered += 1;
-                }
-            }
-            let gap = longest_gap_since(arena, paused);
-            let figure = format!(
-                "leader paused for {seconds} s: {} without a write; it was asked {asked} reads as it woke, and answered {answered}",
-                human(gap)
-            );
-            arena.journal.say(&figure);
-            arena.notes.figures.push(figure);
+            met.add(&pause(arena, Duration::from_secs(seconds)).await?);
         }
+        arena.notes.figures.push(format!("leader paused for {seconds} s, 3 times: {met}"));
+        total.add(&met);
+    }
+    if total.answered + total.refused == 0 {
+        arena.notes.violations.push(format!("no read met a leader as it woke, which proves nothing: {total}"));
     }
     Ok(())
 }
 
-/// A key, and what was read of it; nothing if there was no answer.
-type Answer = (String, Option<Record>);
+async fn pause(arena: &mut Arena, length: Duration) -> Result<Answers> {
+    let leader = settled(arena).await?;
+    let early = askers(arena, leader, length + ASK_WITHIN).await?;
+    let late = askers(arena, leader, ASK_WITHIN).await?;
+    let stopped = Arc::new(AtomicBool::new(false));
+    let early = ask(arena, early, &stopped);
+    // Each of them has a read under way at any moment.
+    tokio::time::sleep(BUSY_BEFORE).await;
+    arena.cluster.pause(leader)?;
+    let paused = arena.journal.origin().elapsed();
+    stopped.store(true, Ordering::Relaxed);
+    arena.notes.count("pause");
+    tokio::time::sleep(length.saturating_sub(BUSY_BEFORE)).await;
+    // Connected beforehand: after a short pause the questions are there before any news.
+    let stopped = Arc::new(AtomicBool::new(false));
+    let late = ask(arena, late, &stopped);
+    tokio::time::sleep(BUSY_BEFORE).await;
+    let woken = arena.journal.origin().elapsed();
+    arena.cluster.resume(leader)?;
+    tokio::time::sleep(ASK_WITHIN).await;
+    stopped.store(true, Ordering::Relaxed);
+    let mut answers = Answers::default();
+    for Asked { key, ended, fate } in early.join_all().await.into_iter().chain(late.join_all().await).flatten() {
+        // Those that ended before are ordinary reads.
+        let counts = ended >= woken;
+        match fate {
+            Fate::Answered(record) => {
+                arena.extra.push(&key, record);
+                answers.answered += u64::from(counts);
+                answers.in_flight += u64::from(counts && u128::from(record.start) < paused.as_nanos());
+            }
+            Fate::Refused => answers.refused += u64::from(counts),
+            Fate::Silence => answers.silent += u64::from(counts),
+        }
+    }
+    let gap = longest_gap_since(arena, paused);
+    arena.journal.say(&format!(
+        "leader {leader} paused for {}: {} without a write; {answers}",
+        human(length),
+        human(gap)
+    ));
+    Ok(answers)
+}
 
-/// Each client reads, again and again for a second. Only one node can answer: the others are not where it says they are.
-fn ask(arena: &Arena, clients: Vec<Client>) -> JoinSet<Vec<Answer>> {
+/// What became of the reads that waited for a leader as it woke, and of those that came in the moments after.
+#[derive(Clone, Copy, Debug, Default)]
+struct Answers {
+    answered: u64,
+    /// Of the answered, those that were asked before it was stopped.
+    in_flight: u64,
+    /// It said that it does not lead.
+    refused: u64,
+    silent: u64,
+}
+
+impl Answers {
+    fn add(&mut self, other: &Answers) {
+        self.answered += other.answered;
+        self.in_flight += other.in_flight;
+        self.refused += other.refused;
+        self.silent += other.silent;
+    }
+}
+
+impl std::fmt::Display for Answers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Answers { answered, in_flight, refused, silent } = self;
+        write!(
+            f,
+            "of the reads that met it as it woke it answered {answered} ({in_flight} of them asked before it was stopped), "
+        )?;
+        write!(f, "refused {refused} as no leader, left {silent} unanswered")
+    }
+}
+
+/// Clients of one node only, connected.
+async fn askers(arena: &Arena, node: NodeId, patience: Duration) -> Result<Vec<Client>> {
+    let clients: Vec<Client> =
+        (0..ASKERS).map(|_| arena.cluster.patient_client_of(node, patience)).collect::<Result<_>>()?;
+    for client in &clients {
+        let begin = Instant::now();
+        while let Err(error) = client.status(node).await {
+            ensure!(begin.elapsed() < RECOVERY_WITHIN, "the leader does not answer: {error}");
+        }
+    }
+    Ok(clients)
+}
+
+/// A read of one node.
+struct Asked {
+    key: String,
+    /// Since the beginning.
+    ended: Duration,
+    fate: Fate,
+}
+
+enum Fate {
+    Answered(Record),
+    Refused,
+    Silence,
+}
+
+/// Each client reads, again and again until it is told to stop. Only one node can answer: the others are not where it says they are.
+fn ask(arena: &Arena, clients: Vec<Client>, stop: &Arc<AtomicBool>) -> JoinSet<Vec<Asked>> {
     let (origin, keys) = (arena.journal.origin(), arena.load.keys());
     let mut tasks = JoinSet::new();
     for (n, client) in clients.into_iter().enumerate() {
-        let key = keys[n % keys.len()].clone();
+        let (key, stop) = (keys[n % keys.len()].clone(), stop.clone());
         tasks.spawn(async move {
-            let begin = Instant::now();
             let mut seen = Vec::new();
-            while begin.elapsed() < Duration::from_secs(1) {
-                let record = clients::read(&client, origin, &key).await;
-                seen.push((key.clone(), record.ok()));
+            while !stop.load(Ordering::Relaxed) {
+                let fate = match clients::read(&client, origin, &key).await {
+                    Ok(record) => Fate::Answered(record),
+                    Err(error) => match error.downcast_ref() {
+                        Some(Error::Timeout { reason: Missing::Leader, .. }) => Fate::Refused,
+                        _ => Fate::Silence,
+                    },
+                };
+                seen.push(Asked { key: key.clone(), ended: origin.elapsed(), fate });
             }
             seen
         });
@@ -214,25 +299,25 @@ async fn victim_and_bystander(arena: &Arena, at_leader: bool) -> Result<(NodeId,
 
 /// From now on every sync of the node's log fails. Returns how it ended, when that began, and how long it took.
 async fn stop_by_error(arena: &mut Arena, node: NodeId) -> Result<(Stopped, Duration, Duration)> {
-    arena.cluster.may_stop(node)?;
+    arena.cluster.may_stop(node, Trouble::Sync)?;
     let tracer = Tracer::attach(&arena.cluster, node, Syncs::Writer, Injection::Error)?;
     let injected = arena.journal.origin().elapsed();
     arena.notes.count("fsync error");
     arena.journal.say(&format!("fsync of node {node} returns EIO"));
-    let stopped = wait_for_end(arena, node, "Input/output error").await?;
+    let stopped = wait_for_end(arena, node, Trouble::Sync).await?;
     drop(tracer);
     Ok((stopped, injected, arena.journal.origin().elapsed().saturating_sub(injected)))
 }
 
 /// Waits until a node ends by itself, and sees that its log says why.
-async fn wait_for_end(arena: &mut Arena, node: NodeId, reason: &str) -> Result<Stopped> {
+async fn wait_for_end(arena: &mut Arena, node: NodeId, reason: Trouble) -> Result<Stopped> {
     let begin = Instant::now();
     while begin.elapsed() < STOPS_WITHIN {
         tokio::time::sleep(Duration::from_millis(5)).await;
         for stopped in arena.cluster.reap()? {
             arena.journal.say(&stopped.to_string());
-            if stopped.id != node || !stopped.says_why() || !stopped.last_words.contains(reason) {
-                arena.notes.violations.push(format!("expected `{reason}` of node {node}: {stopped}"));
+            if stopped.id != node || !stopped.is_excused() {
+                arena.notes.violations.push(format!("expected `{}` of node {node}: {stopped}", reason.words()));
             }
             if stopped.id == node {
                 return Ok(stopped);
@@ -308,14 +393,14 @@ async fn full_disk(arena: &mut Arena) -> Result<()> {
     for at_leader in [false, true] {
         make_leader(arena, small, at_leader).await?;
         let who = if at_leader { "leader" } else { "follower" };
-        arena.cluster.may_stop(small)?;
+        arena.cluster.may_stop(small, Trouble::Space)?;
         let begin = Instant::now();
         let from = arena.journal.origin().elapsed();
         let used = disk(arena)?.fill()?;
         arena.notes.count("full disk");
         arena.journal.say(&format!("the disk of node {small} ({who}) is full after {used} bytes"));
         let bulk = tokio::spawn(write_much(Client::new(arena.cluster.client_config())?));
-        let stopped = wait_for_end(arena, small, "No space left on device").await;
+        let stopped = wait_for_end(arena, small, Trouble::Space).await;
         bulk.abort();
         let stopped = stopped?;
         let took = begin.elapsed();
@@ -323,11 +408,11 @@ async fn full_disk(arena: &mut Arena) -> Result<()> {
         let gap = longest_gap_since(arena, from);
 
         arena.cluster.start(small)?;
-        arena.cluster.may_stop(small)?;
+        arena.cluster.may_stop(small, Trouble::Space)?;
         tokio::time::sleep(Duration::from_secs(2)).await;
         let restarted = match arena.cluster.reap()?.pop() {
             Some(again) => {
-                if !again.says_why() {
+                if !again.is_excused() {
                     arena.notes.violations.push(again.to_string());
                 }
                 format!("refuses to start: `{}`", again.last_words)
