@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
@@ -166,15 +166,20 @@ fn rustup() -> Command {
 
 /// The programs use the versions of libraries that the workspace uses.
 fn prepare(target: &Target) -> Result<()> {
-    let lock = target.folder().join("Cargo.lock");
-    if !lock.exists() {
-        fs::copy(workspace::root().join("Cargo.lock"), &lock).context("cannot copy Cargo.lock")?;
+    let (lock, theirs) = (target.folder().join("Cargo.lock"), workspace::root().join("Cargo.lock"));
+    if changed(&lock).is_none_or(|copied| changed(&theirs).is_some_and(|changed| changed > copied)) {
+        fs::copy(&theirs, &lock).context("cannot copy Cargo.lock")?;
     }
     for kind in ["corpus", "artifacts"] {
         let folder = target.scratch(kind);
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
     Ok(())
+}
+
+/// When a file was written last, if it is there.
+fn changed(path: &Path) -> Option<SystemTime> {
+    path.metadata().and_then(|metadata| metadata.modified()).ok()
 }
 
 /// `cargo fuzz run`. Our code has no `unsafe`, so there is nothing to find for a sanitizer, and without one it is twice as fast.

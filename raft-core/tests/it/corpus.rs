@@ -1,7 +1,7 @@
 //! Runs a fuzz target as an ordinary test: on its corpus, on bytes near to those of the corpus, and on any bytes. The tests of the
 //! other crates include this file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -39,16 +39,34 @@ pub(crate) fn check(package: &str, name: &str, cases: u32, percent: u32, run: im
     assert!(good * 100 >= runs * percent, "{name}: only {good} of {runs} inputs are good");
 }
 
+/// That the programs in `fuzz/fuzz_targets` below `package` are those of `targets`: a target without a program is never fuzzed, a program
+/// without a target is no test.
+#[track_caller]
+pub(crate) fn complete(package: &str, targets: impl Iterator<Item = &'static str>) {
+    let mut targets: Vec<String> = targets.map(str::to_owned).collect();
+    targets.sort();
+    let programs = list(&Path::new(package).join("fuzz/fuzz_targets"));
+    let programs: Vec<_> = programs.iter().map(|path| path.file_stem().unwrap().to_str().unwrap()).collect();
+    assert_eq!(programs, targets, "programs on the left, targets on the right");
+}
+
 #[allow(
     clippy::disallowed_methods,
     reason = "the core reads no files; this test does, and is part of other crates, too"
 )]
 fn read(folder: &Path) -> Vec<Vec<u8>> {
+    let paths = list(folder);
+    assert!(paths.len() >= 5, "{} has hardly any input", folder.display());
+    paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
+}
+
+/// The files in a folder, in the order of their names.
+#[allow(clippy::disallowed_methods, reason = "as above")]
+fn list(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     paths.sort();
-    assert!(paths.len() >= 5, "{} has hardly any input", folder.display());
-    paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
+    paths
 }
 
 /// A change to an input.

@@ -7,6 +7,7 @@ use crate::frugal::frugal;
 
 #[test]
 fn every_target_holds_near_its_corpus() {
+    corpus::complete(env!("CARGO_MANIFEST_DIR"), fuzzing::TARGETS.iter().map(|target| target.name));
     for target in fuzzing::TARGETS {
         corpus::check(env!("CARGO_MANIFEST_DIR"), target.name, 4000, 10, |data| frugal(data, target.run));
     }

@@ -15,7 +15,7 @@ use std::path::Path;
 use crate::error::StorageError;
 
 const BLOCK: usize = 32 << 10;
-const HEADER: usize = 7;
+pub(super) const HEADER: usize = 7;
 /// Whole, first, middle, last part of a record: the only ones that RocksDB writes with our options.
 const KINDS: std::ops::RangeInclusive<u8> = 1..=4;
 
@@ -42,7 +42,7 @@ pub(super) fn check(dir: &Path) -> Result<(), StorageError> {
 }
 
 /// What is wrong with a file, if anything is.
-fn check_file(mut file: impl io::Read) -> io::Result<Option<String>> {
+pub(super) fn check_file(mut file: impl io::Read) -> io::Result<Option<String>> {
     let mut block = Vec::with_capacity(BLOCK);
     let (mut start, mut ended) = (0, false);
     loop {
@@ -120,16 +120,24 @@ fn unmask(stored: u32) -> u32 {
     stored.wrapping_sub(0xa282_ead8).rotate_left(15)
 }
 
+/// A frame of at most 32 KiB, as RocksDB would write it.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&[kind]), payload);
+    let stored = crc.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes();
+    let length = (payload.len() as u16).to_le_bytes();
+    [&stored[..], &length, &[kind], payload].concat()
+}
+
+/// What is left of the block in which the byte at `offset` lies.
+#[cfg(feature = "fuzzing")]
+pub(super) fn room_after(offset: usize) -> usize {
+    BLOCK - offset % BLOCK
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&[kind]), payload);
-        let stored = crc.rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes();
-        let length = u16::try_from(payload.len()).unwrap().to_le_bytes();
-        [&stored[..], &length, &[kind], payload].concat()
-    }
 
     fn look(file: &[u8]) -> Option<String> {
         check_file(file).unwrap()

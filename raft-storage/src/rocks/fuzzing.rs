@@ -15,7 +15,11 @@ use crate::error::StorageError;
 pub use raft_core::fuzzing::Target;
 
 /// The targets of this crate.
-pub const TARGETS: &[Target] = &[Target { name: "records", run: records }, Target { name: "meta", run: meta }];
+pub const TARGETS: &[Target] = &[
+    Target { name: "records", run: records },
+    Target { name: "meta", run: meta },
+    Target { name: "framing", run: framing },
+];
 
 /// A record of the log. What is accepted must be exactly what is written for the same entries: one log, one string of bytes.
 pub fn records(data: &[u8]) -> bool {
@@ -112,6 +116,38 @@ pub fn meta(data: &[u8]) -> bool {
     // Under another key it is damage.
     assert!(meta::decode_founders(&meta::key(GroupId(group.0 ^ 1), tag), group, &value).is_err());
     true
+}
+
+/// Frames of RocksDB's files: any bytes at all; whole ones, cut off anywhere, which pass; and such with a wrong length, which do not when RocksDB would
+/// take it for the end.
+pub fn framing(data: &[u8]) -> bool {
+    let mut choices = Choices::new(data);
+    if choices.chance(1, 4) {
+        return super::framing::check_file(choices.rest()).expect("memory can be read").is_none();
+    }
+    let (cut, victim, length) = (choices.between(0, 255) as usize, choices.pick(8), choices.number(0) as u16);
+    let (mut file, mut starts) = (Vec::new(), Vec::new());
+    while !choices.is_over() {
+        let (kind, repeat) = (choices.between(1, 4) as u8, choices.one_of([1, 1, 1, 700]));
+        let mut payload = choices.bytes(40).repeat(repeat);
+        let room = super::framing::room_after(file.len());
+        let Some(room) = room.checked_sub(super::framing::HEADER) else {
+            file.resize(file.len() + room, 0);
+            continue;
+        };
+        payload.truncate(room);
+        starts.push((file.len(), payload.len()));
+        file.extend(super::framing::frame(kind, &payload));
+    }
+    let look = |file: &[u8]| super::framing::check_file(file).expect("memory can be read");
+    let torn = file.len().saturating_sub(cut);
+    assert_eq!((look(&file), look(&file[..torn])), (None, None));
+    if let Some(&(at, right)) = starts.get(starts.len().saturating_sub(victim + 1)) {
+        file[at + 4..at + 6].copy_from_slice(&length.to_le_bytes());
+        let silent = at + super::framing::HEADER + usize::from(length) > file.len();
+        assert!(usize::from(length) == right || !silent || look(&file).is_some(), "frame at {at} of {right} bytes");
+    }
+    starts.len() > 1
 }
 
 /// Whom an identity of these bytes would belong to, so that it can be accepted.

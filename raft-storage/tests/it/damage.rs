@@ -434,7 +434,7 @@ fn a_flipped_bit_in_any_file_is_refused_or_does_no_harm() {
                     assert_eq!(found, expected, "byte {at} of {name}");
                 }
                 Err(StorageError::Damaged { .. } | StorageError::Gap { .. } | StorageError::Record { .. }) => {
-                    *failed += 1
+                    *failed += 1;
                 }
                 Err(error) => {
                     eprintln!("byte {at} of {name}: {error}");
