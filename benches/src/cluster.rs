@@ -145,21 +145,8 @@ mod tests {
     use super::*;
 
     fn node(id: u64, role: &str, term: u64, leader: Option<u64>) -> (NodeId, NodeStatus) {
-        let status = NodeStatus {
-            node: NodeId(id),
-            cluster: "demo".into(),
-            version: "0".into(),
-            role: role.into(),
-            term,
-            leader: leader.map(NodeId),
-            commit_index: 0,
-            applied_index: 0,
-            last_index: 0,
-            durable_index: 0,
-            followers: BTreeMap::new(),
-            metrics: BTreeMap::new(),
-        };
-        (NodeId(id), status)
+        let leader = leader.map(NodeId);
+        (NodeId(id), NodeStatus { node: NodeId(id), role: role.into(), term, leader, ..NodeStatus::default() })
     }
 
     #[test]
