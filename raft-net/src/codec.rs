@@ -68,6 +68,8 @@ pub struct Preface {
     pub from: NodeId,
     /// For whom it is meant.
     pub to: NodeId,
+    /// Names the data directory of who opened it: see [`NetConfig::incarnation`](crate::NetConfig::incarnation).
+    pub incarnation: u128,
 }
 
 /// What a frame says.

@@ -29,8 +29,30 @@ pub struct NetConfig {
     /// Where the keys live by which peers notice a restart of this node within milliseconds. Without it they wait for
     /// [`Limits::idle_timeout`].
     pub data_dir: Option<PathBuf>,
+    /// A number that the data directory of this node was given when it was made, and that no other has. Peers are told at the beginning of each stream: a
+    /// node that comes back with an empty directory is another one, which has forgotten what it promised.
+    pub incarnation: u128,
+    /// Whether a peer with this incarnation is the one that is meant by its id.
+    pub peer_check: PeerCheck,
     /// Sizes and times.
     pub limits: Limits,
+}
+
+/// Judges a peer by its incarnation, before anything that it says is believed. The error is what the peer is told.
+#[derive(Clone)]
+pub struct PeerCheck(pub Arc<dyn Fn(NodeId, u128) -> Result<(), String> + Send + Sync>);
+
+impl Default for PeerCheck {
+    /// Believes everybody.
+    fn default() -> Self {
+        PeerCheck(Arc::new(|_, _| Ok(())))
+    }
+}
+
+impl std::fmt::Debug for PeerCheck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PeerCheck")
+    }
 }
 
 impl NetConfig {
@@ -43,6 +65,8 @@ impl NetConfig {
             peers: BTreeMap::new(),
             tls,
             data_dir: None,
+            incarnation: 0,
+            peer_check: PeerCheck::default(),
             limits: Limits::default(),
         }
     }

@@ -121,6 +121,8 @@ pub enum CloseCode {
     Malformed = 21,
     /// A message from or for somebody else than this connection's ends.
     Misaddressed = 22,
+    /// The peer's data directory is not the one that is known under its id.
+    WrongIncarnation = 23,
 }
 
 impl CloseCode {

@@ -100,8 +100,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(connection: Connection, from: NodeId, to: NodeId) -> Self {
-        let lane = |channel| Lane::new(Preface { channel, from, to });
+    pub(crate) fn new(connection: Connection, from: NodeId, incarnation: u128, to: NodeId) -> Self {
+        let lane = |channel| Lane::new(Preface { channel, from, to, incarnation });
         Session {
             connection,
             lanes: [lane(Channel::Control), lane(Channel::Append)],
@@ -215,7 +215,7 @@ mod tests {
     use raft_core::{AppendAck, AppendEntries, EntryKind, LogId, LogIndex, Segment, Term};
 
     fn lane(channel: Channel) -> Lane {
-        Lane::new(Preface { channel, from: NodeId(1), to: NodeId(2) })
+        Lane::new(Preface { channel, from: NodeId(1), to: NodeId(2), incarnation: 3 })
     }
 
     fn envelope(body: Message) -> Envelope {

@@ -32,11 +32,13 @@ pub enum Reject {
     Misaddressed,
     /// Too many clients or handshakes.
     Busy,
+    /// A peer whose data directory is not the one that is known under its id.
+    WrongIncarnation,
 }
 
 impl Reject {
     /// All of them, in order.
-    pub const ALL: [Reject; 10] = [
+    pub const ALL: [Reject; 11] = [
         Reject::NoCertificate,
         Reject::Handshake,
         Reject::Unnamed,
@@ -47,6 +49,7 @@ impl Reject {
         Reject::Malformed,
         Reject::Misaddressed,
         Reject::Busy,
+        Reject::WrongIncarnation,
     ];
 }
 

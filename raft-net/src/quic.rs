@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::config::{Limits, NetConfig};
+use crate::config::{Limits, NetConfig, PeerCheck};
 use crate::dial::{Dial, keep_dialling};
 use crate::error::{CloseCode, NetError};
 use crate::identity::{CertifiedName, PeerIdentity};
@@ -40,6 +40,8 @@ pub struct ClientConnection {
 pub(crate) struct Shared {
     pub(crate) node: NodeId,
     pub(crate) cluster: String,
+    pub(crate) incarnation: u128,
+    pub(crate) peer_check: PeerCheck,
     pub(crate) limits: Limits,
     pub(crate) metrics: Arc<NetMetrics>,
     pub(crate) endpoint: Endpoint,
@@ -80,7 +82,7 @@ impl QuicTransport {
         inbound: mpsc::Sender<Inbound>,
         clients: mpsc::Sender<ClientConnection>,
     ) -> Result<Self, NetError> {
-        let NetConfig { node, cluster, listen, peers, tls, data_dir, limits } = config;
+        let NetConfig { node, cluster, listen, peers, tls, data_dir, incarnation, peer_check, limits } = config;
         limits.check().map_err(|(key, reason)| NetError::Setting { key, reason })?;
         tls.expect_node(&cluster, node)?;
         let runtime = Handle::try_current().map_err(|_| NetError::NoRuntime)?;
@@ -92,6 +94,8 @@ impl QuicTransport {
         let shared = Arc::new(Shared {
             node,
             cluster,
+            incarnation,
+            peer_check,
             dialling: Mutex::new(dialling(&tls, &limits, ALPN_NODE)?),
             limits,
             metrics: Arc::new(NetMetrics::default()),

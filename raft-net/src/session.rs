@@ -21,7 +21,7 @@ const PIECES: usize = 64;
 /// Serves an authenticated connection to `link`'s peer until it ends. Returns whether the peer had accepted it.
 pub(crate) async fn run(shared: &Arc<Shared>, link: &Arc<Link>, connection: Connection) -> bool {
     let metrics = &shared.metrics;
-    let session = Arc::new(Session::new(connection.clone(), shared.node, link.peer));
+    let session = Arc::new(Session::new(connection.clone(), shared.node, shared.incarnation, link.peer));
     match link.install(&session) {
         Ok(Some(old)) => {
             bump(&metrics.disconnects, 1);
@@ -108,6 +108,7 @@ async fn read_or_cut_off(shared: Arc<Shared>, link: Arc<Link>, session: Arc<Sess
         }
         Err(Violation::Frame(error)) => (Reject::Malformed, CloseCode::Malformed, error.to_string()),
         Err(Violation::Stream(what)) => (Reject::Malformed, CloseCode::Malformed, what.to_owned()),
+        Err(Violation::WrongIncarnation(why)) => (Reject::WrongIncarnation, CloseCode::WrongIncarnation, why),
         Err(Violation::Misaddressed) => {
             (Reject::Misaddressed, CloseCode::Misaddressed, "message from or for somebody else".to_owned())
         }
@@ -128,7 +129,11 @@ async fn read(shared: &Shared, link: &Link, session: &Session, mut stream: RecvS
         };
         let mut batches = Batches::default();
         for piece in &mut pieces[..count] {
-            reader.push(std::mem::take(piece), &mut batches, |channel| session.open(channel))?;
+            reader.push(std::mem::take(piece), &mut batches, |preface| {
+                (shared.peer_check.0)(link.peer, preface.incarnation).map_err(Violation::WrongIncarnation)?;
+                let first = session.open(preface.channel);
+                first.then_some(()).ok_or(Violation::Stream("a second stream for one channel"))
+            })?;
         }
         if let Some(channel) = reader.channel() {
             shared.metrics.flow_in(channel).add(batches.frames, batches.bytes);

@@ -13,6 +13,8 @@ pub(crate) enum Violation {
     Frame(FrameError),
     /// A message that names somebody else as its sender or receiver.
     Misaddressed,
+    /// Not the node that is meant by this id: one with another data directory.
+    WrongIncarnation(String),
     /// No preface at the beginning, or one where there must be none, or a second stream for a channel, or a
     /// message on the wrong channel.
     Stream(&'static str),
@@ -62,13 +64,13 @@ impl StreamReader {
         self.channel
     }
 
-    /// Takes the next piece of the stream and adds the messages that it completes to `batches`. `claim` is asked whether the stream may
-    /// be the one for its channel. After an error the connection is to be cut off.
+    /// Takes the next piece of the stream and adds the messages that it completes to `batches`. `claim` is asked whether what
+    /// the preface says is acceptable. After an error the connection is to be cut off.
     pub(crate) fn push(
         &mut self,
         piece: Bytes,
         batches: &mut Batches,
-        mut claim: impl FnMut(Channel) -> bool,
+        mut claim: impl FnMut(Preface) -> Result<(), Violation>,
     ) -> Result<(), Violation> {
         batches.bytes += piece.len() as u64;
         self.decoder.push(piece);
@@ -92,13 +94,15 @@ impl StreamReader {
         Ok(())
     }
 
-    fn open(&mut self, preface: Preface, claim: &mut impl FnMut(Channel) -> bool) -> Result<(), Violation> {
+    fn open(
+        &mut self,
+        preface: Preface,
+        claim: &mut impl FnMut(Preface) -> Result<(), Violation>,
+    ) -> Result<(), Violation> {
         if preface.from != self.peer || preface.to != self.node {
             return Err(Violation::Misaddressed);
         }
-        if !claim(preface.channel) {
-            return Err(Violation::Stream("a second stream for one channel"));
-        }
+        claim(preface)?;
         self.decoder.set_limit(match preface.channel {
             Channel::Control => self.limits.max_control_frame,
             Channel::Append => self.limits.max_append_frame,

@@ -72,6 +72,7 @@
 //! | 1, hard state | `format u8 = 1, current term u64, voted u8, voted for u64` |
 //! | 2, log start | `format u8 = 2, index u64, term u64, checksum that the first record names u32, index under which the first record is stored u64`, then the membership as of the start ([`raft_core::Membership::encode`]); absent until the log is compacted. Format 1 ends after the checksum: the first record begins right after the start |
 //! | 3, founders | `format u8 = 1`, then each voter of the first membership `u64` |
+//! | 4, peers | `format u8 = 1`, then for each node whose messages were ever believed `node u64, incarnation u128` |
 //! | 0xF0 of group 0, identity | `format u32 = 1, node u64, incarnation u128, name of the cluster` |
 //!
 //! # What is noticed, and what is not
@@ -101,5 +102,5 @@ pub use metrics::StorageMetrics;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use rocks::fuzzing;
-pub use rocks::{Health, Identity, Options, RocksReader, RocksStorage};
+pub use rocks::{Acquaintance, Health, Identity, KnownPeers, Options, RocksReader, RocksStorage};
 pub use storage::{RecoveredLog, Storage, StorageReader};

@@ -7,7 +7,7 @@ use raft_core::{GroupId, NodeId};
 use crate::codec::{self, Channel, Preface};
 use crate::config::Limits;
 use crate::frame::{FrameSink, LENGTH_BYTES};
-use crate::stream::{Batches, StreamReader};
+use crate::stream::{Batches, StreamReader, Violation};
 
 const PEER: NodeId = NodeId(2);
 const ME: NodeId = NodeId(1);
@@ -25,8 +25,10 @@ pub fn streams(data: &[u8]) -> bool {
         let bytes = piece(&mut choices);
         let before = readers[which].channel();
         let mut batches = Batches::default();
-        let outcome = readers[which]
-            .push(bytes.clone(), &mut batches, |channel| !std::mem::replace(&mut claimed[channel.index()], true));
+        let outcome = readers[which].push(bytes.clone(), &mut batches, |preface| {
+            let taken = std::mem::replace(&mut claimed[preface.channel.index()], true);
+            if taken { Err(Violation::Stream("a second stream for one channel")) } else { Ok(()) }
+        });
         assert_eq!(batches.bytes, bytes.len() as u64);
         arrived += check(&batches, readers[which].channel());
         assert!(before.is_none() || readers[which].channel() == before, "a stream changes its channel");
@@ -73,7 +75,7 @@ fn preface(choices: &mut Choices<'_>) -> Vec<u8> {
     let channel = choices.one_of([Channel::Control, Channel::Append]);
     let mut node = |right| if choices.chance(1, 16) { NodeId(choices.number(1)) } else { right };
     let mut sink = FrameSink::new();
-    codec::encode_preface(Preface { channel, from: node(PEER), to: node(ME) }, &mut sink);
+    codec::encode_preface(Preface { channel, from: node(PEER), to: node(ME), incarnation: 7 }, &mut sink);
     let mut chunks = Vec::new();
     sink.take_into(&mut chunks);
     chunks.concat()

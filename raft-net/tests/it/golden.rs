@@ -42,7 +42,8 @@ fn samples() -> Vec<(&'static str, Decoded)> {
     };
     let (received, match_index) = (LogIndex(300), LogIndex(299));
     let reply = HeartbeatReply { epoch: 3, round: 41, received, match_index, promise_ms: 400, priority: 2 };
-    let preface = |channel| Decoded::Preface(Preface { channel, from: NodeId(1), to: NodeId(300) });
+    let preface =
+        |channel| Decoded::Preface(Preface { channel, from: NodeId(1), to: NodeId(300), incarnation: 1 << 100 });
     vec![
         ("preface_control", preface(Channel::Control)),
         ("preface_append", preface(Channel::Append)),

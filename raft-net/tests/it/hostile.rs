@@ -1,13 +1,15 @@
 //! Peers that are not who they should be, or do not say what they should. Each time: connection closed with the code
 //! that says why, counter raised, and nothing else happens.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError};
 use raft_core::{Envelope, GroupId, NodeId};
 use raft_net::pki::Credentials;
 use raft_net::{
-    ALPN_CLIENT, ALPN_NODE, Channel, ClientEndpoint, CloseCode, DialError, FrameSink, Limits, Preface, Reject, encode,
-    encode_preface,
+    ALPN_CLIENT, ALPN_NODE, Channel, ClientEndpoint, CloseCode, DialError, FrameSink, Limits, PeerCheck, Preface,
+    Reject, encode, encode_preface,
 };
 
 use crate::support::{CLUSTER, Node, Pki, append, heartbeat, soon};
@@ -15,6 +17,11 @@ use crate::support::{CLUSTER, Node, Pki, append, heartbeat, soon};
 /// Node 2, whose peers are nodes 1 and 3. Node 1 is up to the test, node 3 does not exist.
 fn victim(pki: &Pki) -> Node {
     let mut config = pki.config(2);
+    // Its peers are known with the incarnation 0.
+    config.peer_check = PeerCheck(Arc::new(|peer, incarnation| match incarnation {
+        0 => Ok(()),
+        other => Err(format!("node {peer} is not known with the incarnation {other}")),
+    }));
     config.limits.max_append_frame = 10_000;
     for id in [1, 3] {
         config.peers.insert(NodeId(id), "127.0.0.1:1".to_owned());
@@ -158,8 +165,12 @@ async fn cut_off(streams: Vec<(Vec<u8>, bool)>, reason: Reject, code: CloseCode)
 }
 
 fn preface(channel: Channel, from: u64, to: u64) -> Vec<u8> {
+    preface_of(channel, from, to, 0)
+}
+
+fn preface_of(channel: Channel, from: u64, to: u64, incarnation: u128) -> Vec<u8> {
     let mut sink = FrameSink::new();
-    encode_preface(Preface { channel, from: NodeId(from), to: NodeId(to) }, &mut sink);
+    encode_preface(Preface { channel, from: NodeId(from), to: NodeId(to), incarnation }, &mut sink);
     bytes(&mut sink)
 }
 
@@ -279,6 +290,13 @@ async fn a_message_for_somebody_else() {
 async fn a_preface_in_somebody_elses_name() {
     let stream = preface(Channel::Control, 3, 2);
     cut_off(vec![(stream, false)], Reject::Misaddressed, CloseCode::Misaddressed).await;
+}
+
+/// What it sent with its first breath does not count either.
+#[tokio::test]
+async fn a_peer_that_has_lost_its_memory() {
+    let stream = [preface_of(Channel::Control, 1, 2, u128::MAX), frame(&heartbeat(1, 2, 7))].concat();
+    cut_off(vec![(stream, false)], Reject::WrongIncarnation, CloseCode::WrongIncarnation).await;
 }
 
 /// The newest authenticated connection wins, and only it is listened to.

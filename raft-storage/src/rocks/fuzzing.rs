@@ -88,7 +88,7 @@ fn explained(error: StorageError) -> StorageError {
 pub fn meta(data: &[u8]) -> bool {
     let mut choices = Choices::new(data);
     let group = GroupId(choices.number(1));
-    let tag = choices.one_of([Tag::HardState, Tag::LogStart, Tag::Founders, Tag::Identity]);
+    let tag = choices.one_of([Tag::HardState, Tag::LogStart, Tag::Founders, Tag::Peers, Tag::Identity]);
     let key = if tag == Tag::Identity { meta::identity_key() } else { meta::key(group, tag) };
     let group = if tag == Tag::Identity { GroupId(0) } else { group };
     assert_eq!(meta::parse_key(&key).ok(), Some((group, tag)));
@@ -103,6 +103,7 @@ pub fn meta(data: &[u8]) -> bool {
             meta::decode_hard_state(&key, group, &value).map(|state| meta::encode_hard_state(&key, state))
         }
         Tag::Founders => meta::decode_founders(&key, group, &value).map(|ids| meta::encode_founders(&key, &ids)),
+        Tag::Peers => meta::decode_peers(&key, group, &value).map(|peers| meta::encode_peers(&key, &peers)),
         Tag::LogStart => meta::decode_log_start(&key, group, &value).map(|start| meta::encode_log_start(&key, &start)),
         Tag::Identity => owner(rest).verify(&value, Path::new("some/dir")).map(|number| owner(rest).encode(number)),
     };

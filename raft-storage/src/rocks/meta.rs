@@ -2,6 +2,7 @@
 //!
 //! Every value is sealed by a CRC32C over its key and itself. See the [crate documentation](crate) for the layouts.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use raft_core::{GroupId, HardState, LogId, LogIndex, Membership, NodeId, Term};
@@ -22,6 +23,7 @@ pub(crate) enum Tag {
     HardState = 1,
     LogStart = 2,
     Founders = 3,
+    Peers = 4,
     Identity = 0xF0,
 }
 
@@ -44,6 +46,7 @@ pub(crate) fn parse_key(key: &[u8]) -> Result<(GroupId, Tag), StorageError> {
         Some(1) => Some(Tag::HardState),
         Some(2) => Some(Tag::LogStart),
         Some(3) => Some(Tag::Founders),
+        Some(4) => Some(Tag::Peers),
         Some(0xF0) => Some(Tag::Identity),
         _ => None,
     };
@@ -147,6 +150,31 @@ pub(crate) fn decode_founders(key: &[u8], group: GroupId, value: &[u8]) -> Resul
         founders.push(NodeId(fields.u64()?));
     }
     Ok(founders)
+}
+
+/// The incarnations of other nodes, by node.
+pub(crate) fn encode_peers(key: &Key, peers: &BTreeMap<NodeId, u128>) -> Vec<u8> {
+    let mut value = vec![VALUE_FORMAT];
+    for (id, incarnation) in peers {
+        value.extend_from_slice(&id.0.to_be_bytes());
+        value.extend_from_slice(&incarnation.to_be_bytes());
+    }
+    seal(key, value)
+}
+
+pub(crate) fn decode_peers(key: &[u8], group: GroupId, value: &[u8]) -> Result<BTreeMap<NodeId, u128>, StorageError> {
+    let place = &format!("group {group}: the incarnations of peers");
+    let mut fields = Fields { rest: unseal(key, value, place)?, place };
+    fields.format()?;
+    let mut peers = BTreeMap::new();
+    while fields.end().is_err() {
+        let id = NodeId(fields.u64()?);
+        if peers.last_key_value().is_some_and(|(last, _)| *last >= id) {
+            return Err(damaged(place, "they are out of order"));
+        }
+        peers.insert(id, u128::from_be_bytes(fields.take()?));
+    }
+    Ok(peers)
 }
 
 /// Where a log begins.

@@ -7,6 +7,7 @@ pub mod fuzzing;
 mod meta;
 mod open;
 mod options;
+mod peers;
 mod positions;
 mod purge;
 mod reader;
@@ -24,6 +25,7 @@ use rocksdb::{ColumnFamily, DB, DBRawIterator, ErrorKind, ReadOptions, WriteOpti
 use changes::Changes;
 pub use meta::Identity;
 pub use options::Options;
+pub use peers::{Acquaintance, KnownPeers};
 use purge::Purger;
 use reader::Starts;
 pub use reader::{Health, RocksReader};
@@ -108,6 +110,25 @@ impl RocksStorage {
         &self.dir
     }
 
+    /// The voters with which a group began, if they were pinned.
+    ///
+    /// # Errors
+    /// The storage is poisoned, or what it says is damaged.
+    pub fn founders(&self, group: GroupId) -> Result<Option<Vec<NodeId>>, StorageError> {
+        self.check_alive()?;
+        let key = meta::key(group, meta::Tag::Founders);
+        let found = self.db.get_cf(column(&self.db, META)?, key).map_err(|error| read_error("the founders", error))?;
+        found.map(|value| meta::decode_founders(&key, group, &value)).transpose()
+    }
+
+    /// By which incarnations the other nodes are known.
+    ///
+    /// # Errors
+    /// What is written down about them is damaged.
+    pub fn known_peers(&self, group: GroupId) -> Result<KnownPeers, StorageError> {
+        KnownPeers::open(&self.db, group)
+    }
+
     /// Pins the voters with which a group begins: the first call writes them down, durably; every later one, also after a
     /// restart, must name the same. Two nodes that start from different voters could each find a majority of its own.
     ///
@@ -117,18 +138,12 @@ impl RocksStorage {
     pub fn pin_founders(&mut self, group: GroupId, voters: &[NodeId]) -> Result<(), StorageError> {
         self.check_alive()?;
         let key = meta::key(group, meta::Tag::Founders);
-        let meta = column(&self.db, META)?;
-        match self.db.get_cf(meta, key).map_err(|error| read_error("the founders", error))? {
-            Some(value) => {
-                let found = meta::decode_founders(&key, group, &value)?;
-                if found == voters {
-                    return Ok(());
-                }
-                Err(StorageError::WrongFounders { dir: self.dir.clone(), expected: voters.to_vec(), found })
-            }
+        match self.founders(group)? {
+            Some(found) if found == voters => Ok(()),
+            Some(found) => Err(StorageError::WrongFounders { dir: self.dir.clone(), expected: voters.to_vec(), found }),
             None => self
                 .db
-                .put_cf_opt(meta, key, meta::encode_founders(&key, voters), &self.synced)
+                .put_cf_opt(column(&self.db, META)?, key, meta::encode_founders(&key, voters), &self.synced)
                 .map_err(|error| StorageError::engine("writing the founders", error)),
         }
     }

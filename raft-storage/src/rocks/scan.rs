@@ -69,6 +69,8 @@ fn scan_meta(db: &DB) -> Result<BTreeMap<GroupId, GroupState>, StorageError> {
             }
             // Compared when the group is started.
             Tag::Founders => drop(meta::decode_founders(&key, group, &value)?),
+            // Read when they are needed.
+            Tag::Peers => drop(meta::decode_peers(&key, group, &value)?),
             // Verified before anything else was looked at.
             Tag::Identity => {}
         }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use raft_core::{GroupId, LogIndex, NodeId};
-use raft_storage::{Identity, Options, RocksStorage, Storage, StorageError};
+use raft_storage::{Acquaintance, Identity, Options, RocksStorage, Storage, StorageError};
 use rocksdb::DB;
 
 use super::{GROUP, append, open};
@@ -119,4 +119,24 @@ fn the_founders_of_a_group_cannot_be_exchanged() {
     again.pin_founders(GroupId(2), &three[..1]).unwrap();
     drop(again);
     open().pin_founders(GroupId::FIRST, &three).unwrap();
+}
+
+/// The first incarnation that is seen of a node is the only one from then on, until the node has been removed.
+#[test]
+fn peers_are_known_by_their_first_incarnation() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = open(dir.path()).unwrap();
+    let peers = storage.known_peers(GROUP).unwrap();
+    assert_eq!(peers.meet(NodeId(2), 22).unwrap(), Acquaintance::Known);
+    assert_eq!(peers.meet(NodeId(2), 22).unwrap(), Acquaintance::Known);
+    assert_eq!(peers.clone().meet(NodeId(2), 23).unwrap(), Acquaintance::Other);
+    assert_eq!(peers.meet(NodeId(3), 33).unwrap(), Acquaintance::Known);
+    drop(storage);
+    assert!(peers.meet(NodeId(4), 44).is_err(), "it cannot be written down");
+    let storage = open(dir.path()).unwrap();
+    let peers = storage.known_peers(GROUP).unwrap();
+    assert_eq!(peers.meet(NodeId(2), 23).unwrap(), Acquaintance::Other, "after a restart, too");
+    peers.retain(&[NodeId(1), NodeId(3)]).unwrap();
+    assert_eq!(peers.meet(NodeId(2), 23).unwrap(), Acquaintance::Known, "it has been removed and is another now");
+    assert_eq!(peers.meet(NodeId(3), 34).unwrap(), Acquaintance::Other);
 }
