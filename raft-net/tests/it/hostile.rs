@@ -125,7 +125,7 @@ async fn a_certificate_of_another_authority() {
 async fn an_unknown_protocol() {
     let pki = Pki::new();
     let mut victim = victim(&pki);
-    assert!(pki.dial(Some(&pki.node(CLUSTER, 1)), b"raft/2", victim.address, 2).await.is_err());
+    assert!(pki.dial(Some(&pki.node(CLUSTER, 1)), b"raft/99", victim.address, 2).await.is_err());
     assert_rejected(&mut victim, Reject::Handshake).await;
 }
 
