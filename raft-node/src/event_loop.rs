@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use raft_core::driver::{Driver, Ports, RequestError};
-use raft_core::{Envelope, Event, Fetch, GroupId, Input, Instant, LogIndex, NodeId, Write};
+use raft_core::{Envelope, Event, Fetch, GroupId, Input, Instant, LogId, LogIndex, NodeId, Write};
 use raft_net::{Inbound, Transport};
 use raft_storage::StorageError;
 use tokio::sync::mpsc as queue;
@@ -101,6 +101,11 @@ impl<T: Transport> Ports for Outlets<T> {
             Event::LeaderChanged { term, leader: Some(leader) } => tracing::info!(%term, %leader, "leader"),
             Event::LeaderChanged { term, leader: None } => tracing::info!(%term, "no leader"),
             Event::Campaigning { term, pre_vote } => tracing::info!(%term, pre_vote, "campaigning"),
+            Event::MembershipChanged { index, membership } => {
+                let (voters, outgoing, learners) = (membership.voters(), membership.outgoing(), membership.learners());
+                tracing::info!(%index, ?voters, ?outgoing, ?learners, "membership");
+            }
+            Event::Removed { index } => tracing::warn!(%index, "this node has been removed from the cluster"),
             Event::Truncated { from } => tracing::info!(%from, "uncommitted entries gave way to the leader's"),
             Event::Rejected { from, reason } => tracing::warn!(%from, ?reason, "input rejected"),
             other => tracing::debug!(?other, "event"),
@@ -109,6 +114,10 @@ impl<T: Transport> Ports for Outlets<T> {
 
     fn fail_proposal(&mut self, responder: Responder, error: RequestError) {
         self.flusher.add(responder.reply(Outcome::Failed(error)));
+    }
+
+    fn changed(&mut self, responder: Responder, entry: LogId) {
+        self.flusher.add(responder.reply(Outcome::Applied { term: entry.term, index: entry.index, reply: &[] }));
     }
 
     fn fail_read(&mut self, read: ReadRequest, error: RequestError) {

@@ -71,7 +71,7 @@ fn seeds_that_once_failed() {
 fn a_disk_that_goes_back_in_time_is_seen() {
     let caught = (0..30).filter(|seed| {
         let mix = Mix { servers: 3, faults: vec![Fault::Rollback, Fault::Partition], ..Mix::of(*seed) };
-        let mix = Mix { clock_rates: vec![1000; 3], ..mix };
+        let mix = Mix { clock_rates: vec![1000; 3], changes: None, ..mix };
         swarm::run_mix(*seed, mix, None).failure.is_some()
     });
     let caught = caught.count();

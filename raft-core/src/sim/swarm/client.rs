@@ -8,6 +8,7 @@ use super::mix::Mix;
 use super::replica;
 use super::sometimes::{Counts, Situation};
 use super::workload::{Draw, Operation, Request, Workload};
+use crate::change::MembershipChange;
 use crate::sim::schedule::Dice;
 use crate::types::{Instant, LogId};
 
@@ -25,6 +26,8 @@ pub(super) enum Ask {
     Query(Vec<u8>),
     /// The content of an entry.
     Propose(Vec<u8>),
+    /// A change of who belongs to the cluster.
+    Change(MembershipChange),
 }
 
 /// What a server answers.
@@ -106,7 +109,7 @@ impl Client {
         Client {
             number,
             dice,
-            servers: mix.servers,
+            servers: mix.slots(),
             objects: usize::from(mix.keys),
             padding: mix.padding,
             think: mix.think,

@@ -80,11 +80,22 @@ impl Quality {
     };
 }
 
+/// Who belongs to the cluster changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// Servers that are there and do not belong to the cluster at first.
+    pub spares: usize,
+    /// Mean time between two changes.
+    pub interval: Duration,
+}
+
 /// Everything that a seed decides beforehand.
 #[derive(Clone, Debug)]
 pub struct Mix {
-    /// Number of servers.
+    /// Number of servers that found the cluster.
     pub servers: usize,
+    /// Whether, and how, that changes.
+    pub changes: Option<Changes>,
     /// Settings of the cores; the id is filled in.
     pub config: Config,
     /// How long faults go on.
@@ -140,10 +151,17 @@ impl Mix {
         if faults.is_empty() {
             faults.push(Fault::ALL[dice.pick(Fault::ALL.len())]);
         }
+        let changes = changes(seed, servers);
+        if changes.is_some() {
+            // What has rotted is never repaired, and whoever changes the cluster would have to know which servers are left. Changes put empty disks in the place of others.
+            faults.retain(|fault| *fault != Fault::DiskLoss);
+            faults.extend(faults.is_empty().then_some(Fault::Crash));
+        }
         let wild = dice.chance(1, 4);
         let drift = [0, 10, 200][dice.pick(3)];
         Mix {
             servers,
+            changes,
             troubled: Duration::from_secs(dice.between(60, 75)),
             faults,
             fault_interval: dice.time(Duration::from_millis(300), Duration::from_secs(6)),
@@ -168,10 +186,23 @@ impl Mix {
         }
     }
 
+    /// Number of servers, those included that do not belong to the cluster at first.
+    pub fn slots(&self) -> usize {
+        self.servers + self.changes.map_or(0, |changes| changes.spares)
+    }
+
     /// Whether a fault can happen at all.
     pub fn has(&self, fault: Fault) -> bool {
         self.faults.contains(&fault)
     }
+}
+
+/// In half of the seeds the membership changes.
+fn changes(seed: u64, servers: usize) -> Option<Changes> {
+    let mut dice = Dice::new(seed, 1001);
+    let spares = dice.between(u64::from(servers < 3), 4.min(8 - servers as u64)) as usize;
+    let interval = dice.time(millis(100), millis(4000));
+    dice.chance(1, 2).then_some(Changes { spares, interval })
 }
 
 fn millis(ms: u64) -> Duration {
@@ -203,6 +234,7 @@ fn config(seed: u64, dice: &mut Dice) -> Config {
     limit(&mut config.max_unapplied_bytes, 60, 2000);
     limit(&mut config.max_cached_bytes, 0, 2000);
     limit(&mut config.max_reject_runs, 1, 6);
+    config.max_promotion_lag = [1000, 10, 0][(seed % 3) as usize];
     config
 }
 
