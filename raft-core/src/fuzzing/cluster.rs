@@ -493,14 +493,19 @@ impl World {
         Err("no leader, or no progress, although everything is well".to_owned())
     }
 
-    /// Those who do not belong to the cluster any more are switched off, unless they alone know of something newer.
+    /// Those who do not belong to the cluster any more are switched off, unless they alone know of something newer, or something newer, which may yet be
+    /// committed, counts them in.
     fn dismiss(&mut self) -> Result<(), Violation> {
         let (index, members) = self.checker.membership();
         if index == LogIndex::ZERO || members.is_joint() {
             return Ok(());
         }
-        let newer = |disk: &Disk| disk.live().memberships().iter().any(|(at, _)| *at > index);
-        let gone = |i: &usize| !members.contains(id_of(*i)) && !newer(&self.servers[*i].disk);
+        let newer = |server: &Server| server.disk.live().memberships().into_iter().filter(|(at, _)| *at > index);
+        let needed = |id| self.servers.iter().flat_map(newer).any(|(_, membership)| membership.contains(id));
+        let gone = |i: &usize| {
+            let id = id_of(*i);
+            !members.contains(id) && !needed(id) && newer(&self.servers[*i]).next().is_none()
+        };
         let gone: Vec<usize> = (0..self.servers.len()).filter(gone).collect();
         gone.into_iter().try_for_each(|i| self.crash(i, usize::MAX, None))
     }

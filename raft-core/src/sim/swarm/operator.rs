@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::client::{Ask, Ticket};
 use super::replica::Replica;
-use super::server::Item;
+use super::server::{Item, Server};
 use super::sometimes::Situation;
 use super::workload::Workload;
 use super::world::{Event, World};
@@ -204,16 +204,23 @@ impl<W: Workload> World<'_, W> {
     /// At the end, those who do not belong to the cluster are switched off.
     pub(super) fn dismiss(&mut self) {
         let (index, committed) = self.checker.membership();
-        if self.mix.changes.is_none() || index == LogIndex::ZERO || committed.is_joint() {
+        let asked = self.operator.pending.is_some_and(|(server, life)| {
+            let server = &self.servers[server];
+            server.is_up() && server.life == life
+        });
+        if self.mix.changes.is_none() || index == LogIndex::ZERO || committed.is_joint() || asked {
             return;
         }
-        let outsiders: Vec<usize> = (0..self.servers.len()).filter(|i| !committed.contains(id_of(*i))).collect();
-        // One who may still be the only one that knows of a newer membership stays.
-        let newer = |i: &usize| self.servers[*i].disk.live().memberships().iter().any(|(at, _)| *at > index);
-        let idle: Vec<usize> = outsiders.into_iter().filter(|i| self.servers[*i].is_up() && !newer(i)).collect();
-        for i in idle {
-            self.crash(i);
-        }
+        // One stays who alone knows of a newer membership, and whom a newer one counts in: that may still be committed.
+        let newer = |server: &Server<W>| server.disk.live().memberships().into_iter().filter(|(at, _)| *at > index);
+        let needed = |id| self.servers.iter().flat_map(newer).any(|(_, membership)| membership.contains(id));
+        let idle = |i: &usize| {
+            let id = id_of(*i);
+            let up = self.servers[*i].is_up() && !committed.contains(id);
+            up && !needed(id) && newer(&self.servers[*i]).next().is_none()
+        };
+        let idle: Vec<usize> = (0..self.servers.len()).filter(idle).collect();
+        idle.into_iter().for_each(|i| self.crash(i));
     }
 }
 
