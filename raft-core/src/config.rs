@@ -9,6 +9,9 @@ use crate::types::NodeId;
 pub struct Config {
     /// This server.
     pub id: NodeId,
+    /// Which of the servers that have had this id: 0 for a founder, and a number that is drawn anew for each empty disk that joins later. See
+    /// [`Membership`](crate::Membership).
+    pub identity: u64,
     /// Shortest time without a leader after which a follower campaigns; each wait is drawn anew from `[t, 2t)`
     /// (paper, section 5.2). Also how long a leader goes on without a majority, and how long a follower that hears a leader refuses to vote.
     pub election_timeout: Duration,
@@ -39,6 +42,10 @@ pub struct Config {
     pub max_reject_runs: usize,
     /// A leader whose own disk takes longer than this for a write steps down, so that heartbeats do not outlive a dead disk.
     pub max_write_stall: Duration,
+    /// Most members, learners included.
+    pub max_members: usize,
+    /// Most entries that a learner may lack and become a voter nevertheless.
+    pub max_promotion_lag: u64,
     /// Reads without a round trip, at the leader: see [`Lease`]. Off by default, because it trusts clocks. Must be the same on all servers.
     pub lease: Option<Lease>,
     /// How much this server should lead: a leader hands over to a voter of higher priority once that has kept up for a while. Votes do
@@ -66,6 +73,7 @@ impl Config {
     pub fn new(id: NodeId) -> Self {
         Config {
             id,
+            identity: 0,
             election_timeout: Duration::from_millis(400),
             heartbeat_interval: Duration::from_millis(100),
             pre_vote: true,
@@ -82,6 +90,8 @@ impl Config {
             max_write_stall: Duration::from_millis(800),
             lease: None,
             priority: 0,
+            max_members: 64,
+            max_promotion_lag: 1000,
             seed: 0,
         }
     }
@@ -95,6 +105,7 @@ impl Config {
             ("max_uncommitted_bytes", self.max_uncommitted_bytes),
             ("max_unapplied_bytes", self.max_unapplied_bytes),
             ("max_reject_runs", self.max_reject_runs),
+            ("max_members", self.max_members),
         ];
         if let Some(&(name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(ConfigError::Zero(name));

@@ -29,6 +29,7 @@
 //!         }
 //!     }
 //!     fn fail_proposal(&mut self, who: u32, error: RequestError) { self.said.push(format!("{who}: {error}")) }
+//!     fn changed(&mut self, who: u32, entry: LogId) { self.said.push(format!("{who}: changed by {entry}")) }
 //!     fn fail_read(&mut self, who: u32, error: RequestError) { self.said.push(format!("{who}: {error}")) }
 //! }
 //!
@@ -56,6 +57,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
+use crate::change::{ChangeError, MembershipChange};
 use crate::entries::{Entries, EntryKind};
 use crate::io::{
     Event, Fetch, Input, Output, ProposeError, Proposed, ReadError, ReadId, ReadOutcome, TransferError, Write,
@@ -87,6 +89,9 @@ pub trait Ports {
     fn event(&mut self, event: &Event);
     /// A command will not be answered by the state machine.
     fn fail_proposal(&mut self, proposer: Self::Proposer, error: RequestError);
+    /// A change of the membership is complete: the new configuration counts alone, and this entry, which is committed, brought it. (One that is not comes as
+    /// [`fail_proposal`](Self::fail_proposal).)
+    fn changed(&mut self, proposer: Self::Proposer, entry: LogId);
     /// A read will not be answered by the state machine.
     fn fail_read(&mut self, reader: Self::Reader, error: RequestError);
 }
@@ -116,6 +121,9 @@ pub enum RequestError {
     /// know whether it is safe to propose it again.
     #[error("leadership was lost before the outcome was known; the command may or may not take effect")]
     OutcomeUnknown,
+    /// A change of the membership was refused. Nothing happened.
+    #[error(transparent)]
+    Change(ChangeError),
     /// The node is stopping, or has stopped. Nothing happened: ask the others. (A command that is in the log already ends in
     /// [`OutcomeUnknown`](Self::OutcomeUnknown).)
     #[error("the node is shutting down")]
@@ -129,6 +137,15 @@ impl From<ProposeError> for RequestError {
             ProposeError::Busy | ProposeError::Transferring { .. } => RequestError::Busy,
             ProposeError::TooLarge { size, limit } => RequestError::TooLarge { size, limit },
             ProposeError::BadBatch => RequestError::TooLarge { size: 0, limit: u32::MAX as usize },
+        }
+    }
+}
+
+impl From<ChangeError> for RequestError {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::NotLeader { hint } => RequestError::NotLeader { hint },
+            other => RequestError::Change(other),
         }
     }
 }
@@ -201,6 +218,10 @@ pub struct Driver<P, R> {
     /// Until then at the latest, commands wait for the end of a transfer of leadership instead of being refused.
     hold_until: Instant,
     waiting: VecDeque<Waiting<P>>,
+    /// Who waits for a change of the membership, and its first entry. There is one at a time.
+    changing: Option<(P, LogId)>,
+    /// Those whose change is complete, and the entry that made it so.
+    changed: Vec<(P, LogId)>,
     /// Reads that came in since the last turn, then by the round that must confirm them, then by the index that must be applied.
     reads: Vec<R>,
     lease_reads: Vec<R>,
@@ -224,6 +245,8 @@ impl<P, R> Driver<P, R> {
             proposal_bytes: 0,
             hold_until: Instant(0),
             waiting: VecDeque::new(),
+            changing: None,
+            changed: Vec::new(),
             reads: Vec::new(),
             lease_reads: Vec::new(),
             unconfirmed: BTreeMap::new(),
@@ -241,7 +264,8 @@ impl<P, R> Driver<P, R> {
     /// How many wait here: for their command to be handed to the state machine, or for their read to be.
     pub fn waits(&self) -> usize {
         let reads = self.unconfirmed.values().chain(self.unapplied.iter().map(|(_, readers)| readers));
-        let proposers = self.proposers.len() + self.waiting.len() + self.failed.len();
+        let changers = usize::from(self.changing.is_some()) + self.changed.len();
+        let proposers = self.proposers.len() + self.waiting.len() + self.failed.len() + changers;
         let new_reads = self.reads.len() + self.lease_reads.len();
         proposers + new_reads + self.failed_reads.len() + reads.map(Vec::len).sum::<usize>()
     }
@@ -283,6 +307,16 @@ impl<P, R> Driver<P, R> {
         let placed = self.core.propose(now, &[command])?;
         self.waiting.push_back(Waiting { term: placed.term, index: placed.first, proposer });
         Ok(placed)
+    }
+
+    /// Begins a change of the membership. Whoever asked is told when it is complete, or that it is refused ([`RequestError::Change`]), or that it is not known
+    /// what comes of it.
+    pub fn change_membership(&mut self, now: Instant, change: &MembershipChange, proposer: P) {
+        self.settle_change();
+        match self.core.change_membership(now, change) {
+            Ok(first) => self.changing = Some((proposer, first)),
+            Err(error) => self.failed.push((proposer, error.into())),
+        }
     }
 
     /// Hands leadership over, to `to` or to the best: see [`Raft::transfer_leadership`]. Commands that come in meanwhile wait, up to a limit: until it has
@@ -333,6 +367,7 @@ impl<P, R> Driver<P, R> {
             ports.fetch(fetch);
         }
         self.apply(&mut output, ports);
+        self.settle_change();
         for event in output.events.drain(..) {
             ports.event(&event);
             match event {
@@ -352,6 +387,7 @@ impl<P, R> Driver<P, R> {
         let queued = self.proposers.drain(..).map(|proposer| (proposer, RequestError::ShuttingDown));
         let waiting = self.waiting.drain(..).map(|waiting| (waiting.proposer, RequestError::OutcomeUnknown));
         self.failed.extend(queued.chain(waiting));
+        self.failed.extend(self.changing.take().map(|(proposer, _)| (proposer, RequestError::OutcomeUnknown)));
         let unconfirmed = std::mem::take(&mut self.unconfirmed).into_values().flatten();
         let unapplied = std::mem::take(&mut self.unapplied).into_iter().flat_map(|(_, reads)| reads);
         let reads = unconfirmed.chain(unapplied).chain(self.reads.drain(..)).chain(self.lease_reads.drain(..));
@@ -415,9 +451,21 @@ impl<P, R> Driver<P, R> {
         ports.apply(Job::Apply { entries, waiting });
     }
 
+    /// A change is complete when its first entry is committed and the newest membership is, too, and not joint.
+    fn settle_change(&mut self) {
+        let Some((_, first)) = &self.changing else { return };
+        let (commit, (index, membership)) = (self.core.commit_index(), self.core.membership());
+        let begun = first.index <= commit && self.core.term_at(first.index) == Some(first.term);
+        if begun && index <= commit && !membership.is_joint() {
+            let entry = LogId::new(self.core.term_at(index).unwrap_or(first.term), index);
+            self.changed.extend(self.changing.take().map(|(proposer, _)| (proposer, entry)));
+        }
+    }
+
     /// After leadership is lost: a command that is committed will still be applied here and answered; of all others the
     /// outcome is unknown.
     fn give_up(&mut self) {
+        self.failed.extend(self.changing.take().map(|(proposer, _)| (proposer, RequestError::OutcomeUnknown)));
         let commit = self.core.commit_index();
         for waiting in std::mem::take(&mut self.waiting) {
             let certain = waiting.index <= commit && self.core.term_at(waiting.index) == Some(waiting.term);
@@ -454,7 +502,8 @@ impl<P, R> Driver<P, R> {
     }
 
     fn tell_failed(&mut self, ports: &mut impl Ports<Proposer = P, Reader = R>) -> bool {
-        let any = !self.failed.is_empty() || !self.failed_reads.is_empty();
+        let any = !self.failed.is_empty() || !self.failed_reads.is_empty() || !self.changed.is_empty();
+        self.changed.drain(..).for_each(|(proposer, entry)| ports.changed(proposer, entry));
         self.failed.drain(..).for_each(|(proposer, error)| ports.fail_proposal(proposer, error));
         self.failed_reads.drain(..).for_each(|(reader, error)| ports.fail_read(reader, error));
         any

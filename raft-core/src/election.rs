@@ -37,7 +37,7 @@ impl Raft {
     /// Only voters do; and a server whose disk hangs would be elected, and hang.
     fn may_stand(&self) -> bool {
         let stalled = self.durability.stalled_at(self.config.max_write_stall).is_some_and(|at| self.now >= at);
-        self.memberships.current().is_voter(self.config.id) && !stalled
+        self.may_campaign() && !stalled
     }
 
     /// Begins a real election: the new term and the vote for oneself are one write, and nothing leaves before it is durable.
@@ -100,11 +100,13 @@ impl Raft {
         request.last_log >= self.log.last_id()
     }
 
+    // Whether the candidate or this server is a member does not matter to a vote: who has the longer log may know better. The candidate counts only the voters of
+    // its own membership (paper, section 6; thesis, section 4.2.1).
+
     pub(crate) fn on_pre_vote(&mut self, from: NodeId, term: Term, request: VoteRequest) {
         let granted = term >= self.hard_state.current_term
             && !self.hears_leader()
             && !matches!(self.role, RoleState::Leader(_))
-            && self.memberships.current().is_voter(from)
             && self.is_up_to_date(request);
         // Answering changes nothing here, not even the timer: it is not a vote.
         let election = term.next().unwrap_or(term);
@@ -117,7 +119,6 @@ impl Raft {
             && current.voted_for.is_none_or(|voted| voted == from)
             && (request.transfer || !self.has_promised())
             && !matches!(self.role, RoleState::Leader(_))
-            && self.memberships.current().is_voter(from)
             && self.is_up_to_date(request);
         if granted {
             if current.voted_for.is_none() {
@@ -158,8 +159,9 @@ impl Raft {
             RoleState::Candidate(votes) => (&votes.0, false),
             RoleState::Follower | RoleState::Leader(_) => return,
         };
-        let own = self.config.id;
-        let granted = |id| if id == own { pre_vote || own_counts } else { votes.get(&id) == Some(&true) };
+        let (own, votes_itself) = (self.config.id, self.is_voter());
+        let granted =
+            |id| if id == own { votes_itself && (pre_vote || own_counts) } else { votes.get(&id) == Some(&true) };
         let refused = |id| votes.get(&id) == Some(&false);
         let won = self.memberships.current().has_quorum(granted);
         let lost = self.memberships.current().is_lost(refused);

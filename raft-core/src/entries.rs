@@ -236,6 +236,14 @@ impl Segment {
         self.get(index).map(|entry| self.buf.slice_ref(entry.payload))
     }
 
+    /// The entries of one kind, in order. Looks at one byte of each of the others.
+    pub(crate) fn of_kind(&self, kind: EntryKind) -> impl Iterator<Item = EntryRef<'_>> {
+        let slots = self.lo..self.hi;
+        slots
+            .filter(move |slot| self.buf[self.offsets[*slot as usize] as usize + 16] == kind as u8)
+            .map(|slot| self.entry(slot))
+    }
+
     /// The entries in order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = EntryRef<'_>> + ExactSizeIterator {
         (self.lo as usize..self.hi as usize).map(|slot| self.entry(slot as u32))

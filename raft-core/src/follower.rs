@@ -49,13 +49,14 @@ impl Raft {
         self.owed_ack = Some(append.epoch);
     }
 
-    /// Entries follow on `prev_log`, their terms do not fall, and none is newer than the leader.
+    /// Entries follow on `prev_log`, their terms do not fall, none is newer than the leader, and memberships can be understood.
     fn is_well_formed(&self, append: &AppendEntries) -> bool {
         let Some(first) = append.entries.segments().first() else { return true };
         first.first_index() == append.prev_log.index.next()
             && first.first_term() >= append.prev_log.term
             && append.entries.last_term() <= Some(self.hard_state.current_term)
             && append.entries.last_index() <= Some(LogIndex::MAX)
+            && Raft::memberships_in(&append.entries).is_some()
     }
 
     /// Brings the log in line with `entries`: what already matches is kept, never truncated, so that a delayed or
@@ -77,8 +78,10 @@ impl Raft {
             self.log.truncate(from_index);
             self.durability.truncated(from_index);
             self.out.events.push(Event::Truncated { from: from_index });
+            self.drop_memberships(from_index);
         }
         entries.skip_to(from_index);
+        self.adopt_memberships(Raft::memberships_in(&entries).unwrap_or_default());
         for segment in entries.segments() {
             self.log.append(segment.clone());
         }

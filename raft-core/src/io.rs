@@ -334,6 +334,19 @@ pub enum Event {
         /// First index that was dropped.
         from: LogIndex,
     },
+    /// Another membership counts from now on: its entry was appended, and need not be committed yet; or the one before counts again, because an entry
+    /// was truncated; or a snapshot brought it (paper, section 6).
+    MembershipChanged {
+        /// Index of the entry that brought it, or of the start of the log.
+        index: LogIndex,
+        /// Who belongs to the cluster.
+        membership: Membership,
+    },
+    /// A membership without this server is committed: it has been removed, and may be stopped. It does not campaign any more.
+    Removed {
+        /// Index of the entry.
+        index: LogIndex,
+    },
     /// An input contradicts the protocol and was ignored.
     Rejected {
         /// Who sent it.
@@ -352,13 +365,15 @@ pub enum StepDownReason {
     QuorumLost,
     /// Its own disk has not finished a write for [`Config::max_write_stall`](crate::Config::max_write_stall).
     WriteStalled,
+    /// It is not among the voters any more, and the membership that says so is committed (thesis, section 4.2.2).
+    Removed,
 }
 
 /// What can be wrong with an input. None of these happens between honest, undamaged servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Anomaly {
-    /// The sender is not a member, or is this server itself.
+    /// The sender is this server itself, or has no valid id.
     Stranger,
     /// The message is for another server.
     Misaddressed,

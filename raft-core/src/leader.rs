@@ -12,14 +12,7 @@ impl Raft {
     pub(crate) fn become_leader(&mut self) {
         let term = self.hard_state.current_term;
         let last = self.log.last_index();
-        let mut progress = std::collections::BTreeMap::new();
-        for peer in self.memberships.current().members() {
-            if peer != self.config.id {
-                let epoch = self.next_epoch;
-                self.next_epoch += 1;
-                progress.insert(peer, Progress::new(epoch, last, self.now, self.config.heartbeat_interval));
-            }
-        }
+        let progress = self.progress_of_all();
         // The first appends go out at once and announce the leader.
         let heartbeat_at = self.now + self.config.heartbeat_interval;
         let reads = Reads { arrived: self.forwarded.take().collect(), ..Reads::default() };
@@ -31,7 +24,8 @@ impl Raft {
         self.leader = Some(self.config.id);
         self.out.events.push(Event::BecameLeader { term });
         self.out.events.push(Event::LeaderChanged { term, leader: self.leader });
-        if self.config.no_op_on_election
+        // A change that is under way is not to wait for a command.
+        if (self.config.no_op_on_election || self.memberships.index() > self.log.commit)
             && let Some(no_op) = Segment::pack(last.next(), term, EntryKind::NoOp, &[b""])
         {
             self.log.append(no_op);
@@ -83,6 +77,7 @@ impl Raft {
             return;
         }
         self.advance_commit();
+        self.advance_membership();
         self.begin_read_round();
         self.go_on_with_transfer();
         self.with_each_progress(|raft, peer, progress| {
@@ -90,10 +85,11 @@ impl Raft {
             raft.tell_commit(peer, progress);
         });
         self.finish_reads();
+        self.leave_when_removed();
     }
 
     /// Runs `f` for every follower, with its progress taken out of the leader's state.
-    fn with_each_progress(&mut self, mut f: impl FnMut(&mut Raft, NodeId, &mut Progress)) {
+    pub(crate) fn with_each_progress(&mut self, mut f: impl FnMut(&mut Raft, NodeId, &mut Progress)) {
         let RoleState::Leader(leader) = &mut self.role else { return };
         let mut all = std::mem::take(&mut leader.progress);
         for (&peer, progress) in &mut all {
@@ -158,8 +154,15 @@ impl Raft {
 
     /// News of a commit rides on the next append; when nothing is under way that could carry it, it goes by itself.
     fn tell_commit(&mut self, peer: NodeId, progress: &mut Progress) {
+        if progress.is_quiet() {
+            self.say_commit(peer, progress);
+        }
+    }
+
+    /// Tells a follower what is committed of what it is known to have, if that is news.
+    pub(crate) fn say_commit(&mut self, peer: NodeId, progress: &mut Progress) {
         let commit = progress.match_index.min(self.log.commit);
-        if progress.is_quiet() && commit > progress.told_commit {
+        if commit > progress.told_commit {
             progress.told_commit = commit;
             self.send(peer, Message::Heartbeat(Heartbeat { epoch: progress.epoch, commit, round: None }));
         }
@@ -189,7 +192,7 @@ impl Raft {
             self.reject(from, Anomaly::AckBeyondLog);
             return false;
         }
-        progress.last_contact = now;
+        progress.answered(now);
         progress.acked(match_index, now, patience);
         self.advance_commit();
         true
@@ -201,7 +204,7 @@ impl Raft {
         let sane = reject.commit_index <= last && reject.runs.windows(2).all(ascending);
         let found = self.log.matching(&reject.runs, reject.last_index, reject.commit_index);
         let Some(progress) = self.progress_mut(from).filter(|progress| progress.epoch == reject.epoch) else { return };
-        progress.last_contact = now;
+        progress.answered(now);
         if !progress.is_current_rejection(reject.seq) {
             return;
         }

@@ -76,6 +76,7 @@
 //! thesis" is Ongaro, *Consensus: Bridging Theory and Practice*, 2014.
 #![forbid(unsafe_code)]
 
+mod change;
 mod config;
 pub mod driver;
 mod durability;
@@ -95,6 +96,7 @@ mod message;
 mod progress;
 mod raft;
 mod read;
+mod reconfigure;
 mod role;
 #[cfg(feature = "sim")]
 pub mod sim;
@@ -102,6 +104,7 @@ mod status;
 mod transfer;
 mod types;
 
+pub use change::{ChangeError, MembershipChange};
 pub use config::{Config, ConfigError, Lease};
 pub use entries::{ENTRY_HEADER, Entries, EntryError, EntryKind, EntryRef, Segment};
 pub use io::{
@@ -114,5 +117,5 @@ pub use message::{
     TimeoutNow, VoteReply, VoteRequest,
 };
 pub use raft::Raft;
-pub use status::{FollowerStatus, Role, Status};
+pub use status::{FollowerStatus, MemberRole, Role, Status};
 pub use types::{GroupId, HardState, Instant, LogId, LogIndex, NodeId, Term, WriteSeq};

@@ -15,8 +15,13 @@ use crate::types::{LogIndex, NodeId};
 /// It travels in the log, as the payload of an entry of kind [`EntryKind::Membership`](crate::EntryKind::Membership), and in snapshots. With each member goes
 /// *information* that means nothing to Raft: its address and name, say, so that everyone who has the log knows how to reach everyone.
 ///
+/// One who has lost its disk is another server, even if it comes back under the same id: it has forgotten what it voted for and acknowledged. So each member has
+/// an *identity*, a number that is drawn anew for each empty disk; founders have the identity 0. A server that finds its id with another identity in a membership knows
+/// that somebody else is meant, who had the id before. Whoever carries messages must know, too: what is meant for one identity must not
+/// reach another.
+///
 /// Invariants: every list is sorted and free of duplicates and of node 0; a learner is not among the `voters` (but while joint, it may be one of
-/// the `outgoing` who is to become a learner); only members have information.
+/// the `outgoing` who is to become a learner); only members have information, and an identity other than 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
 pub struct Membership {
@@ -25,6 +30,8 @@ pub struct Membership {
     learners: Vec<NodeId>,
     /// Without those who have none.
     info: BTreeMap<NodeId, Bytes>,
+    /// Without those whose identity is 0.
+    identities: BTreeMap<NodeId, u64>,
 }
 
 /// Why bytes are no [`Membership`]. They are damaged, or of another version.
@@ -96,8 +103,59 @@ impl Membership {
         self
     }
 
+    /// Which server is meant by the id of a member: 0 for founders.
+    pub fn identity(&self, id: NodeId) -> u64 {
+        self.identities.get(&id).copied().unwrap_or(0)
+    }
+
+    /// The same, in which the id of a member means this server.
+    #[must_use]
+    pub fn with_identity(mut self, id: NodeId, identity: u64) -> Self {
+        if self.contains(id) && identity > 0 {
+            self.identities.insert(id, identity);
+        } else {
+            self.identities.remove(&id);
+        }
+        self
+    }
+
+    /// Whether this very server votes.
+    pub(crate) fn has_voter(&self, id: NodeId, identity: u64) -> bool {
+        self.is_voter(id) && self.identity(id) == identity
+    }
+
+    /// Whether this very server is a member.
+    pub(crate) fn has_member(&self, id: NodeId, identity: u64) -> bool {
+        self.contains(id) && self.identity(id) == identity
+    }
+
+    /// The configuration with these voters and learners; joint, if these are other voters than before.
+    pub(crate) fn with_lists(&self, voters: Vec<NodeId>, learners: Vec<NodeId>) -> Membership {
+        let (voters, learners) = (tidy(voters), tidy(learners));
+        let outgoing = if voters == self.voters { Vec::new() } else { self.voters.clone() };
+        Membership { voters, outgoing, learners, ..self.clone() }.of_members()
+    }
+
+    /// What follows on a joint configuration: the voters that are being left are gone, unless they become learners.
+    pub(crate) fn left(&self) -> Membership {
+        Membership { outgoing: Vec::new(), ..self.clone() }.of_members()
+    }
+
+    /// Without what is known of those who are no members.
+    fn of_members(mut self) -> Membership {
+        let (mut info, mut identities) = (std::mem::take(&mut self.info), std::mem::take(&mut self.identities));
+        info.retain(|id, _| self.contains(*id));
+        identities.retain(|id, _| self.contains(*id));
+        Membership { info, identities, ..self }
+    }
+
+    /// How many members there are.
+    pub(crate) fn size(&self) -> usize {
+        self.members().len()
+    }
+
     /// As bytes: `format u8 = 1`, then voters, outgoing and learners, each `count u32` and so many ids `u64`, then `count u32` of those with
-    /// information, each `id u64, length u32, bytes`. Numbers are big-endian.
+    /// information, each `id u64, length u32, bytes`, then `count u32` of those with an identity, each `id u64, identity u64`. Numbers are big-endian.
     pub fn encode(&self) -> Bytes {
         let mut out = Vec::new();
         out.put_u8(FORMAT);
@@ -111,6 +169,11 @@ impl Membership {
             out.put_u64(id.0);
             out.put_u32(info.len() as u32);
             out.put_slice(info);
+        }
+        out.put_u32(self.identities.len() as u32);
+        for (id, identity) in &self.identities {
+            out.put_u64(id.0);
+            out.put_u64(*identity);
         }
         out.into()
     }
@@ -130,8 +193,8 @@ impl Membership {
             let count = rest.try_get_u32().map_err(short)?;
             (0..count).map(|_| rest.try_get_u64().map(NodeId).map_err(short)).collect()
         };
-        let mut membership =
-            Membership { voters: list()?, outgoing: list()?, learners: list()?, info: BTreeMap::new() };
+        let (voters, outgoing, learners) = (list()?, list()?, list()?);
+        let mut membership = Membership { voters, outgoing, learners, ..Membership::default() };
         let count = rest.try_get_u32().map_err(short)?;
         for _ in 0..count {
             let id = NodeId(rest.try_get_u64().map_err(short)?);
@@ -142,6 +205,15 @@ impl Membership {
                 return Err(MembershipError::Lists);
             }
             membership.info.insert(id, Bytes::copy_from_slice(info));
+        }
+        let count = rest.try_get_u32().map_err(short)?;
+        for _ in 0..count {
+            let id = NodeId(rest.try_get_u64().map_err(short)?);
+            let identity = rest.try_get_u64().map_err(short)?;
+            if membership.identities.last_key_value().is_some_and(|(last, _)| *last >= id) {
+                return Err(MembershipError::Lists);
+            }
+            membership.identities.insert(id, identity);
         }
         if !rest.is_empty() {
             return Err(MembershipError::Length);
@@ -156,6 +228,7 @@ impl Membership {
             && self.learners.iter().all(|id| self.voters.binary_search(id).is_err())
             && (self.outgoing.is_empty() || !self.voters.is_empty())
             && self.info.iter().all(|(&id, info)| self.contains(id) && !info.is_empty())
+            && self.identities.iter().all(|(&id, identity)| self.contains(id) && *identity > 0)
     }
 
     /// All members, in order.
@@ -245,6 +318,8 @@ mod tests {
             Membership { outgoing: tidy([3, 4, 5].map(NodeId)), learners: tidy([5, 9].map(NodeId)), ..of(&[1, 2, 3]) };
         let joint =
             joint.with_info(NodeId(9), Bytes::from_static(b"nine")).with_info(NodeId(7), Bytes::from_static(b"nobody"));
+        let joint = joint.with_identity(NodeId(4), 44).with_identity(NodeId(9), 99).with_identity(NodeId(7), 77);
+        assert_eq!([4, 5, 7, 9].map(|id| joint.identity(NodeId(id))), [44, 0, 0, 99]);
         let bytes = joint.encode();
         assert_eq!(Membership::decode(&bytes), Ok(joint.clone()));
         assert_eq!(Membership::decode(&of(&[]).encode()), Ok(of(&[])));
@@ -260,6 +335,8 @@ mod tests {
             Membership { learners: vec![NodeId(1)], ..of(&[1]) },
             Membership { outgoing: vec![NodeId(1)], ..Membership::default() },
             Membership { info: BTreeMap::from([(NodeId(4), Bytes::from_static(b"x"))]), ..of(&[1]) },
+            Membership { identities: BTreeMap::from([(NodeId(4), 1)]), ..of(&[1]) },
+            Membership { identities: BTreeMap::from([(NodeId(1), 0)]), ..of(&[1]) },
         ];
         for membership in unsound {
             assert_eq!(Membership::decode(&membership.encode()), Err(MembershipError::Lists), "{membership:?}");

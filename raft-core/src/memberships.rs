@@ -1,5 +1,7 @@
 //! The memberships that the log knows of.
 
+use std::sync::Arc;
+
 use crate::membership::Membership;
 use crate::types::LogIndex;
 
@@ -9,17 +11,16 @@ use crate::types::LogIndex;
 /// Invariants: never empty; indices ascend strictly; the first one is where the log begins, or below.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "sim", derive(Hash))]
-pub(crate) struct Memberships(Vec<(LogIndex, Membership)>);
+pub(crate) struct Memberships(Vec<(LogIndex, Arc<Membership>)>);
 
 impl Memberships {
     /// The membership as of the start of the log, and those in the log after it, which ascend in index.
     pub(crate) fn new(start: LogIndex, membership: Membership, changes: Vec<(LogIndex, Membership)>) -> Self {
-        let mut all = vec![(start, membership)];
-        all.extend(changes);
-        Memberships(all)
+        let all = std::iter::once((start, membership)).chain(changes);
+        Memberships(all.map(|(index, membership)| (index, Arc::new(membership))).collect())
     }
 
-    fn newest(&self) -> &(LogIndex, Membership) {
+    fn newest(&self) -> &(LogIndex, Arc<Membership>) {
         // Never empty.
         &self.0[self.0.len() - 1]
     }
@@ -27,6 +28,16 @@ impl Memberships {
     /// The membership that counts.
     pub(crate) fn current(&self) -> &Membership {
         &self.newest().1
+    }
+
+    /// The same, to keep.
+    pub(crate) fn shared(&self) -> &Arc<Membership> {
+        &self.newest().1
+    }
+
+    /// The membership that would count if the newest change were truncated, if the log still knows of it.
+    pub(crate) fn before(&self) -> Option<&Membership> {
+        self.0.len().checked_sub(2).map(|at| &*self.0[at].1)
     }
 
     /// Index of the entry that brought it, or of the start of the log.
@@ -43,7 +54,7 @@ impl Memberships {
     /// An entry that changes it was appended.
     pub(crate) fn push(&mut self, index: LogIndex, membership: Membership) {
         debug_assert!(index > self.index(), "appends ascend");
-        self.0.push((index, membership));
+        self.0.push((index, Arc::new(membership)));
     }
 
     /// Entries from `from` on are gone. Whether that changed what counts.

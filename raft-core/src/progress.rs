@@ -38,8 +38,12 @@ pub(crate) struct Progress {
     patience: Duration,
     /// Highest commit index that the follower has been told.
     pub(crate) told_commit: LogIndex,
-    /// Last reply.
+    /// Last reply; or when it became worth waiting for one.
     pub(crate) last_contact: Instant,
+    /// Whether there was any reply.
+    has_answered: bool,
+    /// It is no member any more, and is forgotten at this time, which is set once that is committed.
+    pub(crate) leaves_at: Option<Instant>,
     /// Highest heartbeat round that was answered.
     pub(crate) acked_round: u64,
     /// Until then the follower has promised to vote for nobody else, by our clock, with the margin taken off.
@@ -84,11 +88,24 @@ impl Progress {
             patience,
             told_commit: LogIndex::ZERO,
             last_contact: now,
+            has_answered: false,
+            leaves_at: None,
             acked_round: 0,
             promised_until: Instant(0),
             priority: 0,
             fetch: None,
         }
+    }
+
+    /// It has said something, just now.
+    pub(crate) fn answered(&mut self, now: Instant) {
+        self.last_contact = now;
+        self.has_answered = true;
+    }
+
+    /// Whether it has said anything within so much time.
+    pub(crate) fn heard_within(&self, time: Duration, now: Instant) -> bool {
+        self.has_answered && now.since(self.last_contact) < time
     }
 
     /// Whether an append may be sent now.
@@ -209,6 +226,8 @@ impl Progress {
             patience,
             told_commit: _,
             last_contact,
+            has_answered: _,
+            leaves_at,
             acked_round: _,
             promised_until,
             priority: _,
@@ -221,6 +240,9 @@ impl Progress {
         (*advanced_at, *last_contact, *patience) = (now, now, Duration::from_nanos(1));
         // Nothing that is explored depends on it: leases are off there.
         *promised_until = Instant(0);
+        if let Some(at) = leaves_at.as_mut().filter(|at| at.0 < u64::MAX) {
+            *at = now;
+        }
     }
 
     /// Appends sent in this life of the follower.

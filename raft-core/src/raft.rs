@@ -27,6 +27,9 @@ use crate::types::{HardState, Instant, LogIndex, NodeId, Term, WriteSeq};
 pub struct Raft {
     pub(crate) config: Config,
     pub(crate) memberships: Memberships,
+    /// The newest membership that is known to be committed, and whether this server belongs to it.
+    pub(crate) settled: LogIndex,
+    pub(crate) belongs: bool,
     pub(crate) hard_state: HardState,
     pub(crate) log: Log,
     pub(crate) durability: Durability,
@@ -76,9 +79,12 @@ impl Raft {
         let seed = config.seed ^ config.id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         // Far from the end of the numbers.
         let first_request = SmallRng::seed_from_u64(!seed).random_range(1..u64::MAX / 2);
+        let memberships = Memberships::new(log_start.index, membership, changes);
         let mut raft = Raft {
+            settled: memberships.index().min(applied),
+            belongs: memberships.at(applied).has_member(config.id, config.identity),
             config,
-            memberships: Memberships::new(log_start.index, membership, changes),
+            memberships,
             hard_state,
             log: Log::new(log_start, runs, last_index, applied),
             durability: Durability::new(last_index),
@@ -147,6 +153,7 @@ impl Raft {
         self.check_timers();
         self.lead();
         self.ask_leader();
+        self.notice_removal();
         self.acknowledge();
         self.write();
         self.release();
@@ -158,22 +165,17 @@ impl Raft {
 
     /// Sends what has waited for the disk.
     fn release(&mut self) {
-        let term = self.hard_state.current_term;
-        let stands = matches!(self.role, RoleState::Candidate(_));
-        let mut voted = false;
+        let candidate_in = matches!(self.role, RoleState::Candidate(_)).then_some(self.hard_state.current_term);
+        let mut stands = false;
         self.out.messages.extend(self.durability.released().filter(|message| {
-            let (request, vote) = match &message.body {
-                Message::RequestVote(_) => (true, false),
-                Message::RequestVoteReply(reply) => (false, reply.granted),
-                _ => return true,
-            };
-            let current = message.term == term && (!request || stands);
-            voted |= current && (request || vote);
+            let request = matches!(message.body, Message::RequestVote(_));
+            let current = Some(message.term) == candidate_in;
+            stands |= request && current;
             // An election that is over needs no more votes; and the log that the request speaks of may be another by now.
             !request || current
         }));
-        if voted && self.election_open {
-            // The others have heard nothing before: a slow disk must not use up the time in which they could answer.
+        if stands {
+            // The others have heard nothing before: a slow disk must not use up the time that they have to answer.
             self.reset_election_timer();
         }
     }
@@ -220,7 +222,8 @@ impl Raft {
         };
         if message.to != self.config.id {
             Some(Anomaly::Misaddressed)
-        } else if message.from == self.config.id || !self.memberships.current().contains(message.from) {
+        } else if message.from == self.config.id || message.from.0 == 0 {
+            // Whoever else is heard is answered, a member or not: this server's membership may be the older one (paper, section 6).
             Some(Anomaly::Stranger)
         } else if message.term > Term::MAX || last.term > Term::MAX || last.index > LogIndex::MAX {
             Some(Anomaly::OutOfRange)
@@ -296,8 +299,8 @@ impl Raft {
             }
             self.check_transfer();
         } else if self.now >= self.election_at {
-            if self.election_open && !self.durability.hard_state_durable() {
-                // Its request, or its vote, has not even left; what another term has to say would not leave sooner.
+            if matches!(self.role, RoleState::Candidate(_)) && !self.durability.hard_state_durable() {
+                // Its request has not even left: another term would not leave sooner.
                 return self.reset_election_timer();
             }
             self.failed_elections =
@@ -451,6 +454,8 @@ impl Raft {
         let Raft {
             config,
             memberships,
+            settled,
+            belongs,
             hard_state,
             log,
             durability,
@@ -476,7 +481,7 @@ impl Raft {
             out,
         } = self;
         debug_assert!(out.is_empty(), "the output belongs to the state until it is taken");
-        (config, memberships, hard_state, log, durability, role).hash(hasher);
+        (config, memberships, settled, belongs, hard_state, log, durability, role).hash(hasher);
         (leader, leader_heard_at, election_at, verified, owed_ack, told_match).hash(hasher);
         (election_open, failed_elections, forwarded).hash(hasher);
         (now, next_epoch, next_read, next_fetch, apply_fetch, applying, applying_bytes).hash(hasher);
@@ -505,7 +510,7 @@ impl Raft {
 }
 
 fn check_recovered(recovered: &Recovered) -> Result<(), ConfigError> {
-    let Recovered { hard_state, log_start, runs, last_index, applied, .. } = recovered;
+    let Recovered { hard_state, log_start, runs, last_index, applied, changes, .. } = recovered;
     let problem = if last_index < &log_start.index {
         "the log ends before it begins"
     } else if applied < &log_start.index {
@@ -521,6 +526,10 @@ fn check_recovered(recovered: &Recovered) -> Result<(), ConfigError> {
         "terms do not ascend"
     } else if last_index > &log_start.index && runs.first().is_none_or(|run| run.index != log_start.index.next()) {
         "the terms of the entries are missing"
+    } else if changes.windows(2).any(|w| w[0].0 >= w[1].0)
+        || changes.iter().any(|(index, _)| *index <= log_start.index || index > last_index)
+    {
+        "a membership is not in the log, or they do not ascend"
     } else if runs.last().is_some_and(|run| run.term > hard_state.current_term) {
         "an entry has a term above the current term"
     } else if hard_state.current_term > Term::MAX || *last_index > LogIndex::MAX {

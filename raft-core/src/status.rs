@@ -1,6 +1,8 @@
 //! What a server tells about itself.
 
-use crate::config::Config;
+use std::sync::Arc;
+
+use crate::membership::Membership;
 use crate::raft::Raft;
 use crate::role::RoleState;
 use crate::types::{LogId, LogIndex, NodeId, Term};
@@ -29,11 +31,34 @@ impl std::fmt::Display for Role {
     }
 }
 
+/// What a follower is to the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MemberRole {
+    /// It votes (in one of the configurations, while the cluster is joint).
+    Voter,
+    /// It gets the log and has no vote.
+    Learner,
+    /// It is no member any more, and is being told so.
+    Leaving,
+}
+
+impl std::fmt::Display for MemberRole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            MemberRole::Voter => "voter",
+            MemberRole::Learner => "learner",
+            MemberRole::Leaving => "leaving",
+        })
+    }
+}
+
 /// A leader's view of one follower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FollowerStatus {
     /// Who.
     pub id: NodeId,
+    /// What it is to the cluster.
+    pub member: MemberRole,
     /// Highest entry known to be on its disk.
     pub match_index: LogIndex,
     /// Next entry to be sent.
@@ -77,6 +102,10 @@ pub struct Status {
     pub uncommitted_bytes: usize,
     /// Bytes committed and not yet applied.
     pub unapplied_bytes: usize,
+    /// Who belongs to the cluster: the newest membership in the log, committed or not.
+    pub membership: Arc<Membership>,
+    /// Index of the entry that brought it, or of the start of the log. It is committed when [`commit_index`](Self::commit_index) has reached it.
+    pub membership_index: LogIndex,
     /// The followers, when this server leads.
     pub followers: Vec<FollowerStatus>,
 }
@@ -93,7 +122,8 @@ impl Raft {
                     let (inflight_appends, inflight_bytes) = progress.in_flight();
                     let (match_index, next_index) = (progress.match_index, progress.next_index);
                     let probing = progress.probing;
-                    FollowerStatus { id, match_index, next_index, probing, inflight_appends, inflight_bytes }
+                    let member = self.member_role(id);
+                    FollowerStatus { id, member, match_index, next_index, probing, inflight_appends, inflight_bytes }
                 });
                 (Role::Leader, followers.collect())
             }
@@ -114,18 +144,31 @@ impl Raft {
             applied_index: self.log.applied,
             uncommitted_bytes,
             unapplied_bytes,
+            membership: self.memberships.shared().clone(),
+            membership_index: self.memberships.index(),
             followers,
         }
+    }
+
+    fn member_role(&self, id: NodeId) -> MemberRole {
+        let membership = self.memberships.current();
+        if membership.is_voter(id) {
+            MemberRole::Voter
+        } else if membership.contains(id) {
+            MemberRole::Learner
+        } else {
+            MemberRole::Leaving
+        }
+    }
+
+    /// Who belongs to the cluster: the newest membership in the log, and the index of its entry.
+    pub fn membership(&self) -> (LogIndex, &Membership) {
+        (self.memberships.index(), self.memberships.current())
     }
 
     /// Whether this server leads. Cheaper than [`status`](Self::status).
     pub fn is_leader(&self) -> bool {
         matches!(self.role, RoleState::Leader(_))
-    }
-
-    /// Its settings.
-    pub fn config(&self) -> &Config {
-        &self.config
     }
 
     /// The leader of the current term, if it is known.
@@ -158,6 +201,10 @@ impl Raft {
         assert!(self.log.last_id().term <= self.hard_state.current_term, "an entry is newer than the term: {self:?}");
         if let RoleState::Leader(leader) = &self.role {
             assert_eq!(self.leader, Some(self.config.id));
+            let membership = self.memberships.current();
+            assert!(
+                !membership.contains(self.config.id) || membership.identity(self.config.id) == self.config.identity
+            );
             assert_eq!(self.hard_state.voted_for, Some(self.config.id), "a leader voted for itself");
             for progress in leader.progress.values() {
                 progress.check();

@@ -117,6 +117,19 @@ impl Raft {
         }
     }
 
+    /// This leader must go, now: a voter that has everything is told to stand, so that nobody waits for a timeout. If the message is lost, everybody does.
+    pub(crate) fn name_successor(&mut self) {
+        let last_log = self.log.last_id();
+        let RoleState::Leader(leader) = &self.role else { return };
+        let able = leader.progress.iter().filter(|(id, progress)| {
+            let has_all = progress.match_index == last_log.index && self.heard_lately(progress);
+            has_all && self.memberships.current().is_voter(**id)
+        });
+        if let Some((&to, _)) = able.max_by_key(|(id, progress)| (progress.priority, id.0)) {
+            self.send(to, Message::TimeoutNow(TimeoutNow { last_log }));
+        }
+    }
+
     /// With each round of heartbeats: whoever should lead rather than this server, has been there for a while and keeps up, takes over.
     pub(crate) fn yield_to_preferred(&mut self) {
         let RoleState::Leader(leader) = &self.role else { return };

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use raft_core::driver::{Driver, Ports, RequestError};
-use raft_core::{Envelope, Event, Fetch, GroupId, Input, Instant, LogIndex, NodeId, Write};
+use raft_core::{Envelope, Event, Fetch, GroupId, Input, Instant, LogId, LogIndex, NodeId, Write};
 use raft_net::{Inbound, Transport};
 use raft_storage::StorageError;
 use tokio::sync::mpsc as queue;
@@ -16,7 +16,6 @@ use tokio::sync::watch;
 
 use crate::applier::{self, Job, Progress, Submit};
 use crate::handle::{Consistency, ReadRequest, Request, refuse};
-use crate::handover::Handover;
 use crate::reply::{Flusher, Outcome, Responder};
 
 /// Most inputs taken in before their consequences are carried out.
@@ -102,8 +101,11 @@ impl<T: Transport> Ports for Outlets<T> {
             Event::LeaderChanged { term, leader: Some(leader) } => tracing::info!(%term, %leader, "leader"),
             Event::LeaderChanged { term, leader: None } => tracing::info!(%term, "no leader"),
             Event::Campaigning { term, pre_vote } => tracing::info!(%term, pre_vote, "campaigning"),
-            Event::TransferBegun { term, to } => tracing::info!(%term, %to, "handing over"),
-            Event::TransferFailed { term, to } => tracing::warn!(%term, %to, "did not take over in time"),
+            Event::MembershipChanged { index, membership } => {
+                let (voters, outgoing, learners) = (membership.voters(), membership.outgoing(), membership.learners());
+                tracing::info!(%index, ?voters, ?outgoing, ?learners, "membership");
+            }
+            Event::Removed { index } => tracing::warn!(%index, "this node has been removed from the cluster"),
             Event::Truncated { from } => tracing::info!(%from, "uncommitted entries gave way to the leader's"),
             Event::Rejected { from, reason } => tracing::warn!(%from, ?reason, "input rejected"),
             other => tracing::debug!(?other, "event"),
@@ -112,6 +114,10 @@ impl<T: Transport> Ports for Outlets<T> {
 
     fn fail_proposal(&mut self, responder: Responder, error: RequestError) {
         self.flusher.add(responder.reply(Outcome::Failed(error)));
+    }
+
+    fn changed(&mut self, responder: Responder, entry: LogId) {
+        self.flusher.add(responder.reply(Outcome::Applied { term: entry.term, index: entry.index, reply: &[] }));
     }
 
     fn fail_read(&mut self, read: ReadRequest, error: RequestError) {
@@ -138,8 +144,6 @@ pub(crate) struct EventLoop<T> {
     pub(crate) driver: Driver<Responder, ReadRequest>,
     /// Someone asked the node to stop.
     pub(crate) stopping: bool,
-    /// The node hands over, and those who wait for that.
-    pub(crate) handover: Handover,
     pub(crate) inlets: Inlets,
     pub(crate) outlets: Outlets<T>,
     pub(crate) progress: Progress,
@@ -164,7 +168,7 @@ impl<T: Transport> EventLoop<T> {
         let mut seen = LogIndex::ZERO;
         let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
         while !self.stopping {
-            let deadline = self.handover.deadline(self.driver.deadline());
+            let deadline = self.driver.deadline();
             let due = tokio::time::Instant::from_std(self.origin + Duration::from_nanos(deadline.0));
             // Moving the timer costs more than waking up once too early.
             if due < timer.deadline() || timer.is_elapsed() {
@@ -179,9 +183,7 @@ impl<T: Transport> EventLoop<T> {
             };
             let now = self.now();
             self.take_in(now, first)?;
-            self.drain()?;
-            // Leases and promises are timed: what has come in must not seem younger than it is.
-            let now = self.now();
+            self.drain(now)?;
             if now >= deadline {
                 // As long as requests keep coming, nobody looks at the timer.
                 self.driver.step(now, Input::Wake);
@@ -193,7 +195,6 @@ impl<T: Transport> EventLoop<T> {
             }
             // Some outputs make room for others: entries read back, for the next to be read.
             while self.driver.turn(now, &mut self.outlets) {}
-            self.stopping |= self.handover.look(now, self.driver.core());
             self.outlets.flusher.flush();
             if let Some(thread) = self.outlets.lost {
                 return Err(self.why_lost(thread));
@@ -209,7 +210,7 @@ impl<T: Transport> EventLoop<T> {
     }
 
     /// Takes in what else has come, in the order of urgency.
-    fn drain(&mut self) -> Result<(), Fatal> {
+    fn drain(&mut self, now: Instant) -> Result<(), Fatal> {
         for _ in 0..MAX_DRAIN {
             let next = if let Ok(internal) = self.inlets.internal.try_recv() {
                 Happened::Internal(internal)
@@ -220,7 +221,7 @@ impl<T: Transport> EventLoop<T> {
             } else {
                 return Ok(());
             };
-            self.take_in(self.now(), next)?;
+            self.take_in(now, next)?;
         }
         Ok(())
     }
@@ -256,29 +257,15 @@ impl<T: Transport> EventLoop<T> {
                 let _ = placed.send(self.driver.start(now, command, responder).map_err(RequestError::from));
             }
             Request::Read(reads) => {
-                let mut stale = Vec::new();
-                for read in reads {
-                    match read.consistency {
-                        Consistency::Linearizable => self.driver.read(read),
-                        Consistency::Lease => self.driver.read_by_lease(read),
-                        Consistency::Stale => stale.push(read),
-                    }
-                }
+                let (linearizable, stale): (Vec<_>, Vec<_>) =
+                    reads.into_iter().partition(|read| read.consistency == Consistency::Linearizable);
+                linearizable.into_iter().for_each(|read| self.driver.read(read));
                 self.driver.read_stale(stale);
             }
-            Request::Transfer { to, done } => match self.driver.transfer_leadership(now, to) {
-                Ok(to) => self.handover.await_end(now, to, self.driver.core(), done),
-                // Whoever asked may be gone.
-                Err(error) => drop(done.send(Err(error.into()))),
-            },
             Request::Status(reply) => {
                 let _ = reply.send(self.driver.core().status());
             }
-            // Whoever leads hands over first, so that the others need not find out that it is gone.
-            Request::Shutdown => match self.driver.transfer_leadership(now, None) {
-                Ok(_) => self.handover.leave(now, self.driver.core()),
-                Err(_) => self.stopping = true,
-            },
+            Request::Shutdown => self.stopping = true,
         }
     }
 

@@ -93,7 +93,6 @@ mod event_loop;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handle;
-mod handover;
 pub mod kv;
 mod node;
 mod reader;
@@ -102,7 +101,7 @@ mod state_machine;
 mod writer;
 
 pub use event_loop::Fatal;
-pub use handle::{Consistency, Proposal, Raft, ReadRequest, TransferFailure};
+pub use handle::{Consistency, Proposal, Raft, ReadRequest};
 pub use node::{Builder, Metrics, StartError};
 pub use reply::{Applied, Outcome, ReplySink, RequestError, Responder};
 pub use state_machine::{Replies, StateMachine, Work};

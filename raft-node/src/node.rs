@@ -19,7 +19,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::applier::{self, Progress};
 use crate::event_loop::{EventLoop, Inbox, Inlets, Outlets};
 use crate::handle::{Raft, Stopped};
-use crate::handover::Handover;
 use crate::reply::Flusher;
 use crate::state_machine::StateMachine;
 use crate::{reader, writer};
@@ -320,7 +319,6 @@ fn wire<M: StateMachine, S: Storage, T: Transport>(
     let event_loop = EventLoop {
         driver: Driver::new(core),
         stopping: false,
-        handover: Handover::default(),
         inlets: Inlets { internal, network, requests },
         outlets: Outlets { group, transport, writer, applier, reader, lost: None, flusher: Flusher::default() },
         progress,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Choices;
+use crate::change::MembershipChange;
 use crate::config::Config;
 use crate::io::{Fetch, Input, Output, ReadId, ReadOutcome, Recovered};
 use crate::membership::Membership;
@@ -35,6 +36,8 @@ pub struct Reached {
     pub reads: usize,
     /// Entries read back from disk.
     pub fetched: usize,
+    /// Changes of the membership begun.
+    pub changes: usize,
 }
 
 /// Runs the cluster that `data` describes.
@@ -73,7 +76,7 @@ struct Server {
 #[derive(Debug)]
 struct World {
     config: Config,
-    membership: Membership,
+    founders: Membership,
     servers: Vec<Server>,
     network: Vec<Envelope>,
     checker: Checker,
@@ -103,6 +106,11 @@ impl World {
             seed: choices.between(0, 255),
             ..Config::new(NodeId(1))
         };
+        let founders = match config.seed % 4 {
+            2 => 1,
+            3 => count.max(2) - 1,
+            _ => count,
+        };
         let server = |_| Server {
             raft: None,
             disk: Disk::empty(),
@@ -115,7 +123,8 @@ impl World {
         };
         World {
             config,
-            membership: Membership::of_voters((1..=count).map(NodeId)),
+            // Now and then the last one, or all but the first, come later.
+            founders: Membership::of_voters((1..=founders).map(NodeId)),
             servers: (0..count).map(server).collect(),
             network: Vec::new(),
             checker: Checker::default(),
@@ -163,10 +172,31 @@ impl World {
             26 => self.start(i),
             27 => self.link_reset(i, choices.pick(self.servers.len())),
             28 => self.hold(i, choices.flip()),
-            29 => self.settle(choices.pick(1 << self.servers.len()), 12),
-            30 => self.transfer(i, choices.pick(self.servers.len() + 1)),
+            29..=30 => self.settle(choices.pick(1 << self.servers.len()), 12),
+            _ if choices.flip() => self.change_membership(i, choices),
             _ => self.wake(i),
         }
+    }
+
+    /// Whoever leads, or server `i`, is asked to change who belongs to the cluster. What came of it is for the checker to judge.
+    fn change_membership(&mut self, i: usize, choices: &mut Choices<'_>) -> Result<(), Violation> {
+        let i = self.leader().unwrap_or(i);
+        let mut change = MembershipChange { forced: choices.flip(), ..MembershipChange::new() };
+        for id in (0..self.servers.len()).map(id_of) {
+            match choices.between(0, 4) {
+                0 | 1 => change.voters.push(id),
+                2 => change.learners.push(id),
+                3 => change.removed.push(id),
+                _ => {}
+            }
+        }
+        let server = &mut self.servers[i];
+        let Some(raft) = &mut server.raft else { return Ok(()) };
+        // Removing those who are no members is refused, and would make most changes pointless.
+        let now = raft.membership().1.clone();
+        change.removed.retain(|id| now.contains(*id));
+        self.reached.changes += usize::from(raft.change_membership(server.now, &change).is_ok());
+        self.pump(i)
     }
 
     fn step(&mut self, i: usize, input: Input) -> Result<(), Violation> {
@@ -357,19 +387,6 @@ impl World {
         self.pump(i)
     }
 
-    /// Server `i` is asked to hand over, to one of the others or to whom it thinks best.
-    fn transfer(&mut self, i: usize, to: usize) -> Result<(), Violation> {
-        let to = (to < self.servers.len()).then(|| id_of(to));
-        let server = &mut self.servers[i];
-        if let Some(raft) = &mut server.raft
-            && let Ok(target) = raft.transfer_leadership(server.now, to)
-            && (target == id_of(i) || to.is_some_and(|to| to != target))
-        {
-            return Err(format!("{:?} hands over to {target:?}, asked for {to:?}", id_of(i)));
-        }
-        self.pump(i)
-    }
-
     /// Pulls the plug: of the writes under way the first `kept` are on the disk, and of the next one `torn` entries.
     fn crash(&mut self, i: usize, kept: usize, torn: Option<usize>) -> Result<(), Violation> {
         let server = &mut self.servers[i];
@@ -393,7 +410,8 @@ impl World {
         server.holding = false;
         let seed = self.config.seed.wrapping_add(server.lives << 32);
         let config = Config { id: id_of(i), seed, ..self.config.clone() };
-        let recovered: Recovered = server.disk.recover(self.membership.clone());
+        let founders = if self.founders.contains(id_of(i)) { self.founders.clone() } else { Membership::default() };
+        let recovered: Recovered = server.disk.recover(founders);
         match Raft::new(config, recovered, server.now) {
             Ok(raft) => server.raft = Some(raft),
             Err(error) => return Err(format!("{:?} cannot start from its own disk: {error}", id_of(i))),
@@ -449,6 +467,7 @@ impl World {
         let mut asked: Option<(Term, LogIndex)> = None;
         for _ in 0..FINALE_ROUNDS {
             self.settle(0, 12)?;
+            self.dismiss()?;
             if let Some((term, index)) = asked
                 && self.everybody_knows(term, index)
             {
@@ -474,11 +493,35 @@ impl World {
         Err("no leader, or no progress, although everything is well".to_owned())
     }
 
+    /// Those who do not belong to the cluster any more are switched off, unless they alone know of something newer, or something newer, which may yet be
+    /// committed, counts them in.
+    fn dismiss(&mut self) -> Result<(), Violation> {
+        let (index, members) = self.checker.membership();
+        if index == LogIndex::ZERO || members.is_joint() {
+            return Ok(());
+        }
+        let newer = |server: &Server| server.disk.live().memberships().into_iter().filter(|(at, _)| *at > index);
+        let needed = |id| self.servers.iter().flat_map(newer).any(|(_, membership)| membership.contains(id));
+        let gone = |i: &usize| {
+            let id = id_of(*i);
+            !members.contains(id) && !needed(id) && newer(&self.servers[*i]).next().is_none()
+        };
+        let gone: Vec<usize> = (0..self.servers.len()).filter(gone).collect();
+        gone.into_iter().try_for_each(|i| self.crash(i, usize::MAX, None))
+    }
+
     fn everybody_knows(&self, term: Term, index: LogIndex) -> bool {
-        self.servers.iter().filter_map(|server| server.raft.as_ref()).all(|raft| {
-            let status = raft.status();
-            raft.term_at(index) == Some(term) && status.applied_index >= index
-        }) && self.servers.iter().filter(|server| server.raft.as_ref().is_some_and(Raft::is_leader)).count() == 1
+        let Some(members) = self.leader().and_then(|i| self.servers[i].raft.as_ref()).map(Raft::status) else {
+            return false;
+        };
+        let settled = !members.membership.is_joint() && members.membership_index <= members.commit_index;
+        let rafts = self.servers.iter().filter_map(|server| server.raft.as_ref());
+        settled
+            && rafts.map(Raft::status).filter(|status| members.membership.contains(status.id)).all(|status| {
+                let raft = index_of(status.id).and_then(|i| self.servers[i].raft.as_ref());
+                raft.is_some_and(|raft| raft.term_at(index) == Some(term)) && status.applied_index >= index
+            })
+            && self.servers.iter().filter(|server| server.raft.as_ref().is_some_and(Raft::is_leader)).count() == 1
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Choices;
+use crate::change::MembershipChange;
 use crate::config::Config;
 use crate::entries::{ENTRY_HEADER, Entries, EntryKind, Segment};
 use crate::io::{Event, FetchId, Input, Output, ReadId, ReadOutcome, Recovered};
@@ -118,6 +119,7 @@ impl Server {
                 }
             }
             11 => self.quick_disk = !self.quick_disk,
+            18 if choices.flip() => self.change_membership(choices),
             12..=14 => self.stand_and_win(),
             15..=17 => self.lead_it(choices),
             _ => {
@@ -143,13 +145,35 @@ impl Server {
         }
     }
 
+    fn change_membership(&mut self, choices: &mut Choices<'_>) {
+        let mut change = MembershipChange::new();
+        for _ in 0..choices.between(0, 4) {
+            let id = NodeId(choices.between(0, 11));
+            match choices.between(0, 3) {
+                0 => change.voters.push(id),
+                1 => change.learners.push(id),
+                2 => change.removed.push(id),
+                _ => change.info.push((id, Bytes::from(vec![b'i'; choices.between(0, 9) as usize]))),
+            }
+        }
+        change.forced = choices.flip();
+        let (last, before) = (self.raft.status().last_log.index, self.raft.membership().1.clone());
+        if let Ok(entry) = self.raft.change_membership(self.now, &change) {
+            let (index, membership) = self.raft.membership();
+            assert!(entry.index == last.next() && index == entry.index && self.raft.is_leader());
+            assert!(!before.is_joint() && *membership != before && !membership.voters().is_empty());
+            assert!(membership.is_joint() || membership.voters() == before.voters(), "{before:?} to {membership:?}");
+        }
+    }
+
     /// Everybody votes for this server.
     fn stand_and_win(&mut self) {
         self.time_out();
         for _ in 0..2 {
             self.settle();
             let (term, role) = (self.raft.current_term(), self.before.role);
-            for voter in 2..=self.members {
+            let voters = self.raft.membership().1.members().into_iter().filter(|id| *id != ME);
+            for voter in voters.map(|id| id.0).collect::<Vec<_>>() {
                 let reply = |election| VoteReply { election, granted: true };
                 let body = match role {
                     Role::PreCandidate => Message::PreVoteReply(reply(Term(term.0 + 1))),
@@ -271,7 +295,7 @@ impl Server {
             kept(self.disk.accept(write.clone()));
         }
         for envelope in &output.messages {
-            assert!(envelope.from == ME && envelope.to != ME && (2..=self.members).contains(&envelope.to.0));
+            assert!(envelope.from == ME && envelope.to != ME && envelope.to.0 > 0, "{envelope:?}");
             assert!(envelope.term <= self.raft.current_term(), "{envelope:?}");
             kept(self.checker.said(ME, envelope, &self.disk));
             self.check_size(&envelope.body);
@@ -356,11 +380,30 @@ fn entries(choices: &mut Choices<'_>, after: LogId) -> Entries {
     for _ in 0..choices.between(0, 4) {
         term = Term(term.0.saturating_add(choices.between(0, 5) / 4));
         let payload = Bytes::from(vec![b'x'; choices.between(0, 20) as usize]);
-        let Some(segment) = Segment::pack(index, term, EntryKind::Command, &[payload]) else { break };
+        let segment = match choices.between(0, 15) {
+            // What others take for the cluster; and what nobody can understand.
+            0 => Segment::pack(index, term, EntryKind::Membership, &[membership(choices).encode()]),
+            1 if choices.chance(1, 4) => Segment::pack(index, term, EntryKind::Membership, &[payload]),
+            _ => Segment::pack(index, term, EntryKind::Command, &[payload]),
+        };
+        let Some(segment) = segment else { break };
         if entries.push(segment).is_err() {
             break;
         }
         index = index.next();
     }
     entries
+}
+
+fn membership(choices: &mut Choices<'_>) -> Membership {
+    let mut change = MembershipChange::new();
+    for id in 1..=choices.between(0, 5) {
+        match choices.between(0, 3) {
+            0 => change.learners.push(NodeId(id)),
+            _ => change.voters.push(NodeId(id)),
+        }
+    }
+    // Joint, if there are voters that differ; and nobody at all, if the change makes no sense.
+    let before = Membership::of_voters((0..choices.between(0, 3)).map(|id| NodeId(id + 2)));
+    before.changed(&change).unwrap_or_default()
 }

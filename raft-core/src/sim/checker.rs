@@ -8,8 +8,10 @@
 use std::collections::BTreeMap;
 
 use super::disk::Disk;
+use super::members::Members;
 use crate::entries::{EntryKind, Segment};
 use crate::io::{Event, Write};
+use crate::membership::Membership;
 use crate::message::{AppendAck, Envelope, HeartbeatReply, Message};
 use crate::status::{Role, Status};
 use crate::types::{HardState, LogId, LogIndex, NodeId, Term};
@@ -31,6 +33,7 @@ pub struct Checker {
     /// The latest term in which each server acknowledged entries, and up to where. A crash does not take that back.
     acknowledged: BTreeMap<NodeId, (Term, LogIndex)>,
     searches: BTreeMap<NodeId, Search>,
+    members: Members,
     most_round_trips: u64,
 }
 
@@ -82,6 +85,7 @@ impl Checker {
                 ));
             }
         }
+        self.members.wrote(id, write, disk);
         match write.truncate_from {
             Some(from) if from <= self.views.entry(id).or_default().commit => {
                 Err(format!("{id:?} truncates committed entries from {from}"))
@@ -162,12 +166,23 @@ impl Checker {
     /// A server has started, with a state machine that remembers everything up to `applied`.
     pub fn started(&mut self, id: NodeId, applied: LogIndex) {
         self.views.entry(id).or_default().applied = applied;
+        self.members.restarted(id);
+    }
+
+    /// Another server with an empty disk has taken the place of this one, under the same id: nothing that it has promised binds the new one.
+    pub fn replaced(&mut self, id: NodeId, identity: u64) {
+        self.members.replaced(id, identity);
+        self.views.remove(&id);
+        self.acknowledged.remove(&id);
+        self.searches.remove(&id);
+        self.members.restarted(id);
     }
 
     /// A server has stopped; its disk keeps what was durable.
     pub fn stopped(&mut self, id: NodeId) {
         let view = self.views.entry(id).or_default();
         *view = View { hard_state: view.hard_state, ..View::default() };
+        self.members.restarted(id);
     }
 
     /// A message is sent, and `arrives` or does not.
@@ -232,6 +247,7 @@ impl Checker {
         let id = status.id;
         self.check_cursors(status, disk)?;
         self.check_hard_state(status, disk)?;
+        self.members.observe(status, disk)?;
         if status.role == Role::Leader {
             self.elected(id, status.current_term)?;
         }
@@ -324,6 +340,7 @@ impl Checker {
         if status.role == Role::Leader && last.term != term {
             return Err(format!("{id:?} commits {last} by counting, in term {term}"));
         }
+        let mut first_time = false;
         for index in old.0 + 1..=status.commit_index.0 {
             let entry = disk.live().id_at(LogIndex(index)).unwrap_or(LogId::ZERO);
             match self.committed.get(index as usize - 1) {
@@ -333,13 +350,19 @@ impl Checker {
                     ));
                 }
                 Some(_) => {}
-                None => self.committed.push((entry, term)),
+                None => {
+                    self.committed.push((entry, term));
+                    if let Some(membership) = self.membership_in(entry) {
+                        self.members.committed(entry.index, membership);
+                    }
+                    first_time = true;
+                }
             }
         }
         let disks: Vec<&Disk> = disks.collect();
-        let have: Vec<bool> = disks.iter().map(|disk| disk.durable().id_at(last.index) == Some(last)).collect();
-        if have.iter().filter(|has| **has).count() * 2 <= have.len() {
-            return Err(format!("{id:?} commits {last}, which is durable on {have:?}"));
+        self.members.check_kept(status, last, first_time, &disks)?;
+        if first_time {
+            self.members.check_electable(last, &disks)?;
         }
         // Leader Completeness for those who lead a later term already.
         for (other, view) in self.views.iter().filter(|(_, view)| view.leads && view.hard_state.current_term > term) {
@@ -359,6 +382,17 @@ impl Checker {
         self.entries.get(id).map(|(_, segment)| segment)
     }
 
+    /// The membership that an entry is, if it is one.
+    fn membership_in(&self, id: LogId) -> Option<Membership> {
+        let entry = self.entries.get(&id).and_then(|(_, segment)| segment.get(id.index))?;
+        (entry.kind == EntryKind::Membership).then(|| Membership::decode(entry.payload).ok())?
+    }
+
+    /// The newest membership that is committed, and the index of its entry.
+    pub fn membership(&self) -> (LogIndex, &Membership) {
+        self.members.newest_committed()
+    }
+
     /// Number of committed commands.
     pub fn committed_commands(&self) -> usize {
         let is_command = |(id, _): &&(LogId, Term)| {
@@ -370,6 +404,7 @@ impl Checker {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -403,6 +438,8 @@ mod tests {
                 applied_index: LogIndex::ZERO,
                 uncommitted_bytes: 0,
                 unapplied_bytes: 0,
+                membership: Arc::new(Membership::of_voters((1..=3).map(NodeId))),
+                membership_index: LogIndex::ZERO,
                 followers: Vec::new(),
             };
             let disks = (0..3).map(|i| Disk::new(Duration::ZERO, Dice::new(i, i))).collect();

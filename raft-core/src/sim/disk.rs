@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::schedule::Dice;
-use crate::entries::{Entries, Segment};
+use crate::entries::{Entries, EntryKind, Segment};
 use crate::io::{Fetch, Recovered, Write};
 use crate::membership::Membership;
 use crate::types::{HardState, Instant, LogId, LogIndex, NodeId, Term, WriteSeq};
@@ -49,6 +49,12 @@ impl Image {
     /// The entry at `index`, as a segment of one.
     pub fn entry(&self, index: LogIndex) -> Option<&Segment> {
         (index > self.start.index).then(|| self.entries.get((index - self.start.index) as usize - 1))?
+    }
+
+    /// The memberships in the log, oldest first. One that cannot be understood is left out: its server did not write it.
+    pub fn memberships(&self) -> Vec<(LogIndex, Membership)> {
+        let changes = self.entries.iter().flat_map(|entry| entry.of_kind(EntryKind::Membership));
+        changes.filter_map(|entry| Some((entry.index, Membership::decode(entry.payload).ok()?))).collect()
     }
 
     /// Size in bytes of term, vote and log.
@@ -230,7 +236,7 @@ impl Disk {
         (durable, pending).hash(hasher);
     }
 
-    /// What a server finds when it starts. Its state machine starts empty, so everything is to be applied again.
+    /// What a server finds when it starts; `membership` is what it was told when it was set up. Its state machine starts empty, so everything is to be applied again.
     pub fn recover(&self, membership: Membership) -> Recovered {
         let mut runs: Vec<LogId> = Vec::new();
         for entry in &self.durable.entries {
@@ -245,7 +251,7 @@ impl Disk {
             last_index: self.durable.last().index,
             applied: self.durable.start.index,
             membership,
-            changes: Vec::new(),
+            changes: self.durable.memberships(),
             restored: None,
         }
     }
@@ -279,7 +285,6 @@ impl Disk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entries::EntryKind;
     use crate::io::FetchId;
 
     fn disk(slowest: u64) -> Disk {

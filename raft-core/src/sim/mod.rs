@@ -24,6 +24,7 @@ pub mod disk;
 pub mod explore;
 pub mod lab;
 pub mod linearizability;
+mod members;
 pub mod network;
 pub mod node;
 pub mod outbox;

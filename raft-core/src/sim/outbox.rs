@@ -3,6 +3,7 @@
 use crate::driver::{Job, Ports, RequestError};
 use crate::io::{Event, Fetch, Write};
 use crate::message::Envelope;
+use crate::types::LogId;
 
 /// What came of one or more turns of a [`Driver`](crate::driver::Driver), each field in the order in which it came.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub struct Outbox<P, R> {
     pub events: Vec<Event>,
     /// Commands that the state machine will not answer.
     pub failed: Vec<(P, RequestError)>,
+    /// Changes of the membership that are complete, and the entries that made them so.
+    pub changed: Vec<(P, LogId)>,
     /// Reads that the state machine will not answer.
     pub failed_reads: Vec<(R, RequestError)>,
 }
@@ -32,6 +35,7 @@ impl<P, R> Default for Outbox<P, R> {
             fetches: Vec::new(),
             events: Vec::new(),
             failed: Vec::new(),
+            changed: Vec::new(),
             failed_reads: Vec::new(),
         }
     }
@@ -63,6 +67,10 @@ impl<P, R> Ports for Outbox<P, R> {
 
     fn fail_proposal(&mut self, proposer: P, error: RequestError) {
         self.failed.push((proposer, error));
+    }
+
+    fn changed(&mut self, proposer: P, entry: LogId) {
+        self.changed.push((proposer, entry));
     }
 
     fn fail_read(&mut self, reader: R, error: RequestError) {

@@ -43,8 +43,8 @@ fn message(from: u64, to: u64, term: u64, body: Message) -> Input {
 }
 
 #[test]
-fn strangers_are_not_heard() {
-    for from in [0, 1, 4, u64::MAX] {
+fn nobody_and_oneself_are_not_heard() {
+    for from in [0, 1] {
         let mut server = Server::following(3, 2, &[1, 2]);
         for body in [ask_vote(id(99, 99)), append(9, id(2, 2), &[3], 3), vote(3, true)] {
             changes_nothing(&mut server, &message(from, 1, 99, body), Some(Anomaly::Stranger));

@@ -23,7 +23,7 @@ fn arbitrary_clusters_keep_every_promise() {
     let mut dice = Dice::new(1, 17);
     let mut sum = Reached::default();
     for _ in 0..400 {
-        let Reached { elected, committed, truncated, lost_writes, reads, fetched } =
+        let Reached { elected, committed, truncated, lost_writes, reads, fetched, changes } =
             fuzzing::cluster(&bytes(&mut dice, 2000));
         sum.elected += elected;
         sum.committed += committed;
@@ -31,8 +31,9 @@ fn arbitrary_clusters_keep_every_promise() {
         sum.lost_writes += lost_writes;
         sum.reads += reads;
         sum.fetched += fetched;
+        sum.changes += changes;
     }
-    let often = [sum.elected, sum.committed as usize, sum.lost_writes, sum.reads, sum.fetched];
+    let often = [sum.elected, sum.committed as usize, sum.lost_writes, sum.reads, sum.fetched, sum.changes];
     assert!(often.iter().all(|count| *count >= 200) && sum.truncated >= 20, "some situations hardly occur: {sum:?}");
 }
 

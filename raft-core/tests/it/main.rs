@@ -5,7 +5,6 @@ mod corpus;
 mod explore;
 mod fuzz;
 mod hand;
-mod handover;
 mod lab;
 mod review;
 mod rules;

@@ -4,10 +4,9 @@
 //! u32 LE length of the rest | u64 LE request id | u8 kind | body
 //!
 //! request  1 write    group u64 LE | command, exactly as it will stand in the log
-//!          2 read     group u64 LE | u8: 0 linearizable, 1 stale, 2 by a lease | query
+//!          2 read     group u64 LE | u8: 0 linearizable, 1 stale | query
 //!          3 status   group u64 LE
-//!          4 transfer group u64 LE | node id u64 LE, 0 for the best
-//! response 128 done           reply of the state machine, a postcard [`NodeStatus`], or after a transfer the leader's id u64 LE
+//! response 128 done           reply of the state machine, or a postcard [`NodeStatus`]
 //!          129 not leader     postcard: option of (node id, address)
 //!          130 busy
 //!          131 too large      postcard: (size, limit)
@@ -37,7 +36,6 @@ const ID_AND_KIND: usize = 9;
 const WRITE: u8 = 1;
 const READ: u8 = 2;
 const STATUS: u8 = 3;
-const TRANSFER: u8 = 4;
 const DONE: u8 = 128;
 const NOT_LEADER: u8 = 129;
 const BUSY: u8 = 130;
@@ -69,13 +67,6 @@ pub enum Request {
     Status {
         /// In which group.
         group: GroupId,
-    },
-    /// Hand leadership over.
-    Transfer {
-        /// In which group.
-        group: GroupId,
-        /// To whom; to the best, if that is left open.
-        to: Option<NodeId>,
     },
 }
 
@@ -215,7 +206,7 @@ impl Frame {
     pub fn into_request(self) -> Result<Request, FrameError> {
         let Frame { kind, mut body, .. } = self;
         let too_short = |_| FrameError::TooShort(kind);
-        if !(WRITE..=TRANSFER).contains(&kind) {
+        if !(WRITE..=STATUS).contains(&kind) {
             return Err(FrameError::Kind(kind));
         }
         let group = GroupId(body.try_get_u64_le().map_err(too_short)?);
@@ -225,17 +216,9 @@ impl Frame {
                 let consistency = match body.try_get_u8().map_err(too_short)? {
                     0 => Consistency::Linearizable,
                     1 => Consistency::Stale,
-                    2 => Consistency::Lease,
                     _ => return Err(FrameError::Body(kind)),
                 };
                 Request::Read { group, consistency, query: body }
-            }
-            TRANSFER => {
-                let to = body.try_get_u64_le().map_err(too_short)?;
-                if !body.is_empty() {
-                    return Err(FrameError::Body(kind));
-                }
-                Request::Transfer { group, to: Some(NodeId(to)).filter(|to| to.0 != 0) }
             }
             _ if body.is_empty() => Request::Status { group },
             _ => return Err(FrameError::Body(kind)),
@@ -275,15 +258,10 @@ impl Request {
                 let consistency = match consistency {
                     Consistency::Linearizable => 0,
                     Consistency::Stale => 1,
-                    Consistency::Lease => 2,
                 };
                 frame(out, id, READ, &[&group.0.to_le_bytes(), &[consistency], query])
             }
             Request::Status { group } => frame(out, id, STATUS, &[&group.0.to_le_bytes()]),
-            Request::Transfer { group, to } => {
-                let to = to.map_or(0, |to| to.0);
-                frame(out, id, TRANSFER, &[&group.0.to_le_bytes(), &to.to_le_bytes()])
-            }
         }
     }
 }
@@ -365,7 +343,7 @@ mod tests {
     /// Clients and servers of different versions exchange these bytes.
     #[test]
     fn requests_are_fixed() {
-        let requests: [(Request, &[u8]); 7] = [
+        let requests: [(Request, &[u8]); 4] = [
             (
                 Request::Write { group: GROUP, command: Bytes::from_static(b"cmd") },
                 b"\x14\0\0\0\x07\0\0\0\0\0\0\0\x01\x01\0\0\0\0\0\0\0cmd",
@@ -378,19 +356,7 @@ mod tests {
                 Request::Read { group: GROUP, consistency: Consistency::Stale, query: Bytes::new() },
                 b"\x12\0\0\0\x07\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0\0\x01",
             ),
-            (
-                Request::Read { group: GROUP, consistency: Consistency::Lease, query: Bytes::new() },
-                b"\x12\0\0\0\x07\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0\0\x02",
-            ),
             (Request::Status { group: GROUP }, b"\x11\0\0\0\x07\0\0\0\0\0\0\0\x03\x01\0\0\0\0\0\0\0"),
-            (
-                Request::Transfer { group: GROUP, to: None },
-                b"\x19\0\0\0\x07\0\0\0\0\0\0\0\x04\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
-            ),
-            (
-                Request::Transfer { group: GROUP, to: Some(NodeId(3)) },
-                b"\x19\0\0\0\x07\0\0\0\0\0\0\0\x04\x01\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0",
-            ),
         ];
         for (request, golden) in requests {
             let mut out = BytesMut::new();
@@ -461,10 +427,9 @@ mod tests {
         let frame = |kind, body: &'static [u8]| Frame { id: 1, kind, body: Bytes::from_static(body) };
         assert_eq!(frame(WRITE, b"short").into_request(), Err(FrameError::TooShort(WRITE)));
         assert_eq!(frame(READ, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::TooShort(READ)));
-        assert_eq!(frame(READ, b"\x01\0\0\0\0\0\0\0\x03").into_request(), Err(FrameError::Body(READ)));
+        assert_eq!(frame(READ, b"\x01\0\0\0\0\0\0\0\x02").into_request(), Err(FrameError::Body(READ)));
         assert_eq!(frame(STATUS, b"\x01\0\0\0\0\0\0\0x").into_request(), Err(FrameError::Body(STATUS)));
-        assert_eq!(frame(TRANSFER, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::TooShort(TRANSFER)));
-        assert_eq!(frame(5, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::Kind(5)));
+        assert_eq!(frame(4, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::Kind(4)));
         assert_eq!(frame(NOT_LEADER, b"\x02").into_response(), Err(FrameError::Body(NOT_LEADER)));
         assert_eq!(frame(BUSY, b"x").into_response(), Err(FrameError::Body(BUSY)));
         assert_eq!(frame(200, b"").into_response(), Err(FrameError::Kind(200)));

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream, VarInt};
-use raft_core::{GroupId, NodeId, Status, TransferError};
+use raft_core::{GroupId, NodeId, Status};
 use raft_net::ClientConnection;
 use tokio::sync::mpsc;
 
 use super::protocol::{FRAME_HEADER, Frame, FrameError, FrameReader, NodeStatus, Request, Response};
 use super::sink::{Addresses, ConnectionSink, SinkLimits};
-use crate::handle::{Proposal, Raft, ReadRequest, TransferFailure};
-use crate::reply::{ReplySink as _, RequestError, Responder};
+use crate::handle::{Proposal, Raft, ReadRequest};
+use crate::reply::{ReplySink as _, Responder};
 
 /// How long a connection may take to open its stream.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -204,7 +204,6 @@ impl Service {
                         sink.respond(id, &self.status().await);
                         answered = true;
                     }
-                    Request::Transfer { to, .. } => self.transfer(to, id, sink),
                 },
             }
         }
@@ -221,10 +220,7 @@ impl Service {
 
     fn admit(&self, request: &Request) -> Result<(), Response> {
         let group = match request {
-            Request::Write { group, .. }
-            | Request::Read { group, .. }
-            | Request::Status { group }
-            | Request::Transfer { group, .. } => *group,
+            Request::Write { group, .. } | Request::Read { group, .. } | Request::Status { group } => *group,
         };
         if group != GroupId::FIRST {
             return Err(Response::BadRequest(format!("this node does not serve group {group}")));
@@ -234,28 +230,8 @@ impl Service {
             Request::Read { query, .. } if query.len() > self.limits.query_bytes => {
                 Err(Response::TooLarge { size: query.len() as u64, limit: self.limits.query_bytes as u64 })
             }
-            Request::Read { .. } | Request::Status { .. } | Request::Transfer { .. } => Ok(()),
+            Request::Read { .. } | Request::Status { .. } => Ok(()),
         }
-    }
-
-    /// Takes as long as an election: other requests go on meanwhile.
-    fn transfer(&self, to: Option<NodeId>, id: u64, sink: &Arc<ConnectionSink>) {
-        let (raft, sink, addresses) = (self.raft.clone(), sink.clone(), self.addresses.clone());
-        tokio::spawn(async move {
-            let response = match raft.transfer_leadership(to).await {
-                // Perhaps it was asked before, and the answer was lost.
-                Ok(leader) | Err(TransferFailure::Refused(TransferError::Leads { to: leader })) => {
-                    Response::Done(leader.0.to_le_bytes().to_vec().into())
-                }
-                Err(TransferFailure::ShuttingDown) => Response::ShuttingDown,
-                Err(TransferFailure::Refused(TransferError::NotLeader { hint })) => {
-                    Response::from_error(&RequestError::NotLeader { hint }, |id| addresses(id))
-                }
-                Err(why) => Response::BadRequest(why.to_string()),
-            };
-            sink.respond(id, &response);
-            sink.flush();
-        });
     }
 
     async fn status(&self) -> Response {

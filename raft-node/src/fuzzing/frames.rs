@@ -11,7 +11,7 @@ const LENGTH: usize = 4;
 
 /// The node's side. What is read as a request, and written again, has the same bytes.
 pub fn requests(data: &[u8]) -> bool {
-    let (stream, frames) = cut(data, 1..=5);
+    let (stream, frames) = cut(data, 1..=4);
     let mut good = false;
     let mut at = 0;
     for frame in frames {

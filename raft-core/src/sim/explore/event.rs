@@ -35,6 +35,8 @@ pub(super) enum Event {
     Persisted(u8),
     /// A client proposes a command.
     Propose,
+    /// The leader begins the change of the membership.
+    Change,
     /// A client asks to read.
     Read,
     /// Entries that were asked for are read from the disk.
@@ -86,6 +88,7 @@ impl fmt::Display for Event {
             Event::Persisted(1) => f.write_str("its oldest write is durable"),
             Event::Persisted(n) => write!(f, "its oldest {n} writes are durable"),
             Event::Propose => f.write_str("a client proposes a command"),
+            Event::Change => f.write_str("begins to change the membership"),
             Event::Read => f.write_str("a client asks to read"),
             Event::Fetched => f.write_str("entries are read from its disk"),
             Event::Crash { kept, torn: None } => {

@@ -14,6 +14,10 @@ pub(super) struct History {
     pub(super) committed: Vec<(EntryId, Term)>,
     /// Reads without an answer: of whom, which, and how much was committed when it was asked for.
     pub(super) reads: Vec<(NodeId, u64, usize)>,
+    /// Who votes by the newest membership that is committed (or will, once it is not joint any more).
+    pub(super) voters: Vec<NodeId>,
+    /// The change of the membership was begun.
+    pub(super) changed: bool,
     pub(super) commands: u64,
     pub(super) reads_asked: u64,
     pub(super) crashes: u64,
@@ -30,6 +34,8 @@ pub(super) struct View {
     pub(super) log: Vec<EntryId>,
     /// The log on the disk.
     pub(super) durable: Vec<EntryId>,
+    /// Who votes by the memberships in the log in memory, and their places.
+    pub(super) voters: Vec<(usize, Vec<NodeId>)>,
 }
 
 impl History {
@@ -63,6 +69,11 @@ impl History {
     pub(super) fn commits(&mut self, view: &View) {
         for entry in view.log.iter().take(view.commit).skip(self.committed.len()) {
             self.committed.push((*entry, view.term));
+        }
+        if let Some((_, voters)) = view.voters.iter().rfind(|(at, _)| *at <= view.commit)
+            && view.commit == self.committed.len()
+        {
+            self.voters.clone_from(voters);
         }
     }
 
@@ -102,8 +113,9 @@ pub(super) fn judge(history: &History, views: &[&View]) -> Result<(), String> {
                 leader.id, leader.term
             ));
         }
-        let copies = views.iter().filter(|v| v.durable.get(at) == Some(entry)).count();
-        if copies <= views.len() / 2 {
+        let voters = views.iter().filter(|v| history.voters.contains(&v.id));
+        let copies = voters.filter(|v| v.durable.get(at) == Some(entry)).count();
+        if copies <= history.voters.len() / 2 {
             return Err(format!("durability: {entry:?} is committed, and on the disks of {copies} servers only"));
         }
     }
@@ -132,7 +144,7 @@ mod tests {
 
     fn view(id: u64, term: u64, commit: usize, entries: &[(u64, u8)]) -> View {
         let log = log(entries);
-        View { id: NodeId(id), term: Term(term), leads: false, commit, durable: log.clone(), log }
+        View { id: NodeId(id), term: Term(term), leads: false, commit, durable: log.clone(), log, voters: Vec::new() }
     }
 
     fn verdict(history: &History, views: &[View]) -> String {
@@ -141,7 +153,7 @@ mod tests {
 
     #[test]
     fn every_promise_can_be_seen_to_break() {
-        let mut history = History::default();
+        let mut history = History { voters: [1, 2, 3].map(NodeId).to_vec(), ..History::default() };
         let good = [view(1, 2, 2, &[(1, 0), (2, 0)]), view(2, 2, 1, &[(1, 0), (2, 0)]), view(3, 1, 0, &[])];
         history.commits(&good[0]);
         assert_eq!((history.committed.len(), verdict(&history, &good)), (2, String::new()));

@@ -6,7 +6,6 @@ use super::event::{Event, NOW};
 use super::settings::Settings;
 use crate::entries::{Entries, EntryKind, Segment};
 use crate::io::{Fetch, Input, Output, ReadId, ReadOutcome, Recovered, Write};
-use crate::membership::Membership;
 use crate::message::{AppendAck, Envelope, HeartbeatReply, Message};
 use crate::raft::Raft;
 use crate::sim::disk::{Disk, Image};
@@ -68,6 +67,8 @@ impl Server {
         let busy = pending > 0;
         if status.role == Role::Leader {
             events.extend([Event::HeartbeatDue, Event::Propose]);
+            let accepts = |change| self.raft.clone().change_membership(NOW, change).is_ok();
+            events.extend(settings.change.as_ref().is_some_and(accepts).then_some(Event::Change));
             events.extend((self.raft.reads_asked() < settings.reads).then_some(Event::Read));
             events.extend(settings.check_quorum.then_some(Event::QuorumLost));
             events.extend((busy && !settings.check_quorum).then_some(Event::WriteStalled));
@@ -122,6 +123,10 @@ impl Server {
                 // Which entry of a term and index this is depends on who proposed it: two leaders of a term would differ.
                 let command = [before.id.0 as u8];
                 next.raft.propose(at, &[command]).map_err(|error| error.to_string())?;
+            }
+            Event::Change => {
+                let change = settings.change.as_ref().ok_or("no such change")?;
+                next.raft.change_membership(at, change).map_err(|error| error.to_string())?;
             }
             Event::Read => {
                 effects.read_asked = Some(next.raft.read_index(at).map_err(|error| error.to_string())?);
@@ -301,7 +306,6 @@ impl Server {
 }
 
 fn start(settings: &Settings, id: NodeId, disk: &Disk, applied: LogIndex) -> Result<Raft, String> {
-    let membership = Membership::of_voters((1..=settings.servers as u64).map(NodeId));
-    let found = Recovered { applied, ..disk.recover(membership) };
+    let found = Recovered { applied, ..disk.recover(settings.founders(id)) };
     Raft::new(settings.config(id), found, NOW).map_err(|error| format!("does not start: {error}"))
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use crate::change::MembershipChange;
 use crate::config::Config;
+use crate::membership::Membership;
 use crate::status::Status;
 use crate::types::{NodeId, Term};
 
@@ -14,6 +16,10 @@ pub struct Settings {
     pub name: String,
     /// How many servers, 1 to 9.
     pub servers: usize,
+    /// How many of these, the last ones, know of nobody at the start and belong to no cluster.
+    pub newcomers: usize,
+    /// A change of the membership that leaders may begin, once in all, in so far as they accept it.
+    pub change: Option<MembershipChange>,
     /// The terms of the entries on each server's disk at the start, after a restart of all of them; missing logs are empty. The terms
     /// must be such as real elections could have left.
     pub start: Vec<Vec<u64>>,
@@ -57,6 +63,8 @@ impl Settings {
         Settings {
             name: name.to_owned(),
             servers,
+            newcomers: 0,
+            change: None,
             start: Vec::new(),
             led: false,
             prompt_disks: false,
@@ -75,6 +83,12 @@ impl Settings {
             appends: 4,
             wanted: None,
         }
+    }
+
+    /// Who founds the cluster, as server `id` knows it.
+    pub(super) fn founders(&self, id: NodeId) -> Membership {
+        let founders = (1..=(self.servers - self.newcomers) as u64).map(NodeId);
+        Membership::of_voters(founders.clone().filter(|_| founders.clone().any(|founder| founder == id)))
     }
 
     /// Settings of server `id`. No timer runs out by itself: the explorer decides what time it is.
@@ -159,6 +173,17 @@ pub fn suite() -> Vec<Settings> {
             commands: 1,
             crashes: 0,
             ..three("a longer log of an older term")
+        },
+        Settings {
+            newcomers: 1,
+            change: Some(MembershipChange::new().voter(NodeId(3)).remove(NodeId(1)).forced()),
+            prompt_disks: true,
+            repeats: false,
+            no_op_on_election: true,
+            log_length: 4,
+            commands: 0,
+            crashes: 0,
+            ..led("two servers; the leader is replaced by a third")
         },
         Settings {
             terms: 3,

@@ -172,7 +172,7 @@ impl World {
             let server = Server::new(&self.settings, NodeId(id))?;
             words.push(self.add(server));
         }
-        let history = History::default();
+        let history = History { voters: self.settings.founders(NodeId(1)).voters().to_vec(), ..History::default() };
         words.push(self.histories.number(&history));
         let views: Vec<&View> = words[..self.settings.servers].iter().map(|s| self.view_of(*s)).collect();
         judge(&history, &views)?;
@@ -213,6 +213,7 @@ impl World {
             let own = self.servers[*server as usize].events.iter().filter(|event| match event {
                 Event::Crash { .. } => history.crashes < self.settings.crashes,
                 Event::Propose => history.commands < self.settings.commands,
+                Event::Change => !history.changed,
                 Event::Read => history.reads_asked < self.settings.reads,
                 _ => true,
             });
@@ -253,7 +254,7 @@ impl World {
         let gone = event.message().filter(|_| !self.settings.repeats);
         let old = state[servers + 1..].iter().copied().filter(|id| Some(*id) != gone);
         merge(old, messages, next);
-        let own = matches!(event, Event::Crash { .. } | Event::Propose);
+        let own = matches!(event, Event::Crash { .. } | Event::Propose | Event::Change);
         if news.is_some() || own {
             let mut history = self.history(state).clone();
             add_news(&mut history, self.view_of(server), event, news)?;
@@ -377,6 +378,7 @@ impl World {
             commit: status.commit_index.0 as usize,
             log: self.entries(live),
             durable: self.entries(durable),
+            voters: live.memberships().into_iter().map(|(at, m)| (at.0 as usize, m.voters().to_vec())).collect(),
         };
         self.views.number(&view)
     }
@@ -418,6 +420,7 @@ fn add_news(history: &mut History, view: &View, event: Event, news: Option<&News
         history.read_lost(id, None);
     }
     history.commands += u64::from(event == Event::Propose);
+    history.changed |= event == Event::Change;
     let Some(News { led, votes, commits, read_asked, reads }) = news else { return Ok(()) };
     for (term, candidate) in votes {
         history.voted(id, *term, *candidate)?;

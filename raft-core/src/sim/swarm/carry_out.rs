@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::client::Answer;
 use super::server::{Answers, Item, Job, Outbox, told};
 use super::sometimes::Situation;
 use super::workload::Workload;
@@ -16,8 +17,6 @@ impl<W: Workload> World<'_, W> {
     pub(super) fn pump(&mut self, i: usize) {
         let now = self.now();
         let mut answers = self.servers[i].drain_inbox(now);
-        let lease_reads = std::mem::take(&mut self.servers[i].lease_reads);
-        self.counts.add(Situation::LeaseRead, lease_reads);
         while self.failure.is_none()
             && let Some(outbox) = self.servers[i].turn(now)
         {
@@ -39,7 +38,12 @@ impl<W: Workload> World<'_, W> {
         outbox.messages.into_iter().for_each(|envelope| self.send(i, envelope));
         outbox.jobs.into_iter().for_each(|job| self.hand_to_state_machine(i, job, answers));
         outbox.fetches.into_iter().for_each(|fetch| self.fetch(i, fetch));
+        outbox.failed.iter().for_each(|(ticket, error)| self.operator_hears(*ticket, Err(error)));
         answers.extend(outbox.failed.iter().map(|(ticket, error)| (*ticket, told(error))));
+        for (ticket, entry) in outbox.changed {
+            self.operator_hears(ticket, Ok(()));
+            answers.push((ticket, Answer::Done { answer: Vec::new(), entry: Some(entry) }));
+        }
         for (reader, error) in outbox.failed_reads {
             // One that was let in, and not refused at once.
             self.counts.add(Situation::ReadLost, u64::from(reader.since < self.now()));
@@ -52,23 +56,18 @@ impl<W: Workload> World<'_, W> {
         self.shaken = true;
         let heard = self.checker.heard(id_of(i), event);
         self.check(heard);
+        if let io::Event::MembershipChanged { index, membership } = event {
+            return self.members_changed(i, *index, membership);
+        }
         let situation = match event {
-            io::Event::BecameLeader { term } => {
-                if self.handing_over.is_some_and(|(from, to)| term.0 == from.0 + 1 && to == id_of(i)) {
-                    self.counts.saw(Situation::Transferred);
-                }
-                Situation::Elected
-            }
-            io::Event::TransferBegun { term, to } => {
-                self.handing_over = Some((*term, *to));
-                Situation::TransferBegun
-            }
-            io::Event::TransferFailed { .. } => Situation::TransferFailed,
+            io::Event::Removed { .. } => Situation::Removed,
+            io::Event::BecameLeader { .. } => Situation::Elected,
             io::Event::Truncated { .. } => Situation::Truncated,
             io::Event::SteppedDown { reason, .. } => match reason {
                 StepDownReason::NewerTerm => Situation::NewerTerm,
                 StepDownReason::QuorumLost => Situation::QuorumLost,
                 StepDownReason::WriteStalled => Situation::WriteStalled,
+                StepDownReason::Removed => Situation::LeaderRemoved,
             },
             _ => return,
         };
@@ -145,6 +144,7 @@ impl<W: Workload> World<'_, W> {
             return self.failed(format!("n{} writes to {:?}", i + 1, envelope.to));
         };
         self.count_sent(i, &envelope);
+        let meant = self.meant(&envelope);
         let [first, second] = self.network.send(i, to, self.schedule.now(), &mut self.counts);
         if first.is_none() {
             self.note(format_args!("n{} -> n{}  lost: t{} {:?}", i + 1, to + 1, envelope.term, envelope.body));
@@ -152,10 +152,10 @@ impl<W: Workload> World<'_, W> {
         }
         let sent = self.now();
         if let Some(at) = second {
-            self.schedule.at(at, Event::Message { server: to, envelope: envelope.clone(), sent });
+            self.schedule.at(at, Event::Message { server: to, envelope: envelope.clone(), meant, sent });
         }
         if let Some(at) = first {
-            self.schedule.at(at, Event::Message { server: to, envelope, sent });
+            self.schedule.at(at, Event::Message { server: to, envelope, meant, sent });
         }
     }
 
@@ -184,11 +184,6 @@ impl<W: Workload> World<'_, W> {
         let mut time = Duration::ZERO;
         let mut flush = false;
         let mut bytes = 0;
-        if let Job::Query(readers) = &job
-            && !self.servers[i].leads()
-        {
-            self.counts.add(Situation::FollowerRead, readers.len() as u64);
-        }
         if let Job::Apply { entries, .. } = &job {
             for entry in entries.iter() {
                 let applied = self.checker.applied(id_of(i), entry.id());

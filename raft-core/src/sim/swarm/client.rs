@@ -8,6 +8,7 @@ use super::mix::Mix;
 use super::replica;
 use super::sometimes::{Counts, Situation};
 use super::workload::{Draw, Operation, Request, Workload};
+use crate::change::MembershipChange;
 use crate::sim::schedule::Dice;
 use crate::types::{Instant, LogId};
 
@@ -21,10 +22,12 @@ pub(super) struct Ticket {
 /// What travels to a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ask {
-    /// A linearizable read; by a lease, if the server that is asked has one.
-    Query { query: Vec<u8>, by_lease: bool },
+    /// A linearizable read.
+    Query(Vec<u8>),
     /// The content of an entry.
     Propose(Vec<u8>),
+    /// A change of who belongs to the cluster.
+    Change(MembershipChange),
 }
 
 /// What a server answers.
@@ -63,7 +66,6 @@ struct Undertaking {
     object: usize,
     request: Request,
     padding: usize,
-    by_lease: bool,
     invoked: Instant,
     /// An attempt is out, and not yet answered.
     asked: bool,
@@ -72,7 +74,7 @@ struct Undertaking {
 impl Undertaking {
     fn ask(&self) -> Ask {
         match &self.request {
-            Request::Query(query) => Ask::Query { query: query.clone(), by_lease: self.by_lease },
+            Request::Query(query) => Ask::Query(query.clone()),
             Request::Command(command) => Ask::Propose(replica::encode(command, self.padding)),
         }
     }
@@ -86,7 +88,6 @@ pub(super) struct Client {
     servers: usize,
     objects: usize,
     padding: usize,
-    leases: bool,
     think: Duration,
     patience: Duration,
     attempt: u64,
@@ -108,10 +109,9 @@ impl Client {
         Client {
             number,
             dice,
-            servers: mix.servers,
+            servers: mix.slots(),
             objects: usize::from(mix.keys),
             padding: mix.padding,
-            leases: mix.config.lease.is_some(),
             think: mix.think,
             patience: mix.patience,
             attempt: 0,
@@ -198,8 +198,7 @@ impl Client {
         let mut draw = Draw { dice: &mut self.dice, unique, objects: self.objects, last: &self.last };
         let (object, request) = W::draw(&mut draw);
         let padding = self.dice.between(0, self.padding as u64) as usize;
-        let by_lease = self.leases && self.dice.chance(3, 4);
-        self.undertaking = Some(Undertaking { object, request, padding, by_lease, invoked: now, asked: false });
+        self.undertaking = Some(Undertaking { object, request, padding, invoked: now, asked: false });
     }
 
     fn ask(&mut self) -> Next {

@@ -7,7 +7,7 @@ use super::server::Server;
 use super::sometimes::Situation;
 use super::workload::{Operation, Workload};
 use super::world::{Event, World};
-use crate::sim::cluster::id_of;
+use crate::sim::cluster::{id_of, index_of};
 use crate::sim::linearizability::Verdict;
 use crate::types::{LogId, LogIndex};
 
@@ -58,6 +58,7 @@ impl<W: Workload> World<'_, W> {
     /// Has the cluster recovered? First every client must succeed with something that it began after the end of the faults; then the
     /// clients fall silent, and all servers must come to the same state.
     pub(super) fn look(&mut self) {
+        self.dismiss();
         let (now, bound) = (self.now(), self.bound());
         let Some(healed) = self.healed else { return };
         let late = now.since(healed) > bound;
@@ -83,9 +84,10 @@ impl<W: Workload> World<'_, W> {
         ));
     }
 
-    /// The servers that take part to the end.
+    /// The servers that take part to the end: members.
     fn survivors(&self) -> impl Iterator<Item = &Server<W>> {
-        self.servers.iter().filter(|server| !server.lost)
+        let (_, members) = self.checker.membership();
+        self.servers.iter().filter(|server| !server.lost && members.contains(server.id))
     }
 
     /// All follow one leader, and have the same log, committed and applied.
@@ -93,12 +95,15 @@ impl<W: Workload> World<'_, W> {
         let Some(leader) = self.leader() else { return false };
         let Some(first) = self.servers[leader].raft().map(crate::Raft::status) else { return false };
         // Without an entry of its own term, a leader cannot commit what earlier ones left (paper, section 5.4.2).
+        let settled = !first.membership.is_joint() && first.membership_index <= first.commit_index;
         let all_committed = !self.mix.config.no_op_on_election || first.commit_index == first.last_log.index;
-        all_committed
+        settled
+            && all_committed
             && self.survivors().all(|server| {
                 let Some(status) = server.raft().map(crate::Raft::status) else { return false };
                 status.leader == Some(id_of(leader))
                     && (status.last_log, status.commit_index) == (first.last_log, first.commit_index)
+                    && status.membership == first.membership
                     && status.durable_index == status.last_log.index
                     && server.replica.applied.index == status.commit_index
                     // Whoever was let in has an answer.
@@ -165,11 +170,13 @@ impl<W: Workload> World<'_, W> {
                 return Err(format!("acknowledged as {entry}, but committed there is {committed:?}"));
             }
             // A disk that nobody may trust any more counts for nothing, and is not to blame on the cluster.
-            let lost = self.servers.iter().filter(|server| server.lost).count();
-            let holders = self.survivors().filter(|server| server.disk.durable().id_at(entry.index) == Some(entry));
-            let holders = holders.count();
-            if (holders + lost) * 2 <= self.servers.len() {
-                return Err(format!("{entry} was acknowledged and is on {holders} disks"));
+            let (_, members) = self.checker.membership();
+            let has = |id| {
+                let server = index_of(id).and_then(|i| self.servers.get(i));
+                server.is_some_and(|server| server.lost || server.disk.durable().id_at(entry.index) == Some(entry))
+            };
+            if !members.has_quorum(has) {
+                return Err(format!("{entry} was acknowledged and is not on the disks of a majority of {members:?}"));
             }
         }
         Ok(())

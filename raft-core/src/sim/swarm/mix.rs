@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::config::{Config, Lease};
+use crate::config::Config;
 use crate::sim::schedule::Dice;
 use crate::types::NodeId;
 
@@ -35,13 +35,11 @@ pub enum Fault {
     Rollback,
     /// Clients send more than the cluster can take.
     Overload,
-    /// No fault, but at a time as good as any: a leader is asked to hand over.
-    Transfer,
 }
 
 impl Fault {
     /// All that a cluster must survive.
-    const ALL: [Fault; 12] = [
+    const ALL: [Fault; 11] = [
         Fault::Partition,
         Fault::OneWay,
         Fault::Flap,
@@ -53,7 +51,6 @@ impl Fault {
         Fault::SyncError,
         Fault::DiskLoss,
         Fault::Overload,
-        Fault::Transfer,
     ];
 }
 
@@ -83,11 +80,22 @@ impl Quality {
     };
 }
 
+/// Who belongs to the cluster changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// Servers that are there and do not belong to the cluster at first.
+    pub spares: usize,
+    /// Mean time between two changes.
+    pub interval: Duration,
+}
+
 /// Everything that a seed decides beforehand.
 #[derive(Clone, Debug)]
 pub struct Mix {
-    /// Number of servers.
+    /// Number of servers that found the cluster.
     pub servers: usize,
+    /// Whether, and how, that changes.
+    pub changes: Option<Changes>,
     /// Settings of the cores; the id is filled in.
     pub config: Config,
     /// How long faults go on.
@@ -130,8 +138,6 @@ pub struct Mix {
     pub padding: usize,
     /// Servers hear of what their state machine did on the way only the next time they are awake, as nodes do; otherwise at once.
     pub late_progress: bool,
-    /// Which servers should rather lead.
-    pub priorities: Vec<u8>,
 }
 
 impl Mix {
@@ -140,21 +146,22 @@ impl Mix {
         let mut dice = Dice::new(seed, 1000);
         let dice = &mut dice;
         let servers = [1, 3, 3, 3, 3, 3, 5, 5, 5, 7][dice.pick(10)];
-        let mut config = config(seed, dice);
+        let config = config(seed, dice);
         let mut faults: Vec<Fault> = Fault::ALL.into_iter().filter(|_| dice.chance(2, 5)).collect();
         if faults.is_empty() {
             faults.push(Fault::ALL[dice.pick(Fault::ALL.len())]);
         }
+        let changes = changes(seed, servers);
+        if changes.is_some() {
+            // What has rotted is never repaired, and whoever changes the cluster would have to know which servers are left. Changes put empty disks in the place of others.
+            faults.retain(|fault| *fault != Fault::DiskLoss);
+            faults.extend(faults.is_empty().then_some(Fault::Crash));
+        }
         let wild = dice.chance(1, 4);
         let drift = [0, 10, 200][dice.pick(3)];
-        if config.check_quorum && dice.chance(1, 2) {
-            // The fastest clock gains that much on the slowest one.
-            let drift_per_mille = (2 * drift * 1000 / (1000 + drift) + 1) as u32;
-            config.lease = Some(Lease { drift_per_mille });
-        }
-        let ranks = if dice.chance(1, 4) { 2 } else { 0 };
         Mix {
             servers,
+            changes,
             troubled: Duration::from_secs(dice.between(60, 75)),
             faults,
             fault_interval: dice.time(Duration::from_millis(300), Duration::from_secs(6)),
@@ -175,15 +182,27 @@ impl Mix {
             patience: dice.time(millis(300), millis(3000)),
             padding: if dice.chance(1, 3) { dice.between(1, 600) as usize } else { 0 },
             late_progress: dice.chance(1, 2),
-            priorities: (0..servers).map(|_| dice.between(0, ranks) as u8).collect(),
             config,
         }
+    }
+
+    /// Number of servers, those included that do not belong to the cluster at first.
+    pub fn slots(&self) -> usize {
+        self.servers + self.changes.map_or(0, |changes| changes.spares)
     }
 
     /// Whether a fault can happen at all.
     pub fn has(&self, fault: Fault) -> bool {
         self.faults.contains(&fault)
     }
+}
+
+/// In half of the seeds the membership changes.
+fn changes(seed: u64, servers: usize) -> Option<Changes> {
+    let mut dice = Dice::new(seed, 1001);
+    let spares = dice.between(u64::from(servers < 3), 4.min(8 - servers as u64)) as usize;
+    let interval = dice.time(millis(100), millis(4000));
+    dice.chance(1, 2).then_some(Changes { spares, interval })
 }
 
 fn millis(ms: u64) -> Duration {
@@ -215,6 +234,7 @@ fn config(seed: u64, dice: &mut Dice) -> Config {
     limit(&mut config.max_unapplied_bytes, 60, 2000);
     limit(&mut config.max_cached_bytes, 0, 2000);
     limit(&mut config.max_reject_runs, 1, 6);
+    config.max_promotion_lag = [1000, 10, 0][(seed % 3) as usize];
     config
 }
 
@@ -252,7 +272,7 @@ mod tests {
             mix.config.validate().unwrap();
             assert!(mix.troubled >= Duration::from_mins(1) && !mix.faults.is_empty());
             assert!(mix.links.delay.0 <= mix.links.delay.1 && mix.sync.0 <= mix.sync.1);
-            assert_eq!((mix.clock_rates.len(), mix.priorities.len()), (mix.servers, mix.servers));
+            assert_eq!(mix.clock_rates.len(), mix.servers);
         }
     }
 

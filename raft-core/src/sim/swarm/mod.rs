@@ -10,7 +10,8 @@
 //! - once the faults have ended, a leader is elected, every client is served, and all servers come to the same state, within a bound.
 //!
 //! Parts: [`mix`] is what a seed decides; [`sometimes`] counts what occurred; the others are private: the servers with their disks, clocks
-//! and state machines, the network, the clients, and the nemesis, who decides about faults.
+//! and state machines, the network, the clients, the operator, who changes who belongs
+//! to the cluster, and the nemesis, who decides about faults.
 
 mod carry_out;
 mod client;
@@ -19,6 +20,7 @@ mod finale;
 pub mod mix;
 mod nemesis;
 mod network;
+mod operator;
 pub mod registers;
 mod replica;
 mod server;

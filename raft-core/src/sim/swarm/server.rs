@@ -47,6 +47,11 @@ pub(super) struct Server<W> {
     pub(super) driver: Option<Driver<Ticket, Reader>>,
     pub(super) disk: Disk,
     pub(super) clock: Clock,
+    /// Which server this is of those that have had this id.
+    pub(super) identity: u64,
+    /// Index of the membership that counts here, and whether it is joint.
+    pub(super) members_at: LogIndex,
+    pub(super) members_joint: bool,
     /// Number of the present life, or of the last one.
     pub(super) life: u64,
     pub(super) inbox: VecDeque<Item>,
@@ -72,8 +77,6 @@ pub(super) struct Server<W> {
     pub(super) applied: Option<Input>,
     /// Bytes of it.
     pub(super) quiet_bytes: usize,
-    /// Reads that were answered by a lease.
-    pub(super) lease_reads: u64,
     /// How many jobs the state machine has, and when it is through with them.
     pub(super) jobs: usize,
     pub(super) applying_until: Instant,
@@ -94,6 +97,9 @@ impl<W: Workload> Server<W> {
             driver: None,
             disk,
             clock: Clock::new(Instant(0), 0, 1000),
+            identity: 0,
+            members_at: LogIndex::ZERO,
+            members_joint: false,
             life: 0,
             inbox: VecDeque::new(),
             pump_asked: false,
@@ -109,7 +115,6 @@ impl<W: Workload> Server<W> {
             open: BTreeSet::new(),
             applied: None,
             quiet_bytes: 0,
-            lease_reads: 0,
             jobs: 0,
             applying_until: Instant(0),
             handed: LogIndex::ZERO,
@@ -142,7 +147,11 @@ impl<W: Workload> Server<W> {
 
     /// Begins a new life with nothing but what its disk and its state machine remember.
     pub(super) fn begin(&mut self, raft: Raft, clock: Clock) {
+        let (members_at, membership) = raft.membership();
         *self = Server {
+            members_at,
+            members_joint: membership.is_joint(),
+            identity: self.identity,
             driver: Some(Driver::new(raft)),
             disk: std::mem::replace(&mut self.disk, Disk::empty()),
             clock,
@@ -155,9 +164,14 @@ impl<W: Workload> Server<W> {
     }
 
     /// The settings of the next life: each draws other timeouts.
-    pub(super) fn next_config(&mut self, config: &Config, priority: u8) -> Config {
+    pub(super) fn next_config(&mut self, config: &Config) -> Config {
         self.life += 1;
-        Config { id: self.id, priority, seed: config.seed.wrapping_add(self.life << 32), ..config.clone() }
+        Config {
+            id: self.id,
+            identity: self.identity,
+            seed: config.seed.wrapping_add(self.life << 32),
+            ..config.clone()
+        }
     }
 
     /// Feeds the driver everything that is in the inbox, and tells it when it is awake because of the time. Says what to answer at once.
@@ -183,11 +197,8 @@ impl<W: Workload> Server<W> {
                     let Some(driver) = &mut self.driver else { continue };
                     self.open.insert(ticket);
                     match ask {
-                        Ask::Query { query, by_lease: true } => {
-                            self.lease_reads += u64::from(driver.core().has_lease());
-                            driver.read_by_lease(Reader { ticket, query, since });
-                        }
-                        Ask::Query { query, by_lease: false } => driver.read(Reader { ticket, query, since }),
+                        Ask::Query(query) => driver.read(Reader { ticket, query, since }),
+                        Ask::Change(change) => driver.change_membership(now, &change, ticket),
                         Ask::Propose(content) => driver.propose(now, content.into(), ticket),
                     }
                 }
@@ -258,5 +269,7 @@ pub(super) fn told(error: &RequestError) -> Answer {
         RequestError::NotLeader { hint } => Answer::NotLeader(hint.and_then(index_of)),
         RequestError::Busy => Answer::Busy,
         RequestError::OutcomeUnknown | RequestError::ShuttingDown | RequestError::TooLarge { .. } => Answer::Unknown,
+        // Clients change no membership.
+        RequestError::Change(_) => Answer::Unknown,
     }
 }

@@ -53,11 +53,6 @@ situations! {
     FetchForApply: 100, "entries to apply were fetched";
     Busy: 100, "a proposal was refused: busy";
     Undecided: 100, "a leader gave up on proposals";
-    TransferBegun: 100, "a leader began to hand over";
-    Transferred: 100, "a leader has handed over";
-    TransferFailed: 100, "a leader gave up handing over";
-    FollowerRead: 20, "a server that does not lead answered a read";
-    LeaseRead: 100, "a leader answered a read by its lease";
     ReadLost: 100, "a read was lost with the leadership";
     OldLeaderAsked: 100, "a leader was asked after another was elected";
     ClientTimedOut: 20, "a client gave up waiting";
@@ -86,6 +81,21 @@ situations! {
     Lost: 20, "a message was lost";
     Duplicated: 20, "a message was duplicated";
     Overtaken: 20, "a message was overtaken by a later one";
+    LeaderRemoved: 300, "a leader that was removed stepped down";
+    Removed: 300, "a server learned that it was removed";
+    MembersChanged: 50, "a change of the membership was completed";
+    ChangeTooEarly: 600, "a change was refused: the leader was too new";
+    ChangeInProgress: 600, "a change was refused: another was under way";
+    NotCaughtUp: 300, "a change was refused: a new voter was behind";
+    NewVoterSilent: 300, "a change was refused: a new voter was not heard";
+    QuorumAtRisk: 600, "a change was refused: the majority would have been at risk";
+    ChangeUndecided: 300, "a leader gave up on a change";
+    ChangeTruncated: 600, "a membership was truncated, and the one before counted again";
+    JointInherited: 300, "a leader finished the change that another began";
+    Replaced: 300, "another server came in the place of one that had left, under its id";
+    BackInSameTerm: 600, "a server came back in the term in which it had left";
+    MeantAnother: 600, "a message arrived at another server than it was meant for, under the same id";
+    Stranger: 300, "a message came from a server that the receiver did not know for a member";
     Backlog: 100, "the log of a server that came back had to be caught up";
 }
 

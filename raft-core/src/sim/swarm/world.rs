@@ -10,6 +10,7 @@ use super::clock::Clock;
 use super::mix::Mix;
 use super::nemesis::Undo;
 use super::network::Network;
+use super::operator::Operator;
 use super::replica::{Replica, mixed};
 use super::server::{Item, Job, Server};
 use super::sometimes::{Counts, Situation};
@@ -23,7 +24,7 @@ use crate::sim::checker::Checker;
 use crate::sim::cluster::{id_of, index_of};
 use crate::sim::disk::Disk;
 use crate::sim::schedule::{Dice, Schedule};
-use crate::types::{Instant, NodeId, Term, WriteSeq};
+use crate::types::{Instant, Term, WriteSeq};
 
 /// Something that will happen. Servers and clients are numbered from 0; what concerns a former life of a server concerns nobody.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ pub(super) enum Event {
     /// A server looks into its inbox.
     Pump { server: usize, life: u64 },
     /// A message arrives.
-    Message { server: usize, envelope: Envelope, sent: Instant },
+    Message { server: usize, envelope: Envelope, meant: Option<u64>, sent: Instant },
     /// A sync is done.
     Synced { server: usize, life: u64, seq: WriteSeq },
     /// The server hears of it.
@@ -50,6 +51,8 @@ pub(super) enum Event {
     Client { ticket: Ticket },
     /// The next fault.
     Fault,
+    /// The next change of who belongs to the cluster.
+    Change,
     /// The end of a fault, unless all faults have ended since.
     Undo { undo: Undo, era: u32 },
     /// All faults end.
@@ -76,6 +79,7 @@ pub(super) struct World<'w, W> {
     pub(super) network: Network,
     pub(super) servers: Vec<Server<W>>,
     pub(super) clients: Vec<Client>,
+    pub(super) operator: Operator,
     pub(super) checker: Checker,
     pub(super) counts: Counts,
     pub(super) streams: Vec<Stream>,
@@ -83,8 +87,6 @@ pub(super) struct World<'w, W> {
     pub(super) pumps: u64,
     /// The server at work has told of something out of the ordinary.
     pub(super) shaken: bool,
-    /// The last transfer that was begun: in which term, and to whom.
-    pub(super) handing_over: Option<(Term, NodeId)>,
     /// By how much some state machine was behind when all faults ended.
     pub(super) backlog: u64,
     /// Goes up when all faults end.
@@ -108,16 +110,16 @@ impl<'w, W: Workload> World<'w, W> {
             seed,
             schedule: Schedule::default(),
             dice: Dice::new(seed, 2),
-            network: Network::new(mix.servers, mix.links, mix.ordered, Dice::new(seed, 1)),
-            servers: (0..mix.servers).map(|i| Server::new(id_of(i), Disk::empty())).collect(),
+            network: Network::new(mix.slots(), mix.links, mix.ordered, Dice::new(seed, 1)),
+            servers: (0..mix.slots()).map(|i| Server::new(id_of(i), Disk::empty())).collect(),
             clients,
+            operator: Operator::new(Dice::new(seed, 3)),
             checker: Checker::default(),
             counts: Counts::default(),
-            streams: vec![Stream::default(); mix.servers],
+            streams: vec![Stream::default(); mix.slots()],
             candidates: BTreeMap::new(),
             pumps: 0,
             shaken: false,
-            handing_over: None,
             backlog: 0,
             era: 0,
             healed: None,
@@ -126,7 +128,7 @@ impl<'w, W: Workload> World<'w, W> {
             failure: None,
             fingerprint: seed,
             watch,
-            lanes: vec![Lane::Down; mix.servers],
+            lanes: vec![Lane::Down; mix.slots()],
             mix,
         }
     }
@@ -142,6 +144,7 @@ impl<'w, W: Workload> World<'w, W> {
             self.schedule.after(wait, Event::Client { ticket: self.clients[i].ticket() });
         }
         self.schedule.after(Duration::from_millis(500), Event::Fault);
+        self.schedule.after(Duration::from_millis(500), Event::Change);
         self.schedule.after(self.mix.troubled, Event::Heal);
         while self.failure.is_none() && !self.over {
             let Some(event) = self.schedule.pop() else {
@@ -224,7 +227,7 @@ impl<'w, W: Workload> World<'w, W> {
                     self.ask_for_pump_now(server);
                 }
             }
-            Event::Message { server, envelope, sent } => self.message_arrives(server, envelope, sent),
+            Event::Message { server, envelope, meant, sent } => self.message_arrives(server, envelope, meant, sent),
             Event::Synced { server, life, seq } => self.synced(server, life, seq),
             Event::Told { server, life, seq } => self.put(server, life, Item::Input(Input::Persisted(seq))),
             Event::Fetched { server, life, fetch } => {
@@ -259,6 +262,7 @@ impl<'w, W: Workload> World<'w, W> {
                 }
             }
             Event::Fault => self.next_fault(),
+            Event::Change => self.next_change(),
             Event::Undo { undo, era } => {
                 if era == self.era {
                     self.undo(undo);
@@ -353,11 +357,15 @@ impl<'w, W: Workload> World<'w, W> {
         self.arrives(i, Item::Request(ticket, ask));
     }
 
-    fn message_arrives(&mut self, i: usize, envelope: Envelope, sent: Instant) {
+    fn message_arrives(&mut self, i: usize, envelope: Envelope, meant: Option<u64>, sent: Instant) {
         self.show_message(&envelope, sent, true);
-        if !self.servers[i].is_up() {
-            return;
+        if meant.is_some_and(|identity| identity != self.servers[i].identity) {
+            // The server that it was meant for is gone for ever.
+            return self.counts.saw(Situation::MeantAnother);
         }
+        let Some(raft) = self.servers[i].raft() else { return };
+        let (_, membership) = raft.membership();
+        self.counts.add(Situation::Stranger, u64::from(!membership.contains(envelope.from)));
         self.note(format_args!("n{} <- {:?}  t{} {:?}", i + 1, envelope.from, envelope.term, envelope.body));
         self.print(envelope.from.0 << 32 ^ envelope.to.0 << 40 ^ envelope.term.0);
         self.count_message(i, &envelope);
@@ -445,8 +453,10 @@ impl<'w, W: Workload> World<'w, W> {
             return;
         }
         let now = self.now();
-        let clock = Clock::new(now, self.dice.between(0, 1 << 40), self.mix.clock_rates[i]);
-        let membership = Membership::of_voters((0..self.servers.len()).map(id_of));
+        let clock =
+            Clock::new(now, self.dice.between(0, 1 << 40), self.mix.clock_rates.get(i).copied().unwrap_or(1000));
+        let founded = i < self.mix.servers && self.servers[i].identity == 0;
+        let membership = Membership::of_voters((0..self.mix.servers).map(id_of).filter(|_| founded));
         let server = &mut self.servers[i];
         if server.rotten {
             return self.lose(i);
@@ -454,7 +464,7 @@ impl<'w, W: Workload> World<'w, W> {
         if !self.mix.keeps_state {
             server.flushed = Replica::default();
         }
-        let config = server.next_config(&self.mix.config, self.mix.priorities[i]);
+        let config = server.next_config(&self.mix.config);
         let mut recovered = server.disk.recover(membership);
         recovered.applied = server.flushed.applied.index;
         let applied = recovered.applied;

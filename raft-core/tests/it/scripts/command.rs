@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use raft_core::{
-    Config, HardState, Input, Instant, Lease, NodeId, ProposeError, Raft, ReadError, ReadId, Role, Term, TransferError,
+    Config, HardState, Input, Instant, Lease, MembershipChange, NodeId, ProposeError, Raft, ReadError, ReadId, Role,
+    Term, TransferError,
 };
 
 use super::show;
@@ -35,7 +36,9 @@ impl Session {
             if self.world.is_some() {
                 return Err("there is a cluster already".to_owned());
             }
-            self.world = Some(World::new(number(count)?, config(options)?)?);
+            let founders = options.iter().find_map(|option| option.strip_prefix("founders="));
+            let founders = founders.map_or_else(|| number(count), number)?;
+            self.world = Some(World::new(number(count)?, founders, config(options)?)?);
             return Ok(Vec::new());
         }
         let world = self.world.as_mut().ok_or("the first command is `cluster`")?;
@@ -60,6 +63,9 @@ fn dispatch(world: &mut World, words: &[&str]) -> Result<(), Failure> {
         ["read-by-lease", id] => read(world, server(id)?, Raft::read_by_lease),
         ["transfer", id] => transfer(world, server(id)?, None),
         ["transfer", id, to] => transfer(world, server(id)?, Some(server(to)?)),
+        ["change", id, change @ ..] => change_membership(world, server(id)?, change),
+        ["members", ids @ ..] => members(world, ids),
+        ["replace", id] => world.replace(server(id)?),
         ["deliver", filter @ ..] => deliver(world, &Filter::parse(filter)?),
         ["settle", ids @ ..] => settle(world, ids),
         ["drop", filter @ ..] => {
@@ -130,6 +136,8 @@ fn config(options: &[&str]) -> Result<Config, Failure> {
         Config { pre_vote: false, check_quorum: false, no_op_on_election: false, ..Config::new(NodeId(1)) };
     for option in options {
         match option.split_once('=') {
+            Some(("founders", _)) => {}
+            Some(("lag", entries)) => config.max_promotion_lag = number(entries)?,
             None if *option == "pre-vote" => config.pre_vote = true,
             None if *option == "check-quorum" => config.check_quorum = true,
             None if *option == "no-op" => config.no_op_on_election = true,
@@ -209,6 +217,47 @@ fn propose(world: &mut World, id: NodeId, commands: &[&str]) -> Result<(), Failu
     };
     world.say(line);
     world.pump(id)
+}
+
+/// `change 1 voter 4 learner 5 info 5 five remove 3 forced`: everything in one change.
+fn change_membership(world: &mut World, id: NodeId, words: &[&str]) -> Result<(), Failure> {
+    let mut change = MembershipChange::new();
+    let mut rest = words;
+    while !rest.is_empty() {
+        (change, rest) = match rest {
+            ["voter", id, rest @ ..] => (change.voter(server(id)?), rest),
+            ["learner", id, rest @ ..] => (change.learner(server(id)?), rest),
+            ["remove", id, rest @ ..] => (change.remove(server(id)?), rest),
+            ["info", id, text, rest @ ..] => (change.info(server(id)?, (*text).to_owned()), rest),
+            ["identity", id, identity, rest @ ..] => (change.identity(server(id)?, number(identity)?), rest),
+            ["forced", rest @ ..] => (change.forced(), rest),
+            other => return Err(format!("`{}` is no part of a change", other.join(" "))),
+        };
+    }
+    let (raft, now) = world.up(id)?;
+    let line = match raft.change_membership(now, &change) {
+        Ok(entry) => format!("{id} takes it as {entry}"),
+        Err(error) => format!("{id} {}", show::change_error(error)),
+    };
+    world.say(line);
+    world.pump(id)
+}
+
+/// Who belongs to the cluster, as servers see it.
+fn members(world: &mut World, ids: &[&str]) -> Result<(), Failure> {
+    let ids = if ids.is_empty() { world.ids() } else { servers(ids)? };
+    for id in ids {
+        let line = match &world.server(id)?.raft {
+            Some(raft) => {
+                let (index, membership) = raft.membership();
+                let sure = if index <= raft.commit_index() { "" } else { ", not committed" };
+                format!("{id}: {} (of {index}{sure})", show::membership(membership))
+            }
+            None => format!("{id}: down"),
+        };
+        world.say(line);
+    }
+    Ok(())
 }
 
 /// `transfer 1 2`: server 1 hands over to server 2; without a second server, to the best.

@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 
 use raft_core::sim::disk::Image;
 use raft_core::{
-    Entries, EntryKind, EntryRef, Envelope, Event, LogId, LogIndex, Message, NodeId, ProposeError, ReadError,
-    ReadOutcome, Status, StepDownReason, Write,
+    ChangeError, Entries, EntryKind, EntryRef, Envelope, Event, LogId, LogIndex, Membership, Message, NodeId,
+    ProposeError, ReadError, ReadOutcome, Status, StepDownReason, Write,
 };
 
 /// The name of a message's kind, as filters take it.
@@ -116,6 +116,7 @@ pub(super) fn contents(entries: &Entries) -> String {
 fn content(entry: &EntryRef<'_>) -> String {
     match (entry.kind, entry.payload) {
         (EntryKind::NoOp, _) => "=(no-op)".to_owned(),
+        (EntryKind::Membership, _) => "=(members)".to_owned(),
         (_, []) => String::new(),
         (_, payload) if payload.len() > 16 => format!("=({} bytes)", payload.len()),
         (_, payload) => format!("={}", String::from_utf8_lossy(payload)),
@@ -162,6 +163,7 @@ pub(super) fn event(id: NodeId, event: &Event) -> Option<String> {
                 StepDownReason::NewerTerm => "there is a newer term",
                 StepDownReason::QuorumLost => "no majority answers",
                 StepDownReason::WriteStalled => "its disk hangs",
+                StepDownReason::Removed => "it is no voter any more",
             };
             format!("steps down from term {term}: {why}")
         }
@@ -173,6 +175,10 @@ pub(super) fn event(id: NodeId, event: &Event) -> Option<String> {
         Event::TransferBegun { to, .. } => format!("hands over to {to}"),
         Event::TransferFailed { to, .. } => format!("gives up handing over to {to}"),
         Event::Truncated { from } => format!("drops its entries from {from} on"),
+        Event::MembershipChanged { index, membership } => {
+            format!("uses entry {index}: {}", self::membership(membership))
+        }
+        Event::Removed { index } => format!("learns from entry {index} that it has been removed"),
         Event::Rejected { from, reason } => format!("rejects what {from} says: {reason:?}"),
         other => format!("{other:?}"),
     })
@@ -192,6 +198,31 @@ pub(super) fn propose_error(error: ProposeError) -> String {
         ProposeError::NotLeader { hint: Some(hint) } => format!("refuses: not the leader, ask {hint}"),
         other => format!("refuses: {other}"),
     }
+}
+
+/// Why a change of the membership was refused.
+pub(super) fn change_error(error: ChangeError) -> String {
+    match error {
+        ChangeError::NotLeader { hint: Some(hint) } => format!("refuses: not the leader, ask {hint}"),
+        other => format!("refuses: {other}"),
+    }
+}
+
+/// Who belongs to the cluster: `voters 1 2 4, before 1 2 3, learners 5`.
+pub(super) fn membership(membership: &Membership) -> String {
+    let list = |name: &str, ids: &[NodeId]| {
+        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        (!ids.is_empty()).then(|| format!("{name} {}", ids.join(" ")))
+    };
+    let lists = [
+        list("voters", membership.voters()),
+        list("before", membership.outgoing()),
+        list("learners", membership.learners()),
+    ];
+    let info = membership.members().into_iter().filter(|id| !membership.info(*id).is_empty());
+    let info = info.map(|id| format!("{id} is {}", String::from_utf8_lossy(&membership.info(id))));
+    let parts: Vec<String> = lists.into_iter().flatten().chain(info).collect();
+    if parts.is_empty() { "nobody".to_owned() } else { parts.join(", ") }
 }
 
 /// Why a read was refused.
@@ -226,7 +257,11 @@ pub(super) fn progress(status: &Status) -> Vec<String> {
         let state = if follower.probing { "probing" } else { "streaming" };
         let (id, matched, next) = (follower.id, follower.match_index, follower.next_index);
         let (appends, bytes) = (follower.inflight_appends, follower.inflight_bytes);
-        format!("{id}: match {matched}, next {next}, {state}, {appends} appends of {bytes} bytes on their way")
+        let kind = match follower.member {
+            raft_core::MemberRole::Voter => String::new(),
+            other => format!("{other}, "),
+        };
+        format!("{id}: {kind}match {matched}, next {next}, {state}, {appends} appends of {bytes} bytes on their way")
     };
     status.followers.iter().map(line).collect()
 }

@@ -30,6 +30,8 @@ pub(super) struct Server {
     pub(super) now: Instant,
     /// Writes wait for `sync`.
     pub(super) slow_disk: bool,
+    /// Which of the servers that have had this id: 0 for the first.
+    identity: u64,
     lives: u64,
 }
 
@@ -37,6 +39,8 @@ pub(super) struct Server {
 #[derive(Debug)]
 pub(super) struct World {
     config: Config,
+    /// Servers from 1 to this one have founded the cluster; the others know of nobody at first.
+    founders: u64,
     servers: Vec<Server>,
     pub(super) wire: Wire,
     checker: Checker,
@@ -47,18 +51,20 @@ pub(super) struct World {
 }
 
 impl World {
-    /// A cluster of that many servers that have never run.
-    pub(super) fn new(count: u64, config: Config) -> Result<World, Failure> {
+    /// A cluster of that many servers that have never run, of which the first few are its founders.
+    pub(super) fn new(count: u64, founders: u64, config: Config) -> Result<World, Failure> {
         let server = |id| Server {
             id: NodeId(id),
             raft: None,
             disk: Disk::empty(),
             now: Instant::from_millis(0),
             slow_disk: false,
+            identity: 0,
             lives: 0,
         };
         let mut world = World {
             config,
+            founders,
             servers: (1..=count).map(server).collect(),
             wire: Wire::default(),
             checker: Checker::default(),
@@ -133,19 +139,32 @@ impl World {
 
     /// A new life, from what is durable.
     pub(super) fn start(&mut self, id: NodeId) -> Result<(), Failure> {
-        let voters = self.ids();
+        let founders = self.founders;
         let template = self.config.clone();
         let server = self.server_mut(id)?;
         if server.raft.is_some() {
             return Err(format!("server {id} is up"));
         }
         server.lives += 1;
-        let config = Config { id, seed: server.lives << 32, ..template };
+        let voters = (1..=founders).map(NodeId).filter(|_| id.0 <= founders && server.identity == 0);
+        let config = Config { id, identity: server.identity, seed: server.lives << 32, ..template };
         let recovered = server.disk.recover(Membership::of_voters(voters));
         let applied = recovered.applied;
         server.raft = Some(Raft::new(config, recovered, server.now).map_err(|error| error.to_string())?);
         self.checker.started(id, applied);
         self.pump(id)
+    }
+
+    /// Another server takes the place of this one, under the same id: its disk is empty, and it knows of nobody. What is on its way to and from the old one is not lost, unless it is dropped.
+    pub(super) fn replace(&mut self, id: NodeId) -> Result<(), Failure> {
+        if self.server(id)?.raft.is_some() {
+            self.stop(id)?;
+        }
+        let server = self.server_mut(id)?;
+        (server.disk, server.identity) = (Disk::empty(), server.identity + 1);
+        let identity = server.identity;
+        self.checker.replaced(id, identity);
+        self.start(id)
     }
 
     fn stop(&mut self, id: NodeId) -> Result<(), Failure> {

@@ -1,0 +1,230 @@
+//! The operator, who changes who belongs to the cluster: servers join as learners, are promoted, replaced and removed, the leader too; and come back
+//! under the same id, with their disk or as another server with an empty one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::client::{Ask, Ticket};
+use super::replica::Replica;
+use super::server::{Item, Server};
+use super::sometimes::Situation;
+use super::workload::Workload;
+use super::world::{Event, World};
+use crate::change::{ChangeError, MembershipChange};
+use crate::driver::RequestError;
+use crate::membership::Membership;
+use crate::message::{Envelope, Message};
+use crate::sim::cluster::{id_of, index_of};
+use crate::sim::disk::Disk;
+use crate::sim::schedule::Dice;
+use crate::types::{LogIndex, NodeId, Term};
+
+/// The operator's name among the clients.
+const OPERATOR: usize = usize::MAX - 1;
+
+/// What the operator knows.
+#[derive(Debug)]
+pub(super) struct Operator {
+    dice: Dice,
+    /// The request that is not answered yet: to which server, in which of its lives.
+    pending: Option<(usize, u64)>,
+    requests: u64,
+    /// Who has left, in the term of which leader.
+    left: BTreeMap<NodeId, Term>,
+}
+
+impl Operator {
+    pub(super) fn new(dice: Dice) -> Self {
+        Operator { dice, pending: None, requests: 0, left: BTreeMap::new() }
+    }
+}
+
+impl<W: Workload> World<'_, W> {
+    /// Something is changed, and the next change is planned.
+    pub(super) fn next_change(&mut self) {
+        let Some(changes) = self.mix.changes.filter(|_| self.healed.is_none()) else { return };
+        if self.operator.pending.is_some_and(|(server, life)| self.lives(server, life).is_none()) {
+            self.operator.pending = None;
+        }
+        if self.operator.pending.is_none() {
+            if self.operator.dice.chance(1, 3) {
+                let i = self.operator.dice.pick(self.servers.len());
+                self.replace(i);
+            }
+            self.change_something();
+        }
+        // Some follow on one another at once.
+        let wait = if self.operator.dice.chance(1, 3) { Duration::from_millis(60) } else { changes.interval * 2 };
+        let wait = self.operator.dice.time(Duration::ZERO, wait);
+        self.schedule.after(wait, Event::Change);
+    }
+
+    fn change_something(&mut self) {
+        let asked =
+            if self.operator.dice.chance(1, 20) { self.operator.dice.pick(self.servers.len()) } else { usize::MAX };
+        let Some(server) = (asked < usize::MAX).then_some(asked).or_else(|| self.leader()) else { return };
+        let Some(membership) = self.servers[server].raft().map(|raft| raft.membership().1.clone()) else { return };
+        let change = self.draw_change(&membership, id_of(server));
+        self.note(format_args!("the operator asks n{}: {change:?}", server + 1));
+        self.operator.requests += 1;
+        self.operator.pending = Some((server, self.servers[server].life));
+        let ticket = Ticket { client: OPERATOR, attempt: self.operator.requests };
+        self.servers[server].inbox.push_back(Item::Request(ticket, Ask::Change(change)));
+        self.ask_for_pump(server);
+    }
+
+    fn draw_change(&mut self, now: &Membership, leader: NodeId) -> MembershipChange {
+        let dice = &mut self.operator.dice;
+        let all: Vec<NodeId> = (0..self.servers.len()).map(id_of).collect();
+        let outsiders: Vec<NodeId> = all.iter().copied().filter(|id| !now.contains(*id)).collect();
+        let members = now.members();
+        let mut any = |ids: &[NodeId]| (!ids.is_empty()).then(|| ids[dice.pick(ids.len())]);
+        let (outsider, learner, voter, member) =
+            (any(&outsiders), any(now.learners()), any(now.voters()), any(&members));
+        let mut change = MembershipChange::new();
+        let growing = now.voters().len() < 3;
+        match dice.pick(8) {
+            0 => change.learners.extend(outsider),
+            1 => change.voters.extend_from_slice(now.learners()),
+            2 if growing => change.voters.extend(learner.or(outsider)),
+            2 => change.removed.extend(if dice.chance(1, 2) { Some(leader) } else { member }),
+            3 => {
+                change.voters.extend(learner);
+                change.removed.extend(voter);
+            }
+            4 => change.learners.extend(voter.filter(|_| !growing).or(outsider)),
+            5 => change.removed.extend(member.filter(|_| !growing)),
+            6 => change.info.extend(member.map(|id| (id, Bytes::from(format!("{}", dice.pick(3)))))),
+            _ => {
+                for id in all {
+                    match dice.pick(4) {
+                        0 => change.voters.push(id),
+                        1 => change.learners.push(id),
+                        2 if now.contains(id) => change.removed.push(id),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        change.forced = dice.chance(1, 12);
+        // Another one may have had the id before.
+        let joining: Vec<NodeId> = change.voters.iter().chain(&change.learners).copied().collect();
+        change.identities.extend(joining.into_iter().map(|id| (id, self.servers[place(id)].identity)));
+        change
+    }
+
+    /// Puts another server, with an empty disk, in the place of one that has left for good: no log that may still count knows it.
+    fn replace(&mut self, i: usize) {
+        let (id, (index, committed)) = (id_of(i), self.checker.membership());
+        let knows = |disk: &Disk| {
+            let logs = [disk.live(), disk.durable()].into_iter().flat_map(super::super::disk::Image::memberships);
+            logs.into_iter().any(|(at, membership)| at > index && membership.contains(id))
+        };
+        let others = self.servers.iter().filter(|server| server.id != id);
+        let fresh = self.servers[i].disk.live().last().index == LogIndex::ZERO;
+        if fresh || committed.is_joint() || committed.contains(id) || others.into_iter().any(|other| knows(&other.disk))
+        {
+            return;
+        }
+        self.crash(i);
+        self.note(format_args!("another server takes the place of n{}, and knows nothing", i + 1));
+        self.counts.saw(Situation::Replaced);
+        let server = &mut self.servers[i];
+        (server.disk, server.flushed, server.replica) = (Disk::empty(), Replica::default(), Replica::default());
+        server.identity += 1;
+        let identity = server.identity;
+        self.checker.replaced(id, identity);
+        self.start(i);
+    }
+
+    /// Which server under this id the sender of a message means, as far as it knows; servers tell one another who they are when they connect.
+    /// Answers go to whoever asked.
+    pub(super) fn meant(&self, envelope: &Envelope) -> Option<u64> {
+        let asks = matches!(
+            envelope.body,
+            Message::PreVote(_)
+                | Message::RequestVote(_)
+                | Message::AppendEntries(_)
+                | Message::Heartbeat(_)
+                | Message::TimeoutNow(_)
+        );
+        if !asks {
+            return None;
+        }
+        let sender = &self.servers[index_of(envelope.from)?];
+        let (_, membership) = sender.raft()?.membership();
+        if membership.contains(envelope.to) {
+            return Some(membership.identity(envelope.to));
+        }
+        // One that has left, and is told so.
+        let known = sender.disk.live().memberships().into_iter().rev().find(|(_, known)| known.contains(envelope.to));
+        Some(known.map_or(0, |(_, known)| known.identity(envelope.to)))
+    }
+
+    /// The operator has an answer.
+    pub(super) fn operator_hears(&mut self, ticket: Ticket, outcome: Result<(), &RequestError>) {
+        if ticket.client != OPERATOR {
+            return;
+        }
+        self.operator.pending = None;
+        let situation = match outcome {
+            Ok(()) => Situation::MembersChanged,
+            Err(RequestError::Change(ChangeError::TooEarly)) => Situation::ChangeTooEarly,
+            Err(RequestError::Change(ChangeError::InProgress { .. })) => Situation::ChangeInProgress,
+            Err(RequestError::Change(ChangeError::NotCaughtUp { .. })) => Situation::NotCaughtUp,
+            Err(RequestError::Change(ChangeError::Silent(_))) => Situation::NewVoterSilent,
+            Err(RequestError::Change(ChangeError::QuorumAtRisk { .. })) => Situation::QuorumAtRisk,
+            Err(RequestError::OutcomeUnknown) => Situation::ChangeUndecided,
+            Err(_) => return,
+        };
+        self.counts.saw(situation);
+    }
+
+    /// Another membership counts at a server.
+    pub(super) fn members_changed(&mut self, i: usize, index: LogIndex, membership: &Membership) {
+        let server = &mut self.servers[i];
+        let before = std::mem::replace(&mut server.members_at, index);
+        let was_joint = std::mem::replace(&mut server.members_joint, membership.is_joint());
+        self.counts.add(Situation::ChangeTruncated, u64::from(index < before));
+        let Some(raft) = self.servers[i].raft().filter(|raft| raft.is_leader()) else { return };
+        let term = raft.current_term();
+        let inherited = was_joint && !membership.is_joint() && raft.term_at(before).is_some_and(|made| made < term);
+        self.counts.add(Situation::JointInherited, u64::from(inherited));
+        for id in (0..self.servers.len()).map(id_of) {
+            if !membership.contains(id) {
+                self.operator.left.entry(id).or_insert(term);
+            } else if self.operator.left.remove(&id) == Some(term) {
+                self.counts.saw(Situation::BackInSameTerm);
+            }
+        }
+    }
+
+    /// At the end, those who do not belong to the cluster are switched off.
+    pub(super) fn dismiss(&mut self) {
+        let (index, committed) = self.checker.membership();
+        let asked = self.operator.pending.is_some_and(|(server, life)| {
+            let server = &self.servers[server];
+            server.is_up() && server.life == life
+        });
+        if self.mix.changes.is_none() || index == LogIndex::ZERO || committed.is_joint() || asked {
+            return;
+        }
+        // One stays who alone knows of a newer membership, and whom a newer one counts in: that may still be committed.
+        let newer = |server: &Server<W>| server.disk.live().memberships().into_iter().filter(|(at, _)| *at > index);
+        let needed = |id| self.servers.iter().flat_map(newer).any(|(_, membership)| membership.contains(id));
+        let idle = |i: &usize| {
+            let id = id_of(*i);
+            let up = self.servers[*i].is_up() && !committed.contains(id);
+            up && !needed(id) && newer(&self.servers[*i]).next().is_none()
+        };
+        let idle: Vec<usize> = (0..self.servers.len()).filter(idle).collect();
+        idle.into_iter().for_each(|i| self.crash(i));
+    }
+}
+
+/// Where a server is that is known to be one.
+fn place(id: NodeId) -> usize {
+    index_of(id).unwrap_or_default()
+}
