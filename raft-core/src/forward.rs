@@ -13,7 +13,7 @@ use crate::types::{Instant, LogIndex, NodeId};
 /// A request stands for all reads that wait when it leaves. So an answer to it, however late, is good for all reads that had arrived before it
 /// left, and for no other.
 ///
-/// Invariants: `waiting` ascends in `asked_in`, and those in no request yet come last.
+/// Invariants: `waiting` ascends in `request`, and those in no request yet come last.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "sim", derive(Hash))]
 pub(crate) struct Forwarded {
@@ -32,7 +32,7 @@ pub(crate) struct Forwarded {
 struct Asked {
     read: ReadId,
     since: Instant,
-    asked_in: Option<u64>,
+    request: Option<u64>,
 }
 
 impl Forwarded {
@@ -48,7 +48,7 @@ impl Forwarded {
 
     /// Those in no request yet are in the next one, which goes to someone who has heard of none of them.
     fn ask_anew(&mut self) {
-        self.waiting.iter_mut().for_each(|asked| asked.asked_in = None);
+        self.waiting.iter_mut().for_each(|asked| asked.request = None);
     }
 
     /// What time it is decides when to ask again, and nothing else: see [`Raft::forget_time`].
@@ -57,7 +57,7 @@ impl Forwarded {
         // Names every field, so that a new one has to be thought of here.
         let Forwarded { first: _, next: _, waiting, asked_at } = self;
         for asked in waiting {
-            let Asked { read: _, since, asked_in: _ } = asked;
+            let Asked { read: _, since, request: _ } = asked;
             *since = now;
         }
         *asked_at = now;
@@ -67,7 +67,7 @@ impl Forwarded {
 impl Raft {
     /// A read has come to a server that does not lead.
     pub(crate) fn forward_read(&mut self, read: ReadId) {
-        self.forwarded.waiting.push_back(Asked { read, since: self.now, asked_in: None });
+        self.forwarded.waiting.push_back(Asked { read, since: self.now, request: None });
     }
 
     /// Asks the leader about reads that are in no request yet, at once; and about all of them when it has not answered for a while. A read that has waited
@@ -80,17 +80,13 @@ impl Raft {
         }
         let Some(leader) = self.leader.filter(|leader| *leader != self.config.id) else { return };
         let Some(newest) = waiting.back() else { return };
-        if newest.asked_in.is_some() && self.now.since(*asked_at) < self.config.heartbeat_interval {
+        if newest.request.is_some() && self.now.since(*asked_at) < self.config.heartbeat_interval {
             return;
         }
         let id = *next;
         *next += 1;
         *asked_at = self.now;
-        waiting
-            .iter_mut()
-            .rev()
-            .take_while(|asked| asked.asked_in.is_none())
-            .for_each(|asked| asked.asked_in = Some(id));
+        waiting.iter_mut().rev().take_while(|asked| asked.request.is_none()).for_each(|asked| asked.request = Some(id));
         self.send(leader, Message::ReadIndex(ReadIndex { id }));
     }
 
@@ -127,7 +123,7 @@ impl Raft {
         if !(forwarded.first..forwarded.next).contains(&reply.id) {
             return;
         }
-        let covered = |asked: &mut Asked| asked.asked_in.is_some_and(|id| id <= reply.id);
+        let covered = |asked: &mut Asked| asked.request.is_some_and(|id| id <= reply.id);
         while let Some(asked) = forwarded.waiting.pop_front_if(covered) {
             self.out.reads.push(ReadOutcome::Ready { id: asked.read, index: reply.index });
         }

@@ -138,7 +138,7 @@ impl Raft {
     pub(crate) fn leave_when_removed(&mut self) {
         let led = matches!(self.role, RoleState::Leader(_)) && self.memberships.index() <= self.log.commit;
         if led && !self.is_voter() {
-            self.with_each_progress(|raft, peer, progress| raft.say_commit(peer, progress));
+            self.with_each_progress(Raft::say_commit);
             self.name_successor();
             self.become_follower(self.hard_state.current_term, StepDownReason::Removed);
         }

@@ -76,6 +76,8 @@ pub struct FollowerStatus {
 pub struct Status {
     /// This server.
     pub id: NodeId,
+    /// Which of the servers that have had this id: see [`Config::identity`](crate::Config::identity).
+    pub identity: u64,
     /// Its role.
     pub role: Role,
     /// Its term.
@@ -131,6 +133,7 @@ impl Raft {
         let (uncommitted_bytes, unapplied_bytes) = self.log.backlog();
         Status {
             id: self.config.id,
+            identity: self.config.identity,
             role,
             current_term: self.hard_state.current_term,
             voted_for: self.hard_state.voted_for,

@@ -126,6 +126,16 @@ pub enum CloseCode {
 }
 
 impl CloseCode {
+    /// Whether the other end has closed the connection because of who or what we are, or of what we sent.
+    pub(crate) fn is_refusal(reason: &quinn::ConnectionError) -> bool {
+        match reason {
+            quinn::ConnectionError::ApplicationClosed(close) => {
+                close.error_code.into_inner() >= CloseCode::WrongCluster as u64
+            }
+            _ => false,
+        }
+    }
+
     pub(crate) fn close(self, connection: &quinn::Connection, reason: &str) {
         connection.close(quinn::VarInt::from_u32(u32::from(self as u8)), reason.as_bytes());
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use quinn::{Connection, RecvStream};
+use quinn::{Connection, ConnectionError, RecvStream};
 use tokio::task::JoinSet;
 
 use crate::Inbound;
@@ -18,7 +18,7 @@ use crate::stream::{Batches, StreamReader, Violation};
 /// Pieces of a stream that are looked at in one go. QUIC delivers one for each packet.
 const PIECES: usize = 64;
 
-/// Serves an authenticated connection to `link`'s peer until it ends. Returns whether the peer had accepted it.
+/// Serves an authenticated connection to `link`'s peer until it ends. Returns whether the two had accepted each other.
 pub(crate) async fn run(shared: &Arc<Shared>, link: &Arc<Link>, connection: Connection) -> bool {
     let metrics = &shared.metrics;
     let session = Arc::new(Session::new(connection.clone(), shared.node, shared.incarnation, link.peer));
@@ -58,13 +58,15 @@ pub(crate) async fn run(shared: &Arc<Shared>, link: &Arc<Link>, connection: Conn
     let was_current = link.uninstall(&session);
     bump(&metrics.dropped_disconnected, session.stranded());
     metrics.retire(&connection);
+    // Either of the two has found fault with the other: trying again at once would end the same way.
+    let refused = reason == ConnectionError::LocallyClosed || CloseCode::is_refusal(&reason);
     if was_current {
         tracing::info!(peer = %link.peer, %reason, "disconnected");
         bump(&metrics.disconnects, 1);
         metrics.peers_connected.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
         let _ = shared.inbound.send(Inbound::LinkReset { peer: link.peer }).await;
     }
-    session.is_proven()
+    session.is_proven() && !refused
 }
 
 /// Writes what the lane of `channel` collects. Ends with the connection.

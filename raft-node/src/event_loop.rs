@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use crate::applier::{self, Job, Progress, Submit};
 use crate::handle::{Consistency, ReadRequest, Request, refuse};
 use crate::reply::{Flusher, Outcome, Responder};
+use crate::roster::Roster;
 
 /// Most inputs taken in before their consequences are carried out.
 const MAX_DRAIN: usize = 4096;
@@ -59,6 +60,7 @@ impl Inbox {
 pub(crate) struct Outlets<T> {
     pub(crate) group: GroupId,
     pub(crate) transport: T,
+    pub(crate) roster: Roster,
     pub(crate) writer: mpsc::Sender<Write>,
     pub(crate) applier: Box<dyn Submit>,
     pub(crate) reader: mpsc::Sender<Fetch>,
@@ -102,10 +104,13 @@ impl<T: Transport> Ports for Outlets<T> {
             Event::LeaderChanged { term, leader: None } => tracing::info!(%term, "no leader"),
             Event::Campaigning { term, pre_vote } => tracing::info!(%term, pre_vote, "campaigning"),
             Event::MembershipChanged { index, membership } => {
-                let (voters, outgoing, learners) = (membership.voters(), membership.outgoing(), membership.learners());
-                tracing::info!(%index, ?voters, ?outgoing, ?learners, "membership");
+                tracing::info!(%index, voters = ?membership.voters(), outgoing = ?membership.outgoing(),
+                    learners = ?membership.learners(), "membership");
+                self.roster.follow(membership, &mut self.transport);
             }
-            Event::Removed { index } => tracing::warn!(%index, "this node has been removed from the cluster"),
+            Event::Removed { index } => {
+                tracing::warn!(%index, "this node has been removed from the cluster; it can be stopped");
+            }
             Event::Truncated { from } => tracing::info!(%from, "uncommitted entries gave way to the leader's"),
             Event::Rejected { from, reason } => tracing::warn!(%from, ?reason, "input rejected"),
             other => tracing::debug!(?other, "event"),
@@ -117,7 +122,9 @@ impl<T: Transport> Ports for Outlets<T> {
     }
 
     fn changed(&mut self, responder: Responder, entry: LogId) {
-        self.flusher.add(responder.reply(Outcome::Applied { term: entry.term, index: entry.index, reply: &[] }));
+        // Clients are told the index.
+        let reply = postcard::to_stdvec(&entry.index.0).unwrap_or_default();
+        self.flusher.add(responder.reply(Outcome::Applied { term: entry.term, index: entry.index, reply: &reply }));
     }
 
     fn fail_read(&mut self, read: ReadRequest, error: RequestError) {
@@ -261,6 +268,9 @@ impl<T: Transport> EventLoop<T> {
                     reads.into_iter().partition(|read| read.consistency == Consistency::Linearizable);
                 linearizable.into_iter().for_each(|read| self.driver.read(read));
                 self.driver.read_stale(stale);
+            }
+            Request::ChangeMembership { change, responder } => {
+                self.driver.change_membership(now, &change, responder);
             }
             Request::Status(reply) => {
                 let _ = reply.send(self.driver.core().status());

@@ -1,10 +1,11 @@
 //! The handle through which a program uses its node.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raft_core::{LogIndex, NodeId, Proposed, Status};
+use raft_core::{LogId, LogIndex, MembershipChange, NodeId, Proposed, Status};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::event_loop::Fatal;
@@ -48,6 +49,7 @@ pub(crate) enum Request {
     Propose(Vec<Proposal>),
     Start { command: Bytes, responder: Responder, placed: oneshot::Sender<Result<Proposed, RequestError>> },
     Read(Vec<ReadRequest>),
+    ChangeMembership { change: MembershipChange, responder: Responder },
     Status(oneshot::Sender<Status>),
     Shutdown,
 }
@@ -65,6 +67,7 @@ pub struct Raft {
     address: Option<SocketAddr>,
     metrics: Metrics,
     leader: watch::Receiver<Option<NodeId>>,
+    addresses: watch::Receiver<BTreeMap<NodeId, String>>,
     stopped: watch::Receiver<Stopped>,
 }
 
@@ -75,9 +78,10 @@ impl Raft {
         address: Option<SocketAddr>,
         metrics: Metrics,
         leader: watch::Receiver<Option<NodeId>>,
+        addresses: watch::Receiver<BTreeMap<NodeId, String>>,
         stopped: watch::Receiver<Stopped>,
     ) -> Self {
-        Raft { id, requests, address, metrics, leader, stopped }
+        Raft { id, requests, address, metrics, leader, addresses, stopped }
     }
 
     /// This node.
@@ -98,6 +102,11 @@ impl Raft {
     /// The leader of the current term, as it changes.
     pub fn leader(&self) -> watch::Receiver<Option<NodeId>> {
         self.leader.clone()
+    }
+
+    /// Where the members of the cluster are (`host:port`), as far as this node knows, as it changes.
+    pub fn addresses(&self) -> watch::Receiver<BTreeMap<NodeId, String>> {
+        self.addresses.clone()
     }
 
     /// Waits until the node has stopped and its threads are gone.
@@ -141,6 +150,23 @@ impl Raft {
         let (responder, outcome) = OneShot::responder();
         self.read_batch(vec![ReadRequest { query: query.into(), consistency, responder }]);
         outcome.await.unwrap_or(Err(RequestError::ShuttingDown)).map(|applied| applied.reply)
+    }
+
+    /// Changes who belongs to the cluster, and waits until the change is complete: the new membership is committed, and counts alone. The information about each
+    /// member is a [`MemberInfo`](crate::MemberInfo), so that the others know how to reach it.
+    ///
+    /// # Errors
+    /// [`RequestError::Change`] says why it is refused; with [`RequestError::OutcomeUnknown`] look at the [`status`](Self::status).
+    pub async fn change_membership(&self, change: MembershipChange) -> Result<LogId, RequestError> {
+        let (responder, outcome) = OneShot::responder();
+        self.change_membership_with(change, responder);
+        let applied = outcome.await.unwrap_or(Err(RequestError::OutcomeUnknown))?;
+        Ok(LogId::new(applied.term, applied.index))
+    }
+
+    /// The same; the outcome goes to `responder`.
+    pub fn change_membership_with(&self, change: MembershipChange, responder: Responder) {
+        self.send(Request::ChangeMembership { change, responder });
     }
 
     /// Proposes many commands at once; outcomes go to their responders. Never waits: what is too much is answered
@@ -190,6 +216,7 @@ pub(crate) fn refuse(request: Request) {
         Request::Propose(proposals) => {
             proposals.into_iter().for_each(|p| p.responder.fail(RequestError::ShuttingDown));
         }
+        Request::ChangeMembership { responder, .. } => responder.fail(RequestError::ShuttingDown),
         Request::Read(reads) => reads.into_iter().for_each(|r| r.responder.fail(RequestError::ShuttingDown)),
         // Their callers see the channel close.
         Request::Start { .. } | Request::Status(_) | Request::Shutdown => {}

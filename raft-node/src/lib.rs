@@ -94,14 +94,17 @@ mod event_loop;
 pub mod fuzzing;
 mod handle;
 pub mod kv;
+mod member;
 mod node;
 mod reader;
 mod reply;
+mod roster;
 mod state_machine;
 mod writer;
 
 pub use event_loop::Fatal;
 pub use handle::{Consistency, Proposal, Raft, ReadRequest};
+pub use member::MemberInfo;
 pub use node::{Builder, Metrics, StartError};
 pub use reply::{Applied, Outcome, ReplySink, RequestError, Responder};
 pub use state_machine::{Replies, StateMachine, Work};

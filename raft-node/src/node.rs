@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use raft_core::driver::Driver;
-use raft_core::{Config, ConfigError, GroupId, Instant, Membership, NodeId, Raft as Core, Recovered};
+use raft_core::{Config, ConfigError, GroupId, Instant, NodeId, Raft as Core, Recovered};
 use raft_net::{ClientConnection, Inbound, NetConfig, NetError, NetMetrics, QuicTransport, TlsIdentity, Transport};
 use raft_storage::{Identity, Options, RocksStorage, Storage, StorageError, StorageMetrics};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,8 +20,9 @@ use crate::applier::{self, Progress};
 use crate::event_loop::{EventLoop, Inbox, Inlets, Outlets};
 use crate::handle::{Raft, Stopped};
 use crate::reply::Flusher;
+use crate::roster::{Doorkeeper, Roster, identity_of};
 use crate::state_machine::StateMachine;
-use crate::{reader, writer};
+use crate::{member, reader, writer};
 
 /// Batches of messages that may wait for the loop before the transport stops reading.
 const INBOUND_QUEUE: usize = 1024;
@@ -68,6 +69,7 @@ pub struct Builder<M> {
     listen: Option<SocketAddr>,
     tls: Option<TlsIdentity>,
     peers: BTreeMap<NodeId, String>,
+    join: bool,
     limits: raft_net::Limits,
     storage: Options,
     tune: Box<dyn FnOnce(&mut Config) + Send>,
@@ -85,6 +87,7 @@ impl Raft {
             listen: None,
             tls: None,
             peers: BTreeMap::new(),
+            join: false,
             limits: raft_net::Limits::default(),
             storage: Options::default(),
             tune: Box::new(|_| {}),
@@ -113,9 +116,17 @@ impl<M: StateMachine> Builder<M> {
         self
     }
 
-    /// All voters of the cluster and their addresses (`host:port`); this node may be among them.
+    /// The voters with which the cluster begins, and their addresses (`host:port`); this node may be among them. Once the cluster has begun, who belongs to it is
+    /// in its log ([`Raft::change_membership`](crate::Raft::change_membership)), and what stands here is only where to look first.
     pub fn peers(mut self, peers: impl IntoIterator<Item = (NodeId, String)>) -> Self {
         self.peers.extend(peers);
+        self
+    }
+
+    /// This node is not one of those with which the cluster begins, but joins it later: it waits, belonging to nobody, until the leader has been told to add it.
+    /// Of no effect on a node that has started before.
+    pub fn join(mut self, join: bool) -> Self {
+        self.join = join;
         self
     }
 
@@ -164,16 +175,19 @@ impl<M: StateMachine> Builder<M> {
         let data_dir = self.data_dir.ok_or(StartError::Missing("data_dir"))?;
         let listen = self.listen.ok_or(StartError::Missing("listen"))?;
         let tls = self.tls.ok_or(StartError::Missing("tls"))?;
-        let (options, limits, peers) = (self.storage, self.limits, self.peers);
-        let open = move |voters: BTreeMap<NodeId, String>, config: &Config| {
+        let (options, limits, peers, join) = (self.storage, self.limits, self.peers, self.join);
+        let open = move |peers: BTreeMap<NodeId, String>, config: &Config| {
             let owner = Identity { cluster: cluster.clone(), node: id };
             let mut storage = RocksStorage::open(data_dir.join("log"), &owner, &options)?;
-            storage.pin_founders(GroupId::FIRST, &voters.keys().copied().collect::<Vec<_>>())?;
+            let founders = find_founders(&mut storage, &peers, join)?;
+            let doorkeeper = Doorkeeper::new(storage.known_peers(GroupId::FIRST)?);
+            let incarnation = storage.incarnation();
             let storage_metrics = storage.metrics();
             let (inbound, network) = mpsc::channel(INBOUND_QUEUE);
             let (client_sender, clients) = mpsc::channel(CLIENT_QUEUE);
             let mut net = NetConfig::new(id, cluster, listen, tls);
-            net.peers = voters;
+            net.peers = peers;
+            (net.incarnation, net.peer_check) = (incarnation, doorkeeper.check());
             net.data_dir = Some(data_dir);
             net.limits = limits;
             // An entry of the largest size must fit into a frame.
@@ -184,7 +198,8 @@ impl<M: StateMachine> Builder<M> {
             let transport = QuicTransport::bind(net, inbound, client_sender)?;
             let address = Some(transport.local_addr()?);
             let metrics = Metrics { storage: Some(storage_metrics), net: Some(transport.metrics()) };
-            Ok(Parts { storage, transport, network, clients: Some(clients), address, metrics })
+            let member = Member { founders, incarnation, doorkeeper };
+            Ok(Parts { storage, transport, member, network, clients: Some(clients), address, metrics })
         };
         launch(id, peers, self.machine, self.tune, self.clients, open).await
     }
@@ -200,11 +215,36 @@ impl<M: StateMachine> Builder<M> {
         network: mpsc::Receiver<Inbound>,
     ) -> Result<Raft, StartError> {
         let id = self.id.ok_or(StartError::Missing("identity"))?;
-        let open = move |_: BTreeMap<NodeId, String>, _: &Config| {
-            Ok(Parts { storage, transport, network, clients: None, address: None, metrics: Metrics::default() })
+        let join = self.join;
+        let open = move |peers: BTreeMap<NodeId, String>, _: &Config| {
+            let founders = if join { Vec::new() } else { peers.into_keys().collect() };
+            let member = Member { founders, incarnation: rand::random(), doorkeeper: Doorkeeper::default() };
+            let metrics = Metrics::default();
+            Ok(Parts { storage, transport, member, network, clients: None, address: None, metrics })
         };
         launch(id, self.peers, self.machine, self.tune, self.clients, open).await
     }
+}
+
+/// The voters with which the cluster began: at the first start they are written down, and from then on what is written down counts.
+fn find_founders(
+    storage: &mut RocksStorage,
+    peers: &BTreeMap<NodeId, String>,
+    join: bool,
+) -> Result<Vec<NodeId>, StartError> {
+    let group = GroupId::FIRST;
+    let configured: Vec<NodeId> = if join { Vec::new() } else { peers.keys().copied().collect() };
+    let Some(found) = storage.founders(group)? else {
+        storage.pin_founders(group, &configured)?;
+        return Ok(configured);
+    };
+    let log = storage.recover(group)?;
+    let has_changed = log.membership.is_some() || !log.changes.is_empty();
+    if !join && !found.is_empty() && !has_changed {
+        // As long as nothing else is known, others would be a mistake in the configuration.
+        storage.pin_founders(group, &configured)?;
+    }
+    Ok(found)
 }
 
 /// The counters of a node's parts; absent where the part was brought by the user.
@@ -216,10 +256,20 @@ pub struct Metrics {
     pub net: Option<Arc<NetMetrics>>,
 }
 
+/// Who this node is, and who the others are.
+struct Member {
+    /// The voters with which the cluster began; none on a node that joins later.
+    founders: Vec<NodeId>,
+    /// Names the data directory.
+    incarnation: u128,
+    doorkeeper: Doorkeeper,
+}
+
 /// What is opened on the node's thread.
 struct Parts<S, T> {
     storage: S,
     transport: T,
+    member: Member,
     network: mpsc::Receiver<Inbound>,
     clients: Option<mpsc::Receiver<ClientConnection>>,
     address: Option<SocketAddr>,
@@ -228,7 +278,7 @@ struct Parts<S, T> {
 
 async fn launch<M, S, T, O>(
     id: NodeId,
-    mut voters: BTreeMap<NodeId, String>,
+    mut peers: BTreeMap<NodeId, String>,
     machine: M,
     tune: Box<dyn FnOnce(&mut Config) + Send>,
     service: Option<ClientService>,
@@ -243,7 +293,7 @@ where
     let mut config = Config::new(id);
     config.seed = RandomState::new().hash_one(id.0);
     tune(&mut config);
-    voters.entry(id).or_default();
+    peers.entry(id).or_default();
     let (ready, started) = oneshot::channel();
     std::thread::Builder::new().name(format!("raft-node-{id}")).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -251,8 +301,7 @@ where
             Err(error) => return drop(ready.send(Err(StartError::Threads(error)))),
         };
         let local = async {
-            let members = Membership::of_voters(voters.keys().copied());
-            match open(voters, &config).and_then(|parts| wire(config, members, machine, parts)) {
+            match open(peers.clone(), &config).and_then(|parts| wire(config, peers, machine, parts)) {
                 Ok((wired, clients)) => {
                     if let (Some(service), Some(clients)) = (service, clients) {
                         tokio::spawn(service(wired.raft.clone(), clients));
@@ -283,12 +332,15 @@ struct Wired<T> {
 type WiredParts<T> = (Wired<T>, Option<mpsc::Receiver<ClientConnection>>);
 
 fn wire<M: StateMachine, S: Storage, T: Transport>(
-    config: Config,
-    membership: Membership,
+    mut config: Config,
+    peers: BTreeMap<NodeId, String>,
     machine: M,
     parts: Parts<S, T>,
 ) -> Result<WiredParts<T>, StartError> {
-    let Parts { mut storage, transport, network, clients, address, metrics } = parts;
+    let Parts { mut storage, transport, member, network, clients, address, metrics } = parts;
+    let Member { founders, incarnation, doorkeeper } = member;
+    // Those with whom the cluster begins have the identity 0.
+    config.identity = if founders.is_empty() { identity_of(incarnation) } else { 0 };
     let (id, group, max_unapplied_bytes) = (config.id, GroupId::FIRST, config.max_unapplied_bytes);
     let log = storage.recover(group)?;
     let recovered = Recovered {
@@ -297,8 +349,8 @@ fn wire<M: StateMachine, S: Storage, T: Transport>(
         runs: log.runs,
         last_index: log.last_index,
         applied: machine.applied(),
-        membership,
-        changes: Vec::new(),
+        membership: log.membership.unwrap_or_else(|| member::founders(&founders, &peers)),
+        changes: log.changes,
         restored: None,
     };
     tracing::info!(last = %recovered.last_index, applied = %recovered.applied, term = %recovered.hard_state.current_term,
@@ -316,16 +368,20 @@ fn wire<M: StateMachine, S: Storage, T: Transport>(
     let (request_sender, requests) = mpsc::unbounded_channel();
     let (leader, leader_seen) = watch::channel(None);
     let (stopped, stopped_seen) = watch::channel(Stopped::default());
+    let (addresses, addresses_seen) = watch::channel(BTreeMap::new());
+    let mut roster = Roster::new(peers, addresses, doorkeeper);
+    let mut transport = transport;
+    roster.follow(core.membership().1, &mut transport);
     let event_loop = EventLoop {
         driver: Driver::new(core),
         stopping: false,
         inlets: Inlets { internal, network, requests },
-        outlets: Outlets { group, transport, writer, applier, reader, lost: None, flusher: Flusher::default() },
+        outlets: Outlets { group, transport, roster, writer, applier, reader, lost: None, flusher: Flusher::default() },
         progress,
         leader,
         origin,
     };
-    let raft = Raft::new(id, request_sender, address, metrics, leader_seen, stopped_seen);
+    let raft = Raft::new(id, request_sender, address, metrics, leader_seen, addresses_seen, stopped_seen);
     let threads = vec![writer_thread, applier_thread, reader_thread];
     Ok((Wired { raft, event_loop, threads, stopped }, clients))
 }

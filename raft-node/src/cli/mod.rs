@@ -2,6 +2,7 @@
 
 mod cert;
 mod commands;
+mod member;
 mod output;
 mod serve;
 mod status;
@@ -17,6 +18,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use raft_node::client;
 use raft_node::config::LogFormat;
+
+use self::member::MemberCommand;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -54,6 +57,9 @@ enum Command {
     Scan(ScanArgs),
     /// Show what each node knows of itself
     Status(ClientArgs),
+    /// Show or change who belongs to the cluster
+    #[command(subcommand)]
+    Member(MemberCommand),
 }
 
 /// Flags override the file.
@@ -68,6 +74,9 @@ struct ServeArgs {
     /// Instead of `node.listen`
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// Join a cluster that has begun without this node: `raft-node member add` tells the others. Of no effect once the node has started
+    #[arg(long)]
+    join: bool,
     /// Instead of `log.level`: error, warn, info, debug, trace, or directives like `info,raft_net=debug`
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -240,6 +249,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Cas(args) => commands::cas(&args),
         Command::Scan(args) => commands::scan(&args),
         Command::Status(args) => status::run(&args),
+        Command::Member(command) => member::run(&command),
     };
     match outcome {
         Ok(Done::Ok) => ExitCode::SUCCESS,
@@ -266,6 +276,7 @@ impl Command {
     fn wants_json(&self) -> bool {
         match self {
             Command::Serve(_) | Command::Cert(_) => false,
+            Command::Member(command) => command.client().json,
             Command::Put(PutArgs { client, .. })
             | Command::Get(GetArgs { client, .. })
             | Command::Delete(DeleteArgs { client, .. })

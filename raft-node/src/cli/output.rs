@@ -29,6 +29,23 @@ pub(super) fn raw(value: &[u8]) -> Result<()> {
     Ok(out.flush()?)
 }
 
+/// Rows whose columns line up; the first is the heading.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]]) -> Result<()> {
+    Ok(io::stdout().write_all(aligned(rows).as_bytes())?)
+}
+
+/// The same as a text.
+pub(super) fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let widths: [usize; N] = std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0));
+    let mut table = String::new();
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        table.push_str(cells.join("  ").trim_end());
+        table.push('\n');
+    }
+    table
+}
+
 /// A page as lines of `key revision value`, with tabs in between and everything unprintable escaped.
 pub(super) fn table(page: &Page) -> Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());

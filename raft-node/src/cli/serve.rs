@@ -18,8 +18,8 @@ use tracing_subscriber::filter::LevelFilter;
 use super::{Done, ServeArgs};
 
 pub(super) fn run(args: ServeArgs) -> Result<Done> {
-    let ServeArgs { config, data_dir, listen, log_level, log_format } = args;
-    let config = NodeConfig::load(&config, Overrides { data_dir, listen, log_level, log_format })?;
+    let ServeArgs { config, data_dir, listen, join, log_level, log_format } = args;
+    let config = NodeConfig::load(&config, Overrides { data_dir, listen, join, log_level, log_format })?;
     init_logging(&config.log)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
     runtime.block_on(serve(config))
@@ -46,14 +46,13 @@ async fn serve(config: NodeConfig) -> Result<Done> {
 }
 
 async fn start(config: NodeConfig) -> Result<Raft> {
-    let NodeConfig { id, cluster, data_dir, listen, peers, tls, raft: settings, limits, .. } = config;
+    let NodeConfig { id, cluster, data_dir, listen, join, peers, tls, raft: settings, limits, .. } = config;
     let tls = tls.load()?;
     tls.expect_node(&cluster, id)?;
     fs::create_dir_all(&data_dir).with_context(|| format!("cannot create {}", data_dir.display()))?;
     let identity = KvIdentity { cluster: cluster.clone(), node: id };
     let store = KvStore::open(data_dir.join("kv"), &identity, &KvOptions::default())?;
 
-    let addresses = peers.clone();
     let (service_cluster, service_limits, max_value) = (cluster.clone(), limits.service, limits.max_value_bytes);
     let raft = Raft::builder(store)
         .identity(id, cluster.clone())
@@ -61,15 +60,14 @@ async fn start(config: NodeConfig) -> Result<Raft> {
         .listen(listen)
         .net_limits(raft_net::Limits { max_clients: limits.service.connections, ..raft_net::Limits::default() })
         .peers(peers)
+        .join(join)
         .tls(tls)
         .tune(move |config| {
             // The seed of the timeouts stays the one that the builder drew.
             let seed = config.seed;
             *config = raft_core::Config { seed, ..settings };
         })
-        .serve_clients(move |raft, clients| {
-            service(raft, service_cluster, service_limits, max_value).addresses(addresses).run(clients)
-        })
+        .serve_clients(move |raft, clients| service(raft, service_cluster, service_limits, max_value).run(clients))
         .start()
         .await?;
     let address = raft.address().unwrap_or(listen);

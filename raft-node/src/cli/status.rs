@@ -65,15 +65,7 @@ fn as_table(answers: &Answers) -> String {
             }
         });
     }
-    let widths: [usize; HEADERS.len()] =
-        std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0));
-    let mut table = String::new();
-    for row in &rows {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        table.push_str(cells.join("  ").trim_end());
-        table.push('\n');
-    }
-    table
+    output::aligned(&rows)
 }
 
 /// How far the followers are, where the node leads.
@@ -111,6 +103,9 @@ mod tests {
             applied_index: 119,
             last_index: 121,
             durable_index: 121,
+            members: BTreeMap::new(),
+            membership_index: 0,
+            identity: 0,
             followers: [(NodeId(2), 117)].into(),
             metrics: [("log.syncs".into(), 9)].into(),
         };

@@ -43,6 +43,14 @@ pub enum Error {
     /// The node does not understand the request. Nothing happened.
     #[error("the node refuses the request: {0}")]
     BadRequest(String),
+    /// The leader refuses a change of the membership. Nothing happened.
+    #[error("refused: {why}")]
+    ChangeRefused {
+        /// Whether it may be accepted later, without anybody doing anything.
+        later: bool,
+        /// Why.
+        why: String,
+    },
     /// The node answered with something that this version does not understand.
     #[error("the node's answer makes no sense: {0}")]
     BadAnswer(String),

@@ -47,7 +47,7 @@ use crate::handle::Consistency;
 use crate::kv::Command;
 use link::LinkError;
 use nodes::Nodes;
-use protocol::{NodeStatus, Request, Response};
+use protocol::{MemberChange, NodeStatus, Request, Response};
 use session::Session;
 
 /// Waits between attempts: they double from the first to the last.
@@ -141,6 +141,16 @@ impl Client {
         Ok(self.run(&Request::Read { group: GroupId::FIRST, consistency, query }, true).await?.0)
     }
 
+    /// Changes who belongs to the cluster, and waits until that is complete; returns the index of the entry that made it so. Not repeated when the
+    /// outcome is unknown: look at the [`status`](Self::status).
+    ///
+    /// # Errors
+    /// [`Error::ChangeRefused`] says why it cannot be done, or not yet; otherwise see [`Error`].
+    pub async fn change_membership(&self, change: MemberChange) -> Result<u64, Error> {
+        let (body, _) = self.run(&Request::Member { group: GroupId::FIRST, change }, false).await?;
+        postcard::from_bytes(&body).map_err(|e| Error::BadAnswer(e.to_string()))
+    }
+
     /// Asks one node about itself.
     ///
     /// # Errors
@@ -175,6 +185,11 @@ impl Client {
             all.insert(node, answer);
         }
         all
+    }
+
+    /// Says where another node is; of no effect if one of this id is known already.
+    pub fn add_node(&self, node: NodeId, address: impl Into<String>) {
+        self.inner.nodes.learn(node, address.into());
     }
 
     /// The nodes known so far.
@@ -284,7 +299,7 @@ impl Search {
             start,
             deadline: start + client.inner.timeout,
             repeatable,
-            is_write: matches!(request, Request::Write { .. }),
+            is_write: matches!(request, Request::Write { .. } | Request::Member { .. }),
             needs_leader: !matches!(request, Request::Read { consistency: Consistency::Stale, .. }),
             maybe_done: None,
             nodes: Complaints::default(),
@@ -361,6 +376,7 @@ impl Search {
                 Verdict::AgainLater
             }
             Response::TooLarge { size, limit } => Verdict::Failed(Error::TooLarge { size, limit }),
+            Response::Refused { later, why } => Verdict::Failed(Error::ChangeRefused { later, why }),
             Response::BadRequest(why) => Verdict::Failed(Error::BadRequest(why)),
             Response::Unknown => {
                 client.unset_leader(node);

@@ -6,13 +6,15 @@
 //! request  1 write    group u64 LE | command, exactly as it will stand in the log
 //!          2 read     group u64 LE | u8: 0 linearizable, 1 stale | query
 //!          3 status   group u64 LE
-//! response 128 done           reply of the state machine, or a postcard [`NodeStatus`]
+//!          5 member   group u64 LE | postcard [`MemberChange`]
+//! response 128 done           reply of the state machine, or a postcard [`NodeStatus`]; to a change of the membership, postcard: its index
 //!          129 not leader     postcard: option of (node id, address)
 //!          130 busy
 //!          131 too large      postcard: (size, limit)
 //!          132 unknown        (the command may or may not take effect)
 //!          133 bad request    UTF-8 text
 //!          134 shutting down
+//!          135 refused        postcard: (whether it may be accepted later, UTF-8 text)
 //! ```
 //!
 //! A client sends as many requests as it likes without waiting; responses come in any order and carry the id of their
@@ -22,10 +24,11 @@
 use std::collections::BTreeMap;
 
 use bytes::{Buf, Bytes, BytesMut};
-use raft_core::{GroupId, NodeId};
+use raft_core::{ChangeError, GroupId, MembershipChange, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::handle::Consistency;
+use crate::member::MemberInfo;
 use crate::reply::RequestError;
 
 /// Bytes of a frame around its body: length, id and kind.
@@ -36,6 +39,7 @@ const ID_AND_KIND: usize = 9;
 const WRITE: u8 = 1;
 const READ: u8 = 2;
 const STATUS: u8 = 3;
+const MEMBER: u8 = 5;
 const DONE: u8 = 128;
 const NOT_LEADER: u8 = 129;
 const BUSY: u8 = 130;
@@ -43,6 +47,7 @@ const TOO_LARGE: u8 = 131;
 const UNKNOWN: u8 = 132;
 const BAD_REQUEST: u8 = 133;
 const SHUTTING_DOWN: u8 = 134;
+const REFUSED: u8 = 135;
 
 /// What a client asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +73,38 @@ pub enum Request {
         /// In which group.
         group: GroupId,
     },
+    /// Change who belongs to the cluster.
+    Member {
+        /// In which group.
+        group: GroupId,
+        /// How.
+        change: MemberChange,
+    },
+}
+
+/// A change of who belongs to the cluster; see [`MembershipChange`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberChange {
+    /// Who is to vote from now on.
+    pub voters: Vec<NodeId>,
+    /// Who is to get the log and not to vote.
+    pub learners: Vec<NodeId>,
+    /// Who is to leave.
+    pub removed: Vec<NodeId>,
+    /// Where members are to be found by the others, `host:port`.
+    pub addresses: Vec<(NodeId, String)>,
+    /// Which nodes are meant by the ids of those who join: their [`NodeStatus::identity`].
+    pub identities: Vec<(NodeId, u64)>,
+    /// Do it although the cluster might not be able to go on.
+    pub forced: bool,
+}
+
+impl From<MemberChange> for MembershipChange {
+    fn from(change: MemberChange) -> Self {
+        let MemberChange { voters, learners, removed, addresses, identities, forced } = change;
+        let info = addresses.into_iter().map(|(id, address)| (id, MemberInfo { address }.encode())).collect();
+        MembershipChange { voters, learners, removed, info, identities, forced }
+    }
 }
 
 /// What a node responds.
@@ -95,6 +132,13 @@ pub enum Response {
     BadRequest(String),
     /// Nothing happened; the node stops, ask the others.
     ShuttingDown,
+    /// Nothing happened: the change is not possible, or not now.
+    Refused {
+        /// Whether it may be accepted later, without anybody doing anything.
+        later: bool,
+        /// Why.
+        why: String,
+    },
 }
 
 /// What a node knows of itself.
@@ -120,10 +164,25 @@ pub struct NodeStatus {
     pub last_index: u64,
     /// Index of the last entry on its disk.
     pub durable_index: u64,
+    /// Who belongs to the cluster, as far as it knows.
+    pub members: BTreeMap<NodeId, Member>,
+    /// Index of the entry that made it so, in the log, committed or not.
+    pub membership_index: u64,
+    /// Which of the nodes that have had this id: 0 for one with which the cluster began.
+    pub identity: u64,
     /// When it leads: the highest entry known to be on each follower's disk.
     pub followers: BTreeMap<NodeId, u64>,
     /// Counters since its start, by name.
     pub metrics: BTreeMap<String, u64>,
+}
+
+/// A member of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// `voter`; `learner`, who gets the log and has no vote; or, while the membership changes, `incoming` and `outgoing` voters.
+    pub role: String,
+    /// Where the others reach it, `host:port`; empty when that is not known.
+    pub address: String,
 }
 
 /// Why a connection cannot go on.
@@ -206,7 +265,7 @@ impl Frame {
     pub fn into_request(self) -> Result<Request, FrameError> {
         let Frame { kind, mut body, .. } = self;
         let too_short = |_| FrameError::TooShort(kind);
-        if !(WRITE..=STATUS).contains(&kind) {
+        if !matches!(kind, WRITE | READ | STATUS | MEMBER) {
             return Err(FrameError::Kind(kind));
         }
         let group = GroupId(body.try_get_u64_le().map_err(too_short)?);
@@ -219,6 +278,10 @@ impl Frame {
                     _ => return Err(FrameError::Body(kind)),
                 };
                 Request::Read { group, consistency, query: body }
+            }
+            MEMBER => {
+                let Ok((change, [])) = postcard::take_from_bytes(&body) else { return Err(FrameError::Body(kind)) };
+                Request::Member { group, change }
             }
             _ if body.is_empty() => Request::Status { group },
             _ => return Err(FrameError::Body(kind)),
@@ -238,6 +301,10 @@ impl Frame {
             TOO_LARGE => {
                 let (size, limit) = postcard::from_bytes(&body).map_err(malformed)?;
                 Response::TooLarge { size, limit }
+            }
+            REFUSED => {
+                let (later, why) = postcard::from_bytes(&body).map_err(malformed)?;
+                Response::Refused { later, why }
             }
             BAD_REQUEST => Response::BadRequest(String::from_utf8_lossy(&body).into_owned()),
             BUSY | UNKNOWN | SHUTTING_DOWN if !body.is_empty() => return Err(FrameError::Body(kind)),
@@ -262,6 +329,10 @@ impl Request {
                 frame(out, id, READ, &[&group.0.to_le_bytes(), &[consistency], query])
             }
             Request::Status { group } => frame(out, id, STATUS, &[&group.0.to_le_bytes()]),
+            Request::Member { group, change } => {
+                let change = postcard::to_stdvec(change).ok()?;
+                frame(out, id, MEMBER, &[&group.0.to_le_bytes(), &change])
+            }
         }
     }
 }
@@ -272,6 +343,7 @@ impl Response {
         let (kind, text) = match self {
             Response::Done(body) => return encode_done(id, body, out),
             Response::NotLeader { hint } => return encode_parts(id, NOT_LEADER, hint, out),
+            Response::Refused { later, why } => return encode_parts(id, REFUSED, &(later, why), out),
             Response::TooLarge { size, limit } => return encode_parts(id, TOO_LARGE, &(size, limit), out),
             Response::BadRequest(why) => (BAD_REQUEST, why.as_str()),
             Response::Busy => (BUSY, ""),
@@ -291,10 +363,23 @@ impl Response {
             RequestError::Busy => Response::Busy,
             RequestError::TooLarge { size, limit } => Response::TooLarge { size: size as u64, limit: limit as u64 },
             RequestError::ShuttingDown => Response::ShuttingDown,
+            RequestError::Change(error) => Response::Refused { later: may_pass(&error), why: error.to_string() },
             // Whatever cannot be told more exactly.
             _ => Response::Unknown,
         }
     }
+}
+
+/// Whether what stands in the way of a change may go away by itself.
+fn may_pass(error: &ChangeError) -> bool {
+    matches!(
+        error,
+        ChangeError::TooEarly
+            | ChangeError::InProgress { .. }
+            | ChangeError::Silent(_)
+            | ChangeError::NotCaughtUp { .. }
+            | ChangeError::QuorumAtRisk { .. }
+    )
 }
 
 /// Appends a [`Response::Done`], without the detour over owned bytes.
@@ -343,7 +428,12 @@ mod tests {
     /// Clients and servers of different versions exchange these bytes.
     #[test]
     fn requests_are_fixed() {
-        let requests: [(Request, &[u8]); 4] = [
+        let change = MemberChange {
+            learners: vec![NodeId(4)],
+            addresses: vec![(NodeId(4), "h:1".into())],
+            ..MemberChange::default()
+        };
+        let requests: [(Request, &[u8]); 5] = [
             (
                 Request::Write { group: GROUP, command: Bytes::from_static(b"cmd") },
                 b"\x14\0\0\0\x07\0\0\0\0\0\0\0\x01\x01\0\0\0\0\0\0\0cmd",
@@ -355,6 +445,10 @@ mod tests {
             (
                 Request::Read { group: GROUP, consistency: Consistency::Stale, query: Bytes::new() },
                 b"\x12\0\0\0\x07\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0\0\x01",
+            ),
+            (
+                Request::Member { group: GROUP, change },
+                b"\x1d\0\0\0\x07\0\0\0\0\0\0\0\x05\x01\0\0\0\0\0\0\0\0\x01\x04\0\x01\x04\x03h:1\0\0",
             ),
             (Request::Status { group: GROUP }, b"\x11\0\0\0\x07\0\0\0\0\0\0\0\x03\x01\0\0\0\0\0\0\0"),
         ];
@@ -370,7 +464,7 @@ mod tests {
 
     #[test]
     fn responses_are_fixed() {
-        let responses: [(Response, &[u8]); 8] = [
+        let responses: [(Response, &[u8]); 9] = [
             (Response::Done(Bytes::from_static(b"ok")), b"\x0b\0\0\0\x09\0\0\0\0\0\0\0\x80ok"),
             (Response::NotLeader { hint: None }, b"\x0a\0\0\0\x09\0\0\0\0\0\0\0\x81\0"),
             (
@@ -381,6 +475,7 @@ mod tests {
             (Response::TooLarge { size: 3, limit: 2 }, b"\x0b\0\0\0\x09\0\0\0\0\0\0\0\x83\x03\x02"),
             (Response::Unknown, b"\x09\0\0\0\x09\0\0\0\0\0\0\0\x84"),
             (Response::BadRequest("no".into()), b"\x0b\0\0\0\x09\0\0\0\0\0\0\0\x85no"),
+            (Response::Refused { later: true, why: "no".into() }, b"\x0d\0\0\0\x09\0\0\0\0\0\0\0\x87\x01\x02no"),
             (Response::ShuttingDown, b"\x09\0\0\0\x09\0\0\0\0\0\0\0\x86"),
         ];
         for (response, golden) in responses {
@@ -429,7 +524,8 @@ mod tests {
         assert_eq!(frame(READ, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::TooShort(READ)));
         assert_eq!(frame(READ, b"\x01\0\0\0\0\0\0\0\x02").into_request(), Err(FrameError::Body(READ)));
         assert_eq!(frame(STATUS, b"\x01\0\0\0\0\0\0\0x").into_request(), Err(FrameError::Body(STATUS)));
-        assert_eq!(frame(4, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::Kind(4)));
+        assert_eq!(frame(MEMBER, b"\x01\0\0\0\0\0\0\0\x01").into_request(), Err(FrameError::Body(MEMBER)));
+        assert_eq!(frame(6, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::Kind(6)));
         assert_eq!(frame(NOT_LEADER, b"\x02").into_response(), Err(FrameError::Body(NOT_LEADER)));
         assert_eq!(frame(BUSY, b"x").into_response(), Err(FrameError::Body(BUSY)));
         assert_eq!(frame(200, b"").into_response(), Err(FrameError::Kind(200)));

@@ -12,9 +12,10 @@ use raft_core::{GroupId, NodeId, Status};
 use raft_net::ClientConnection;
 use tokio::sync::mpsc;
 
-use super::protocol::{FRAME_HEADER, Frame, FrameError, FrameReader, NodeStatus, Request, Response};
-use super::sink::{Addresses, ConnectionSink, SinkLimits};
+use super::protocol::{FRAME_HEADER, Frame, FrameError, FrameReader, Member, NodeStatus, Request, Response};
+use super::sink::{ConnectionSink, SinkLimits};
 use crate::handle::{Proposal, Raft, ReadRequest};
+use crate::member::MemberInfo;
 use crate::reply::{ReplySink as _, Responder};
 
 /// How long a connection may take to open its stream.
@@ -61,7 +62,6 @@ pub struct Service {
     raft: Raft,
     cluster: String,
     limits: ServiceLimits,
-    addresses: Addresses,
     admission: Admission,
     metrics: Metrics,
     connections: AtomicUsize,
@@ -74,18 +74,10 @@ impl Service {
             raft,
             cluster: cluster.into(),
             limits,
-            addresses: Arc::new(|_| None),
             admission: Arc::new(|_| Ok(())),
             metrics: Arc::new(BTreeMap::new),
             connections: AtomicUsize::new(0),
         }
-    }
-
-    /// Where the other nodes are, for clients that ask the wrong one.
-    #[must_use]
-    pub fn addresses(mut self, addresses: BTreeMap<NodeId, String>) -> Self {
-        self.addresses = Arc::new(move |id| addresses.get(&id).cloned());
-        self
     }
 
     /// What may be proposed.
@@ -127,7 +119,8 @@ impl Service {
             return;
         };
         let limits = SinkLimits { requests: self.limits.in_flight, reply_bytes: self.limits.reply_bytes };
-        let sink = Arc::new(ConnectionSink::new(limits, self.addresses.clone()));
+        let addresses = self.raft.addresses();
+        let sink = Arc::new(ConnectionSink::new(limits, Arc::new(move |id| addresses.borrow().get(&id).cloned())));
         let mut writer = tokio::spawn(write_replies(sink.clone(), send));
         match self.read_requests(&connection, recv, &sink).await {
             Ok(()) => {
@@ -200,6 +193,9 @@ impl Service {
                     Request::Read { consistency, query, .. } => {
                         reads.push(ReadRequest { query, consistency, responder: Responder::new(sink.clone(), id) });
                     }
+                    Request::Member { change, .. } => {
+                        self.raft.change_membership_with(change.into(), Responder::new(sink.clone(), id));
+                    }
                     Request::Status { .. } => {
                         sink.respond(id, &self.status().await);
                         answered = true;
@@ -220,7 +216,10 @@ impl Service {
 
     fn admit(&self, request: &Request) -> Result<(), Response> {
         let group = match request {
-            Request::Write { group, .. } | Request::Read { group, .. } | Request::Status { group } => *group,
+            Request::Write { group, .. }
+            | Request::Read { group, .. }
+            | Request::Status { group }
+            | Request::Member { group, .. } => *group,
         };
         if group != GroupId::FIRST {
             return Err(Response::BadRequest(format!("this node does not serve group {group}")));
@@ -230,7 +229,7 @@ impl Service {
             Request::Read { query, .. } if query.len() > self.limits.query_bytes => {
                 Err(Response::TooLarge { size: query.len() as u64, limit: self.limits.query_bytes as u64 })
             }
-            Request::Read { .. } | Request::Status { .. } => Ok(()),
+            Request::Read { .. } | Request::Status { .. } | Request::Member { .. } => Ok(()),
         }
     }
 
@@ -255,10 +254,27 @@ impl Service {
             applied_index: status.applied_index.0,
             last_index: status.last_log.index.0,
             durable_index: status.durable_index.0,
+            members: members(status),
+            membership_index: status.membership_index.0,
+            identity: status.identity,
             followers: status.followers.iter().map(|f| (f.id, f.match_index.0)).collect(),
             metrics: (self.metrics)(),
         }
     }
+}
+
+fn members(status: &Status) -> BTreeMap<NodeId, Member> {
+    let membership = &status.membership;
+    let role = |id: &NodeId| match (membership.voters().contains(id), membership.outgoing().contains(id)) {
+        (true, true) => "voter",
+        (true, false) if membership.is_joint() => "incoming",
+        (true, false) => "voter",
+        (false, true) => "outgoing",
+        (false, false) => "learner",
+    };
+    let address = |id| MemberInfo::decode(&membership.info(id)).map(|info| info.address).unwrap_or_default();
+    let member = |id: NodeId| (id, Member { role: role(&id).to_owned(), address: address(id) });
+    membership.members().into_iter().map(member).collect()
 }
 
 /// Why reading from a client ended before the client wanted it to.

@@ -3,7 +3,7 @@
 //! Both are TOML. Relative paths in a file are relative to the file. A key that does not exist is an error, as is a
 //! value that cannot work: the message names the file, the key, and what to do about it.
 //!
-//! A node's file must have `[node]` (`id`, `cluster`, `data_dir`, `listen`), `[peers]` (`id = "host:port"` for every voter) and
+//! A node's file must have `[node]` (`id`, `cluster`, `data_dir`, `listen`, and `join = true` for a node that is added later), `[peers]` (`id = "host:port"` for every voter) and
 //! `[tls]` (`ca`, `cert`, `key`). Optional, with the defaults of [`raft_core::Config`] and
 //! [`ServiceLimits`](crate::client::ServiceLimits):
 //!

@@ -30,7 +30,9 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// UDP address to listen at.
     pub listen: SocketAddr,
-    /// Every node of the cluster, this one included, as others reach it (`host:port`).
+    /// This node joins a cluster that has begun without it.
+    pub join: bool,
+    /// Every node with which the cluster begins, this one included, as others reach it (`host:port`); on a node that joins, those that it may ask.
     pub peers: BTreeMap<NodeId, String>,
     /// Certificates.
     pub tls: TlsFiles,
@@ -85,6 +87,8 @@ pub struct Overrides {
     pub data_dir: Option<PathBuf>,
     /// Instead of `node.listen`.
     pub listen: Option<SocketAddr>,
+    /// As if `node.join` were set.
+    pub join: bool,
     /// Instead of `log.level`.
     pub log_level: Option<String>,
     /// Instead of `log.format`.
@@ -112,6 +116,8 @@ struct NodeSection {
     cluster: String,
     data_dir: PathBuf,
     listen: String,
+    #[serde(default)]
+    join: bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -193,6 +199,7 @@ impl NodeConfig {
             cluster: node.cluster,
             data_dir: overrides.data_dir.unwrap_or_else(|| beside(source.path, &node.data_dir)),
             listen,
+            join: overrides.join || node.join,
             peers,
             tls: tls.relative_to(source.path),
             raft,
@@ -341,6 +348,7 @@ mod tests {
     #[test]
     fn the_command_line_wins() {
         let overrides = Overrides {
+            join: true,
             data_dir: Some("elsewhere".into()),
             listen: Some("[::1]:9".parse().unwrap()),
             log_level: Some("trace".into()),

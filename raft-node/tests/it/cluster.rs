@@ -53,6 +53,11 @@ impl Cluster {
 
     /// Writes certificates and configuration files, but starts nothing.
     pub(crate) fn prepare(count: u64, more: &str) -> Cluster {
+        Cluster::prepare_to_grow(count, count, more)
+    }
+
+    /// The same for a cluster that begins with the first `founders` nodes; the others are to be added later.
+    pub(crate) fn prepare_to_grow(founders: u64, count: u64, more: &str) -> Cluster {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let addresses: BTreeMap<NodeId, String> =
             (1..=count).map(|id| (NodeId(id), format!("127.0.0.1:{}", free_port()))).collect();
@@ -61,7 +66,10 @@ impl Cluster {
         for (&id, address) in &addresses {
             write(&dir, &format!("node-{id}"), &ca.issue_node(CLUSTER, id, DAY).expect("a certificate"));
             let file = dir.path().join(format!("node-{id}.toml"));
-            fs::write(file, node_config(id, address, &addresses, more)).expect("writable");
+            let joins = id.0 > founders;
+            let known = |other: &NodeId| other.0 <= founders || *other == id;
+            let peers = addresses.iter().filter(|(other, _)| known(other)).map(|(id, a)| (*id, a.clone())).collect();
+            fs::write(file, node_config(id, address, &peers, joins, more)).expect("writable");
         }
         let client = ca.issue_client(CLUSTER, "test", DAY).expect("a certificate");
         write(&dir, "client", &client);
@@ -97,6 +105,21 @@ impl Cluster {
         Client::new(config).expect("a client")
     }
 
+    /// Where a node listens.
+    pub(crate) fn address(&self, id: NodeId) -> String {
+        self.nodes[&id].address.clone()
+    }
+
+    /// Empties the data directory of a node that does not run, as if its disk had been replaced.
+    pub(crate) fn wipe(&self, id: NodeId) {
+        fs::remove_dir_all(self.file(id, "data")).expect("it can be removed");
+    }
+
+    /// What a node has logged so far.
+    pub(crate) fn log(&self, id: NodeId) -> String {
+        fs::read_to_string(self.file(id, "log")).unwrap_or_default()
+    }
+
     /// The clients' certificate.
     pub(crate) fn tls(&self) -> &TlsIdentity {
         &self.tls
@@ -111,7 +134,7 @@ impl Cluster {
             let newest = known.iter().map(|status| status.term).max().unwrap_or(0);
             let leads = known.iter().find(|status| status.role == "leader" && status.term == newest);
             if let Some(leader) = leads
-                && known.iter().filter(|status| status.leader == Some(leader.node)).count() > self.nodes.len() / 2
+                && known.iter().filter(|status| status.leader == Some(leader.node)).count() > leader.members.len() / 2
             {
                 return leader.node;
             }
@@ -172,20 +195,27 @@ impl Cluster {
     /// Starts a node without waiting for it.
     pub(crate) fn spawn(&mut self, id: NodeId) {
         let log = File::options().create(true).append(true).open(self.file(id, "log")).expect("a log file");
-        self.spawn_logging_to(id, log.into());
+        self.spawn_with(id, &[], log.into());
+    }
+
+    /// The same for a node that joins, whatever its configuration says.
+    pub(crate) fn spawn_joining(&mut self, id: NodeId) {
+        let log = File::options().create(true).append(true).open(self.file(id, "log")).expect("a log file");
+        self.spawn_with(id, &["--join"], log.into());
     }
 
     /// The same, but nobody reads the log: every line of it is an error.
     pub(crate) fn spawn_with_broken_log(&mut self, id: NodeId) {
         let (reader, writer) = std::io::pipe().expect("a pipe");
         drop(reader);
-        self.spawn_logging_to(id, writer.into());
+        self.spawn_with(id, &[], writer.into());
     }
 
-    fn spawn_logging_to(&mut self, id: NodeId, log: Stdio) {
+    fn spawn_with(&mut self, id: NodeId, flags: &[&str], log: Stdio) {
         let process = program()
             .args(["serve", "--config"])
             .arg(self.file(id, "toml"))
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -273,12 +303,12 @@ fn write(dir: &tempfile::TempDir, name: &str, credentials: &Credentials) {
     credentials.write(&file("pem"), &file("key")).expect("writable");
 }
 
-fn node_config(id: NodeId, address: &str, addresses: &BTreeMap<NodeId, String>, more: &str) -> String {
+fn node_config(id: NodeId, address: &str, peers: &BTreeMap<NodeId, String>, joins: bool, more: &str) -> String {
     let mut text = format!(
-        "[node]\nid = {id}\ncluster = \"{CLUSTER}\"\ndata_dir = \"node-{id}.data\"\nlisten = \"{address}\"\n\
+        "[node]\nid = {id}\ncluster = \"{CLUSTER}\"\ndata_dir = \"node-{id}.data\"\nlisten = \"{address}\"\njoin = {joins}\n\
          [tls]\nca = \"ca.pem\"\ncert = \"node-{id}.pem\"\nkey = \"node-{id}.key\"\n[peers]\n"
     );
-    for (id, address) in addresses {
+    for (id, address) in peers {
         writeln!(text, "{id} = \"{address}\"").expect("memory");
     }
     text + more

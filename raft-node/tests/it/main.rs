@@ -10,5 +10,6 @@ mod failover;
 mod frugal;
 mod fuzz;
 mod history;
+mod members;
 mod review;
 mod sessions;

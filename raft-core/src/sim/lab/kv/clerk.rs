@@ -18,12 +18,15 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Steps of the search for an order of one key's history.
 const BUDGET: u64 = 300_000;
 
+/// The operations on each key.
+type Histories = BTreeMap<String, Vec<Timed<(Op, String)>>>;
+
 /// Servers, clerks and what clerks have seen.
 #[derive(Clone)]
 pub(in crate::sim::lab) struct Kv {
     pub(super) lab: Lab,
     service: Service,
-    history: Rc<RefCell<BTreeMap<String, Vec<Timed<(Op, String)>>>>>,
+    history: Rc<RefCell<Histories>>,
     clerks: Rc<RefCell<u64>>,
 }
 

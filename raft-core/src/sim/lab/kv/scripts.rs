@@ -148,15 +148,15 @@ pub(super) async fn one_key(t: Kv) -> Outcome {
 
 /// A majority goes on, a minority with the old leader does not; afterwards both agree.
 pub(super) async fn one_partition(t: Kv) -> Outcome {
-    let n = t.lab.servers();
+    let servers = t.lab.servers();
     t.clerk_of_all().put("1", "13").await;
     let leader = t.lab.check_one_leader().await?;
-    let minority = [leader, (leader + 1) % n];
-    let sides: Vec<bool> = (0..n).map(|i| minority.contains(&i)).collect();
+    let minority = [leader, (leader + 1) % servers];
+    let sides: Vec<bool> = (0..servers).map(|i| minority.contains(&i)).collect();
     t.lab.partition(&sides);
-    let mut a = t.clerk((0..n).filter(|i| !minority.contains(i)));
-    a.put("1", "14").await;
-    expect(&mut a, "1", "14").await?;
+    let mut major = t.clerk((0..servers).filter(|i| !minority.contains(i)));
+    major.put("1", "14").await;
+    expect(&mut major, "1", "14").await?;
     let done = Rc::new(Cell::new((false, false)));
     let (seen, mut b) = (done.clone(), t.clerk(minority));
     let b_links = b.links();
@@ -172,9 +172,9 @@ pub(super) async fn one_partition(t: Kv) -> Outcome {
     });
     t.lab.sleep(1000).await;
     ensure(done.get() == (false, false), || format!("a minority has answered: {:?}", done.get()))?;
-    expect(&mut a, "1", "14").await?;
-    a.put("1", "16").await;
-    expect(&mut a, "1", "16").await?;
+    expect(&mut major, "1", "14").await?;
+    major.put("1", "16").await;
+    expect(&mut major, "1", "16").await?;
     t.lab.link_all();
     links.iter().for_each(Links::connect_all);
     let healed = t.lab.now();
