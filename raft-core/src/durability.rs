@@ -208,6 +208,21 @@ mod tests {
         assert!(!d.persisted(WriteSeq(3), Instant(0)), "was never handed out");
     }
 
+    /// Reports are cumulative, so one that comes late says nothing new.
+    #[test]
+    fn a_report_that_comes_late_takes_nothing_back() {
+        let mut d = Durability::new(LogIndex(0));
+        d.hard_state_changed();
+        let first = d.next_write(HardState::default(), entries(1, 2), Instant(0)).unwrap();
+        d.hard_state_changed();
+        let second = d.next_write(HardState::default(), entries(3, 2), Instant(0)).unwrap();
+        for seq in [second.seq, first.seq] {
+            assert!(d.persisted(seq, Instant(0)));
+            assert!(d.hard_state_durable(), "after {seq:?}");
+            assert_eq!(d.durable(), LogIndex(4));
+        }
+    }
+
     #[test]
     fn entries_that_were_never_written_need_no_truncation_on_disk() {
         let mut d = Durability::new(LogIndex(3));
