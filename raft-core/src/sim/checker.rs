@@ -425,6 +425,7 @@ mod tests {
         fn new() -> Self {
             let status = |id| Status {
                 id: NodeId(id),
+                identity: 0,
                 role: Role::Follower,
                 current_term: Term(0),
                 voted_for: None,
