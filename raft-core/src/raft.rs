@@ -165,17 +165,22 @@ impl Raft {
 
     /// Sends what has waited for the disk.
     fn release(&mut self) {
-        let candidate_in = matches!(self.role, RoleState::Candidate(_)).then_some(self.hard_state.current_term);
-        let mut stands = false;
+        let term = self.hard_state.current_term;
+        let stands = matches!(self.role, RoleState::Candidate(_));
+        let mut voted = false;
         self.out.messages.extend(self.durability.released().filter(|message| {
-            let request = matches!(message.body, Message::RequestVote(_));
-            let current = Some(message.term) == candidate_in;
-            stands |= request && current;
+            let (request, vote) = match &message.body {
+                Message::RequestVote(_) => (true, false),
+                Message::RequestVoteReply(reply) => (false, reply.granted),
+                _ => return true,
+            };
+            let current = message.term == term && (!request || stands);
+            voted |= current && (request || vote);
             // An election that is over needs no more votes; and the log that the request speaks of may be another by now.
             !request || current
         }));
-        if stands {
-            // The others have heard nothing before: a slow disk must not use up the time that they have to answer.
+        if voted && self.election_open {
+            // The others have heard nothing before: a slow disk must not use up the time in which they could answer.
             self.reset_election_timer();
         }
     }
@@ -299,8 +304,8 @@ impl Raft {
             }
             self.check_transfer();
         } else if self.now >= self.election_at {
-            if matches!(self.role, RoleState::Candidate(_)) && !self.durability.hard_state_durable() {
-                // Its request has not even left: another term would not leave sooner.
+            if self.election_open && !self.durability.hard_state_durable() {
+                // Its request, or its vote, has not even left; what another term has to say would not leave sooner.
                 return self.reset_election_timer();
             }
             self.failed_elections =

@@ -172,7 +172,8 @@ impl World {
             26 => self.start(i),
             27 => self.link_reset(i, choices.pick(self.servers.len())),
             28 => self.hold(i, choices.flip()),
-            29..=30 => self.settle(choices.pick(1 << self.servers.len()), 12),
+            29 => self.settle(choices.pick(1 << self.servers.len()), 12),
+            30 => self.transfer(i, choices.pick(self.servers.len() + 1)),
             _ if choices.flip() => self.change_membership(i, choices),
             _ => self.wake(i),
         }
@@ -383,6 +384,19 @@ impl World {
             && let Ok(id) = raft.read_index(server.now)
         {
             server.reads.insert(id, self.committed);
+        }
+        self.pump(i)
+    }
+
+    /// Server `i` is asked to hand over, to one of the others or to whom it thinks best.
+    fn transfer(&mut self, i: usize, to: usize) -> Result<(), Violation> {
+        let to = (to < self.servers.len()).then(|| id_of(to));
+        let server = &mut self.servers[i];
+        if let Some(raft) = &mut server.raft
+            && let Ok(target) = raft.transfer_leadership(server.now, to)
+            && (target == id_of(i) || to.is_some_and(|to| to != target))
+        {
+            return Err(format!("{:?} hands over to {target:?}, asked for {to:?}", id_of(i)));
         }
         self.pump(i)
     }

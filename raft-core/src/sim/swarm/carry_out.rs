@@ -17,6 +17,8 @@ impl<W: Workload> World<'_, W> {
     pub(super) fn pump(&mut self, i: usize) {
         let now = self.now();
         let mut answers = self.servers[i].drain_inbox(now);
+        let lease_reads = std::mem::take(&mut self.servers[i].lease_reads);
+        self.counts.add(Situation::LeaseRead, lease_reads);
         while self.failure.is_none()
             && let Some(outbox) = self.servers[i].turn(now)
         {
@@ -61,7 +63,17 @@ impl<W: Workload> World<'_, W> {
         }
         let situation = match event {
             io::Event::Removed { .. } => Situation::Removed,
-            io::Event::BecameLeader { .. } => Situation::Elected,
+            io::Event::BecameLeader { term } => {
+                if self.handing_over.is_some_and(|(from, to)| term.0 == from.0 + 1 && to == id_of(i)) {
+                    self.counts.saw(Situation::Transferred);
+                }
+                Situation::Elected
+            }
+            io::Event::TransferBegun { term, to } => {
+                self.handing_over = Some((*term, *to));
+                Situation::TransferBegun
+            }
+            io::Event::TransferFailed { .. } => Situation::TransferFailed,
             io::Event::Truncated { .. } => Situation::Truncated,
             io::Event::SteppedDown { reason, .. } => match reason {
                 StepDownReason::NewerTerm => Situation::NewerTerm,
@@ -184,6 +196,11 @@ impl<W: Workload> World<'_, W> {
         let mut time = Duration::ZERO;
         let mut flush = false;
         let mut bytes = 0;
+        if let Job::Query(readers) = &job
+            && !self.servers[i].leads()
+        {
+            self.counts.add(Situation::FollowerRead, readers.len() as u64);
+        }
         if let Job::Apply { entries, .. } = &job {
             for entry in entries.iter() {
                 let applied = self.checker.applied(id_of(i), entry.id());

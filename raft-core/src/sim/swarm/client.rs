@@ -22,8 +22,8 @@ pub(super) struct Ticket {
 /// What travels to a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Ask {
-    /// A linearizable read.
-    Query(Vec<u8>),
+    /// A linearizable read; by a lease, if the server that is asked has one.
+    Query { query: Vec<u8>, by_lease: bool },
     /// The content of an entry.
     Propose(Vec<u8>),
     /// A change of who belongs to the cluster.
@@ -66,6 +66,7 @@ struct Undertaking {
     object: usize,
     request: Request,
     padding: usize,
+    by_lease: bool,
     invoked: Instant,
     /// An attempt is out, and not yet answered.
     asked: bool,
@@ -74,7 +75,7 @@ struct Undertaking {
 impl Undertaking {
     fn ask(&self) -> Ask {
         match &self.request {
-            Request::Query(query) => Ask::Query(query.clone()),
+            Request::Query(query) => Ask::Query { query: query.clone(), by_lease: self.by_lease },
             Request::Command(command) => Ask::Propose(replica::encode(command, self.padding)),
         }
     }
@@ -88,6 +89,7 @@ pub(super) struct Client {
     servers: usize,
     objects: usize,
     padding: usize,
+    leases: bool,
     think: Duration,
     patience: Duration,
     attempt: u64,
@@ -112,6 +114,7 @@ impl Client {
             servers: mix.slots(),
             objects: usize::from(mix.keys),
             padding: mix.padding,
+            leases: mix.config.lease.is_some(),
             think: mix.think,
             patience: mix.patience,
             attempt: 0,
@@ -198,7 +201,8 @@ impl Client {
         let mut draw = Draw { dice: &mut self.dice, unique, objects: self.objects, last: &self.last };
         let (object, request) = W::draw(&mut draw);
         let padding = self.dice.between(0, self.padding as u64) as usize;
-        self.undertaking = Some(Undertaking { object, request, padding, invoked: now, asked: false });
+        let by_lease = self.leases && self.dice.chance(3, 4);
+        self.undertaking = Some(Undertaking { object, request, padding, by_lease, invoked: now, asked: false });
     }
 
     fn ask(&mut self) -> Next {

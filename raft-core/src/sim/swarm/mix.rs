@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, Lease};
 use crate::sim::schedule::Dice;
 use crate::types::NodeId;
 
@@ -35,11 +35,13 @@ pub enum Fault {
     Rollback,
     /// Clients send more than the cluster can take.
     Overload,
+    /// No fault, but at a time as good as any: a leader is asked to hand over.
+    Transfer,
 }
 
 impl Fault {
     /// All that a cluster must survive.
-    const ALL: [Fault; 11] = [
+    const ALL: [Fault; 12] = [
         Fault::Partition,
         Fault::OneWay,
         Fault::Flap,
@@ -51,6 +53,7 @@ impl Fault {
         Fault::SyncError,
         Fault::DiskLoss,
         Fault::Overload,
+        Fault::Transfer,
     ];
 }
 
@@ -138,6 +141,8 @@ pub struct Mix {
     pub padding: usize,
     /// Servers hear of what their state machine did on the way only the next time they are awake, as nodes do; otherwise at once.
     pub late_progress: bool,
+    /// Which servers should rather lead.
+    pub priorities: Vec<u8>,
 }
 
 impl Mix {
@@ -146,7 +151,7 @@ impl Mix {
         let mut dice = Dice::new(seed, 1000);
         let dice = &mut dice;
         let servers = [1, 3, 3, 3, 3, 3, 5, 5, 5, 7][dice.pick(10)];
-        let config = config(seed, dice);
+        let mut config = config(seed, dice);
         let mut faults: Vec<Fault> = Fault::ALL.into_iter().filter(|_| dice.chance(2, 5)).collect();
         if faults.is_empty() {
             faults.push(Fault::ALL[dice.pick(Fault::ALL.len())]);
@@ -159,6 +164,12 @@ impl Mix {
         }
         let wild = dice.chance(1, 4);
         let drift = [0, 10, 200][dice.pick(3)];
+        if config.check_quorum && dice.chance(1, 2) {
+            // The fastest clock gains that much on the slowest one.
+            let drift_per_mille = (2 * drift * 1000 / (1000 + drift) + 1) as u32;
+            config.lease = Some(Lease { drift_per_mille });
+        }
+        let ranks = if dice.chance(1, 4) { 2 } else { 0 };
         Mix {
             servers,
             changes,
@@ -182,6 +193,7 @@ impl Mix {
             patience: dice.time(millis(300), millis(3000)),
             padding: if dice.chance(1, 3) { dice.between(1, 600) as usize } else { 0 },
             late_progress: dice.chance(1, 2),
+            priorities: (0..servers).map(|_| dice.between(0, ranks) as u8).collect(),
             config,
         }
     }
@@ -272,7 +284,7 @@ mod tests {
             mix.config.validate().unwrap();
             assert!(mix.troubled >= Duration::from_mins(1) && !mix.faults.is_empty());
             assert!(mix.links.delay.0 <= mix.links.delay.1 && mix.sync.0 <= mix.sync.1);
-            assert_eq!(mix.clock_rates.len(), mix.servers);
+            assert_eq!((mix.clock_rates.len(), mix.priorities.len()), (mix.servers, mix.servers));
         }
     }
 

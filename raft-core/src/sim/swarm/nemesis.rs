@@ -51,6 +51,7 @@ impl<W: Workload> World<'_, W> {
             Fault::SyncError => self.fail_sync(),
             Fault::DiskLoss => self.lose_disk(),
             Fault::Rollback => self.roll_back(),
+            Fault::Transfer => self.transfer(),
             Fault::Overload => {
                 let requests = self.dice.between(50, 200) as u32;
                 self.flood(requests);
@@ -250,6 +251,24 @@ impl<W: Workload> World<'_, W> {
         self.counts.saw(Situation::Paused);
         self.counts.add(Situation::LeaderPaused, u64::from(self.servers[i].leads()));
         self.servers[i].frozen_until = until;
+    }
+
+    /// Someone asks a server that leads, or thinks so, to hand over.
+    fn transfer(&mut self) {
+        let now = self.now();
+        let i = self.any_server();
+        let i = if self.servers[i].leads() { i } else { self.leader().unwrap_or(i) };
+        let to = self.dice.chance(1, 2).then(|| id_of(self.dice.pick(self.servers.len())));
+        let server = &mut self.servers[i];
+        if now < server.frozen_until {
+            return;
+        }
+        let now = server.clock.read(now);
+        if let Some(driver) = &mut server.driver {
+            let answer = driver.transfer_leadership(now, to);
+            self.note(format_args!("n{} is asked to hand over to {to:?}: {answer:?}", i + 1));
+            self.ask_for_pump(i);
+        }
     }
 
     fn stall(&mut self) {

@@ -77,6 +77,8 @@ pub(super) struct Server<W> {
     pub(super) applied: Option<Input>,
     /// Bytes of it.
     pub(super) quiet_bytes: usize,
+    /// Reads that were answered by a lease.
+    pub(super) lease_reads: u64,
     /// How many jobs the state machine has, and when it is through with them.
     pub(super) jobs: usize,
     pub(super) applying_until: Instant,
@@ -115,6 +117,7 @@ impl<W: Workload> Server<W> {
             open: BTreeSet::new(),
             applied: None,
             quiet_bytes: 0,
+            lease_reads: 0,
             jobs: 0,
             applying_until: Instant(0),
             handed: LogIndex::ZERO,
@@ -164,11 +167,12 @@ impl<W: Workload> Server<W> {
     }
 
     /// The settings of the next life: each draws other timeouts.
-    pub(super) fn next_config(&mut self, config: &Config) -> Config {
+    pub(super) fn next_config(&mut self, config: &Config, priority: u8) -> Config {
         self.life += 1;
         Config {
             id: self.id,
             identity: self.identity,
+            priority,
             seed: config.seed.wrapping_add(self.life << 32),
             ..config.clone()
         }
@@ -197,7 +201,11 @@ impl<W: Workload> Server<W> {
                     let Some(driver) = &mut self.driver else { continue };
                     self.open.insert(ticket);
                     match ask {
-                        Ask::Query(query) => driver.read(Reader { ticket, query, since }),
+                        Ask::Query { query, by_lease: true } => {
+                            self.lease_reads += u64::from(driver.core().has_lease());
+                            driver.read_by_lease(Reader { ticket, query, since });
+                        }
+                        Ask::Query { query, by_lease: false } => driver.read(Reader { ticket, query, since }),
                         Ask::Change(change) => driver.change_membership(now, &change, ticket),
                         Ask::Propose(content) => driver.propose(now, content.into(), ticket),
                     }

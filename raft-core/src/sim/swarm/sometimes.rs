@@ -53,6 +53,11 @@ situations! {
     FetchForApply: 100, "entries to apply were fetched";
     Busy: 100, "a proposal was refused: busy";
     Undecided: 100, "a leader gave up on proposals";
+    TransferBegun: 100, "a leader began to hand over";
+    Transferred: 100, "a leader has handed over";
+    TransferFailed: 100, "a leader gave up handing over";
+    FollowerRead: 20, "a server that does not lead answered a read";
+    LeaseRead: 100, "a leader answered a read by its lease";
     ReadLost: 100, "a read was lost with the leadership";
     OldLeaderAsked: 100, "a leader was asked after another was elected";
     ClientTimedOut: 20, "a client gave up waiting";

@@ -24,7 +24,7 @@ use crate::sim::checker::Checker;
 use crate::sim::cluster::{id_of, index_of};
 use crate::sim::disk::Disk;
 use crate::sim::schedule::{Dice, Schedule};
-use crate::types::{Instant, Term, WriteSeq};
+use crate::types::{Instant, NodeId, Term, WriteSeq};
 
 /// Something that will happen. Servers and clients are numbered from 0; what concerns a former life of a server concerns nobody.
 #[derive(Debug)]
@@ -87,6 +87,8 @@ pub(super) struct World<'w, W> {
     pub(super) pumps: u64,
     /// The server at work has told of something out of the ordinary.
     pub(super) shaken: bool,
+    /// The last transfer that was begun: in which term, and to whom.
+    pub(super) handing_over: Option<(Term, NodeId)>,
     /// By how much some state machine was behind when all faults ended.
     pub(super) backlog: u64,
     /// Goes up when all faults end.
@@ -120,6 +122,7 @@ impl<'w, W: Workload> World<'w, W> {
             candidates: BTreeMap::new(),
             pumps: 0,
             shaken: false,
+            handing_over: None,
             backlog: 0,
             era: 0,
             healed: None,
@@ -464,7 +467,7 @@ impl<'w, W: Workload> World<'w, W> {
         if !self.mix.keeps_state {
             server.flushed = Replica::default();
         }
-        let config = server.next_config(&self.mix.config);
+        let config = server.next_config(&self.mix.config, self.mix.priorities[i]);
         let mut recovered = server.disk.recover(membership);
         recovered.applied = server.flushed.applied.index;
         let applied = recovered.applied;
