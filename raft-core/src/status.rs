@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::config::Config;
 use crate::membership::Membership;
 use crate::raft::Raft;
 use crate::role::RoleState;
@@ -172,6 +173,11 @@ impl Raft {
     /// Whether this server leads. Cheaper than [`status`](Self::status).
     pub fn is_leader(&self) -> bool {
         matches!(self.role, RoleState::Leader(_))
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// The leader of the current term, if it is known.

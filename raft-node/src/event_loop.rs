@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::applier::{self, Job, Progress, Submit};
 use crate::handle::{Consistency, ReadRequest, Request, refuse};
+use crate::handover::Handover;
 use crate::reply::{Flusher, Outcome, Responder};
 use crate::roster::Roster;
 
@@ -103,6 +104,8 @@ impl<T: Transport> Ports for Outlets<T> {
             Event::LeaderChanged { term, leader: Some(leader) } => tracing::info!(%term, %leader, "leader"),
             Event::LeaderChanged { term, leader: None } => tracing::info!(%term, "no leader"),
             Event::Campaigning { term, pre_vote } => tracing::info!(%term, pre_vote, "campaigning"),
+            Event::TransferBegun { term, to } => tracing::info!(%term, %to, "handing over"),
+            Event::TransferFailed { term, to } => tracing::warn!(%term, %to, "did not take over in time"),
             Event::MembershipChanged { index, membership } => {
                 tracing::info!(%index, voters = ?membership.voters(), outgoing = ?membership.outgoing(),
                     learners = ?membership.learners(), "membership");
@@ -151,6 +154,8 @@ pub(crate) struct EventLoop<T> {
     pub(crate) driver: Driver<Responder, ReadRequest>,
     /// Someone asked the node to stop.
     pub(crate) stopping: bool,
+    /// The node hands over, and those who wait for that.
+    pub(crate) handover: Handover,
     pub(crate) inlets: Inlets,
     pub(crate) outlets: Outlets<T>,
     pub(crate) progress: Progress,
@@ -175,7 +180,7 @@ impl<T: Transport> EventLoop<T> {
         let mut seen = LogIndex::ZERO;
         let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
         while !self.stopping {
-            let deadline = self.driver.deadline();
+            let deadline = self.handover.deadline(self.driver.deadline());
             let due = tokio::time::Instant::from_std(self.origin + Duration::from_nanos(deadline.0));
             // Moving the timer costs more than waking up once too early.
             if due < timer.deadline() || timer.is_elapsed() {
@@ -190,7 +195,9 @@ impl<T: Transport> EventLoop<T> {
             };
             let now = self.now();
             self.take_in(now, first)?;
-            self.drain(now)?;
+            self.drain()?;
+            // Leases and promises are timed: what has come in must not seem younger than it is.
+            let now = self.now();
             if now >= deadline {
                 // As long as requests keep coming, nobody looks at the timer.
                 self.driver.step(now, Input::Wake);
@@ -202,6 +209,7 @@ impl<T: Transport> EventLoop<T> {
             }
             // Some outputs make room for others: entries read back, for the next to be read.
             while self.driver.turn(now, &mut self.outlets) {}
+            self.stopping |= self.handover.look(now, self.driver.core());
             self.outlets.flusher.flush();
             if let Some(thread) = self.outlets.lost {
                 return Err(self.why_lost(thread));
@@ -217,7 +225,7 @@ impl<T: Transport> EventLoop<T> {
     }
 
     /// Takes in what else has come, in the order of urgency.
-    fn drain(&mut self, now: Instant) -> Result<(), Fatal> {
+    fn drain(&mut self) -> Result<(), Fatal> {
         for _ in 0..MAX_DRAIN {
             let next = if let Ok(internal) = self.inlets.internal.try_recv() {
                 Happened::Internal(internal)
@@ -228,7 +236,7 @@ impl<T: Transport> EventLoop<T> {
             } else {
                 return Ok(());
             };
-            self.take_in(now, next)?;
+            self.take_in(self.now(), next)?;
         }
         Ok(())
     }
@@ -264,18 +272,32 @@ impl<T: Transport> EventLoop<T> {
                 let _ = placed.send(self.driver.start(now, command, responder).map_err(RequestError::from));
             }
             Request::Read(reads) => {
-                let (linearizable, stale): (Vec<_>, Vec<_>) =
-                    reads.into_iter().partition(|read| read.consistency == Consistency::Linearizable);
-                linearizable.into_iter().for_each(|read| self.driver.read(read));
+                let mut stale = Vec::new();
+                for read in reads {
+                    match read.consistency {
+                        Consistency::Linearizable => self.driver.read(read),
+                        Consistency::Lease => self.driver.read_by_lease(read),
+                        Consistency::Stale => stale.push(read),
+                    }
+                }
                 self.driver.read_stale(stale);
             }
             Request::ChangeMembership { change, responder } => {
                 self.driver.change_membership(now, &change, responder);
             }
+            Request::Transfer { to, done } => match self.driver.transfer_leadership(now, to) {
+                Ok(to) => self.handover.await_end(now, to, self.driver.core(), done),
+                // Whoever asked may be gone.
+                Err(error) => drop(done.send(Err(error.into()))),
+            },
             Request::Status(reply) => {
                 let _ = reply.send(self.driver.core().status());
             }
-            Request::Shutdown => self.stopping = true,
+            // Whoever leads hands over first, so that the others need not find out that it is gone.
+            Request::Shutdown => match self.driver.transfer_leadership(now, None) {
+                Ok(_) => self.handover.leave(now, self.driver.core()),
+                Err(_) => self.stopping = true,
+            },
         }
     }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raft_core::{LogId, LogIndex, MembershipChange, NodeId, Proposed, Status};
+use raft_core::{LogId, LogIndex, MembershipChange, NodeId, Proposed, Status, TransferError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::event_loop::Fatal;
@@ -15,10 +15,13 @@ use crate::reply::{Applied, OneShot, RequestError, Responder};
 /// How fresh a read must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Consistency {
-    /// Sees every write that was acknowledged, by anyone, before the read began. Served by the leader after a
-    /// round of heartbeats to a majority (ReadIndex; thesis, section 6.4).
+    /// Sees every write that was acknowledged, by anyone, before the read began. Served after a round of heartbeats from the leader to a
+    /// majority (ReadIndex; thesis, section 6.4); by a follower, once it has asked the leader and has applied that much.
     #[default]
     Linearizable,
+    /// The same as far as clocks can be trusted: a leader with a [lease](raft_core::Lease) answers without asking anyone. Without a lease, or at a
+    /// follower, it is what [`Linearizable`](Self::Linearizable) is.
+    Lease,
     /// Whatever this node has applied; may be arbitrarily old.
     Stale,
 }
@@ -51,7 +54,26 @@ pub(crate) enum Request {
     Read(Vec<ReadRequest>),
     ChangeMembership { change: MembershipChange, responder: Responder },
     Status(oneshot::Sender<Status>),
+    Transfer { to: Option<NodeId>, done: oneshot::Sender<Result<NodeId, TransferFailure>> },
     Shutdown,
+}
+
+/// Why leadership was not handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferFailure {
+    /// It was not even begun.
+    #[error(transparent)]
+    Refused(#[from] TransferError),
+    /// The next leader was not there, or not up to date, within an election timeout. This node leads on, unless something else happened.
+    #[error("node {to} did not take over in time")]
+    TimedOut {
+        /// Who should have.
+        to: NodeId,
+    },
+    /// The node is stopping, or has stopped.
+    #[error("the node is shutting down")]
+    ShuttingDown,
 }
 
 /// How a node ended, once it has.
@@ -190,7 +212,19 @@ impl Raft {
         receiver.await.map_err(|_| RequestError::ShuttingDown)
     }
 
-    /// Asks the node to stop. What is in the log stays there; requests in progress are answered as unknown.
+    /// Has this node, which leads, hand over: to `to`, or to the node that has most of the log. Returns who leads then. Meanwhile commands wait
+    /// for a moment, and are then referred to the next leader; none of them fails.
+    ///
+    /// # Errors
+    /// See [`TransferFailure`].
+    pub async fn transfer_leadership(&self, to: Option<NodeId>) -> Result<NodeId, TransferFailure> {
+        let (done, outcome) = oneshot::channel();
+        self.send(Request::Transfer { to, done });
+        outcome.await.unwrap_or(Err(TransferFailure::ShuttingDown))
+    }
+
+    /// Asks the node to stop. If it leads, it hands over first, and waits for that no longer than an election timeout. What is in the log stays there;
+    /// requests in progress are answered as unknown.
     pub fn shutdown(&self) {
         self.send(Request::Shutdown);
     }
@@ -219,6 +253,6 @@ pub(crate) fn refuse(request: Request) {
         Request::ChangeMembership { responder, .. } => responder.fail(RequestError::ShuttingDown),
         Request::Read(reads) => reads.into_iter().for_each(|r| r.responder.fail(RequestError::ShuttingDown)),
         // Their callers see the channel close.
-        Request::Start { .. } | Request::Status(_) | Request::Shutdown => {}
+        Request::Start { .. } | Request::Status(_) | Request::Transfer { .. } | Request::Shutdown => {}
     }
 }

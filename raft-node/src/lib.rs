@@ -93,6 +93,7 @@ mod event_loop;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handle;
+mod handover;
 pub mod kv;
 mod member;
 mod node;
@@ -103,7 +104,7 @@ mod state_machine;
 mod writer;
 
 pub use event_loop::Fatal;
-pub use handle::{Consistency, Proposal, Raft, ReadRequest};
+pub use handle::{Consistency, Proposal, Raft, ReadRequest, TransferFailure};
 pub use member::MemberInfo;
 pub use node::{Builder, Metrics, StartError};
 pub use reply::{Applied, Outcome, ReplySink, RequestError, Responder};

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::applier::{self, Progress};
 use crate::event_loop::{EventLoop, Inbox, Inlets, Outlets};
 use crate::handle::{Raft, Stopped};
+use crate::handover::Handover;
 use crate::reply::Flusher;
 use crate::roster::{Doorkeeper, Roster, identity_of};
 use crate::state_machine::StateMachine;
@@ -375,6 +376,7 @@ fn wire<M: StateMachine, S: Storage, T: Transport>(
     let event_loop = EventLoop {
         driver: Driver::new(core),
         stopping: false,
+        handover: Handover::default(),
         inlets: Inlets { internal, network, requests },
         outlets: Outlets { group, transport, roster, writer, applier, reader, lost: None, flusher: Flusher::default() },
         progress,

@@ -5,6 +5,7 @@ mod corpus;
 mod explore;
 mod fuzz;
 mod hand;
+mod handover;
 mod lab;
 mod review;
 mod rules;

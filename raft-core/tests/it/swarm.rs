@@ -2,12 +2,13 @@
 
 use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
-use raft_core::Message;
-use raft_core::sim::swarm::mix::{Fault, Mix};
+use raft_core::sim::swarm::mix::{Fault, Mix, Quality};
 use raft_core::sim::swarm::sometimes::{Situation, Tally};
 use raft_core::sim::swarm::watch::Story;
 use raft_core::sim::swarm::{self, Report};
+use raft_core::{Config, Lease, Message, NodeId};
 
 use crate::hand::{Server, append, id};
 
@@ -71,11 +72,74 @@ fn seeds_that_once_failed() {
 fn a_disk_that_goes_back_in_time_is_seen() {
     let caught = (0..30).filter(|seed| {
         let mix = Mix { servers: 3, faults: vec![Fault::Rollback, Fault::Partition], ..Mix::of(*seed) };
-        let mix = Mix { clock_rates: vec![1000; 3], changes: None, ..mix };
+        let mix = Mix { clock_rates: vec![1000; 3], priorities: vec![0; 3], changes: None, ..mix };
         swarm::run_mix(*seed, mix, None).failure.is_some()
     });
     let caught = caught.count();
     assert!(caught > 15, "seen in {caught} of 30 seeds");
+}
+
+/// Leases trust clocks. When these differ by more than the margin, reads are stale, and that must not escape the checks.
+#[test]
+fn a_clock_that_is_slower_than_the_margin_allows_is_seen() {
+    let stale = |seed: &u64, drift_per_mille| {
+        let mix = Mix::of(*seed);
+        let config = Config {
+            check_quorum: true,
+            pre_vote: true,
+            lease: Some(Lease { drift_per_mille }),
+            election_timeout: Duration::from_millis(1000),
+            heartbeat_interval: Duration::from_millis(125),
+            ..mix.config
+        };
+        let mix = Mix {
+            servers: 3,
+            config,
+            faults: vec![Fault::Partition],
+            fault_interval: Duration::from_secs(3),
+            clock_rates: vec![400, 1000, 1000],
+            // The slow one should lead.
+            priorities: vec![1, 0, 0],
+            changes: None,
+            think: Duration::from_millis(20),
+            keys: 1,
+            ..mix
+        };
+        swarm::run_mix(*seed, mix, None).failure.is_some_and(|failure| failure.contains("not linearizable"))
+    };
+    assert!((0..12).any(|seed| stale(&seed, 0)), "clocks that differ by more than half, and no margin");
+    assert!(!(0..4).any(|seed| stale(&seed, 601)), "the same clocks, with a margin for them");
+}
+
+/// Disks that need an election timeout for a vote: candidates must not stop one another for ever.
+#[test]
+fn elections_succeed_although_disks_are_as_slow_as_the_election_timeout() {
+    for seed in 0..3 {
+        let mix = Mix::of(seed);
+        let config = Config {
+            election_timeout: Duration::from_millis(400),
+            heartbeat_interval: Duration::from_millis(100),
+            max_write_stall: Duration::from_secs(3),
+            ..Config::new(NodeId(1))
+        };
+        let mix = Mix {
+            servers: 3,
+            config: Config { seed, ..config },
+            fault_interval: Duration::from_secs(1000),
+            links: Quality::GOOD,
+            sync: (Duration::from_millis(350), Duration::from_millis(600)),
+            sync_hiccups: 0,
+            clock_rates: vec![1000; 3],
+            priorities: vec![0; 3],
+            changes: None,
+            clients: 4,
+            patience: Duration::from_secs(3),
+            ..mix
+        };
+        let report = swarm::run_mix(seed, mix, None);
+        assert_eq!(report.failure, None, "seed {seed}");
+        assert!(report.completed > 60, "seed {seed}: {} operations in a minute", report.completed);
+    }
 }
 
 /// The whole story of a seed as one text, and what came of it.

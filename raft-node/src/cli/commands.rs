@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io::Read as _;
 
 use anyhow::{Context as _, Result, bail};
+use raft_core::NodeId;
 use raft_net::PeerIdentity;
 use raft_node::Consistency;
 use raft_node::client::{CasOutcome, Client, ClientConfig, Page};
@@ -12,7 +13,9 @@ use raft_node::config::ClientFile;
 use raft_node::kv::MAX_VALUE_BYTES;
 use serde_json::json;
 
-use super::{CasArgs, ClientArgs, DeleteArgs, Done, GetArgs, PutArgs, ScanArgs, output};
+use super::{
+    CasArgs, ClientArgs, DeleteArgs, Done, Freshness, FreshnessArgs, GetArgs, PutArgs, ScanArgs, TransferArgs, output,
+};
 
 /// Keys asked for at a time.
 const PAGE: u32 = 1000;
@@ -29,7 +32,7 @@ pub(super) fn put(args: &PutArgs) -> Result<Done> {
 pub(super) fn get(args: &GetArgs) -> Result<Done> {
     with_client(&args.client, false, async |client| {
         let key = bytes(&args.key);
-        match client.get(key, consistency(args.stale)).await? {
+        match client.get(key, consistency(&args.freshness)).await? {
             Some(found) if args.client.json => {
                 output::json(&output::key_value(key, found.revision, &found.value))?;
                 Ok(Done::Ok)
@@ -97,13 +100,21 @@ pub(super) fn scan(args: &ScanArgs) -> Result<Done> {
     })
 }
 
+pub(super) fn transfer(args: &TransferArgs) -> Result<Done> {
+    with_client(&args.client, false, async |client| {
+        let leader = client.transfer_leadership(args.to.map(NodeId)).await?;
+        output::line(&args.client, &json!({ "leader": leader.0 }), &format!("node {leader} leads"))?;
+        Ok(Done::Ok)
+    })
+}
+
 /// Reads pages until the limit of the command is reached.
 async fn scan_pages(client: &Client, mut start: Vec<u8>, end: Option<&[u8]>, args: &ScanArgs) -> Result<Page> {
     let limit = args.limit as usize;
     let mut all = Page { items: Vec::new(), more: true };
     while all.more && all.items.len() < limit {
         let wanted = PAGE.min((limit - all.items.len()) as u32);
-        let page = client.scan(&start, end, wanted, consistency(args.stale)).await?;
+        let page = client.scan(&start, end, wanted, consistency(&args.freshness)).await?;
         all.more = page.more;
         all.items.extend(page.items);
         let Some(last) = all.items.last() else { break };
@@ -154,8 +165,13 @@ fn not_found(args: &ClientArgs) -> Result<Done> {
     Ok(Done::NotFound)
 }
 
-fn consistency(stale: bool) -> Consistency {
-    if stale { Consistency::Stale } else { Consistency::Linearizable }
+fn consistency(args: &FreshnessArgs) -> Consistency {
+    match args.consistency {
+        _ if args.stale => Consistency::Stale,
+        Freshness::Linearizable => Consistency::Linearizable,
+        Freshness::Lease => Consistency::Lease,
+        Freshness::Stale => Consistency::Stale,
+    }
 }
 
 /// Arguments are bytes on Unix, and keys are bytes.

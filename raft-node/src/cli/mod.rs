@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use raft_node::client;
 use raft_node::config::LogFormat;
 
@@ -60,6 +60,8 @@ enum Command {
     /// Show or change who belongs to the cluster
     #[command(subcommand)]
     Member(MemberCommand),
+    /// Have the leader hand over to another node, without a failed write
+    Transfer(TransferArgs),
 }
 
 /// Flags override the file.
@@ -174,9 +176,38 @@ struct SessionArgs {
 struct GetArgs {
     /// The key
     key: OsString,
-    /// Take what the first reachable node has, however old
-    #[arg(long)]
+    #[command(flatten)]
+    freshness: FreshnessArgs,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
+struct FreshnessArgs {
+    /// How fresh the answer must be
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    consistency: Freshness,
+    /// Short for `--consistency stale`
+    #[arg(long, conflicts_with = "consistency")]
     stale: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Freshness {
+    /// Sees every write that was acknowledged before
+    #[default]
+    Linearizable,
+    /// The same, as far as clocks can be trusted: a leader with a lease asks nobody
+    Lease,
+    /// What the first reachable node has, however old
+    Stale,
+}
+
+#[derive(Debug, Args)]
+struct TransferArgs {
+    /// Id of the node that is to lead [default: the one that has most of the log]
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+    to: Option<u64>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -220,9 +251,8 @@ struct ScanArgs {
     /// Most keys to list
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
-    /// Take what the first reachable node has, however old
-    #[arg(long)]
-    stale: bool,
+    #[command(flatten)]
+    freshness: FreshnessArgs,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -250,6 +280,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Scan(args) => commands::scan(&args),
         Command::Status(args) => status::run(&args),
         Command::Member(command) => member::run(&command),
+        Command::Transfer(args) => commands::transfer(&args),
     };
     match outcome {
         Ok(Done::Ok) => ExitCode::SUCCESS,
@@ -282,6 +313,7 @@ impl Command {
             | Command::Delete(DeleteArgs { client, .. })
             | Command::Cas(CasArgs { client, .. })
             | Command::Scan(ScanArgs { client, .. })
+            | Command::Transfer(TransferArgs { client, .. })
             | Command::Status(client) => client.json,
         }
     }
@@ -354,6 +386,11 @@ mod tests {
             "raft-node scan --config c.toml a --end b --limit 5",
             "raft-node scan --config c.toml --prefix a",
             "raft-node status --json --config c.toml",
+            "raft-node get key --config c.toml --consistency linearizable",
+            "raft-node get key --config c.toml --consistency lease",
+            "raft-node scan --config c.toml --consistency stale",
+            "raft-node transfer --config c.toml",
+            "raft-node transfer --to 2 --json --config c.toml",
         ] {
             assert!(parse(line).is_ok(), "{line}");
         }
@@ -370,6 +407,9 @@ mod tests {
             ("raft-node scan --config c a --prefix b", ErrorKind::ArgumentConflict),
             ("raft-node scan --config c --limit 0", ErrorKind::ValueValidation),
             ("raft-node get --config c key --timeout soon", ErrorKind::ValueValidation),
+            ("raft-node get --config c key --consistency lease --stale", ErrorKind::ArgumentConflict),
+            ("raft-node get --config c key --consistency eventual", ErrorKind::InvalidValue),
+            ("raft-node transfer --config c --to 0", ErrorKind::ValueValidation),
             ("raft-node frobnicate", ErrorKind::InvalidSubcommand),
         ] {
             assert_eq!(parse(line).err(), Some(kind), "{line}");

@@ -151,6 +151,22 @@ impl Client {
         postcard::from_bytes(&body).map_err(|e| Error::BadAnswer(e.to_string()))
     }
 
+    /// Has the leader hand over to another node, or to the one that has most of the log. Returns who leads then.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] says why it was refused, or that it did not succeed in time. When there was no answer, it may yet happen.
+    pub async fn transfer_leadership(&self, to: Option<NodeId>) -> Result<NodeId, Error> {
+        let body = self.run(&Request::Transfer { group: GroupId::FIRST, to }, true).await?.0;
+        match <[u8; 8]>::try_from(&body[..]) {
+            Ok(leader) => {
+                let leader = NodeId(u64::from_le_bytes(leader));
+                self.set_leader(Some(leader));
+                Ok(leader)
+            }
+            Err(_) => Err(Error::BadAnswer("no node is named as the leader".into())),
+        }
+    }
+
     /// Asks one node about itself.
     ///
     /// # Errors

@@ -4,10 +4,12 @@
 //! u32 LE length of the rest | u64 LE request id | u8 kind | body
 //!
 //! request  1 write    group u64 LE | command, exactly as it will stand in the log
-//!          2 read     group u64 LE | u8: 0 linearizable, 1 stale | query
+//!          2 read     group u64 LE | u8: 0 linearizable, 1 stale, 2 by a lease | query
 //!          3 status   group u64 LE
+//!          4 transfer group u64 LE | node id u64 LE, 0 for the best
 //!          5 member   group u64 LE | postcard [`MemberChange`]
-//! response 128 done           reply of the state machine, or a postcard [`NodeStatus`]; to a change of the membership, postcard: its index
+//! response 128 done           reply of the state machine, or a postcard [`NodeStatus`]; to a change of the membership, postcard: its index; after a
+//!                             transfer the leader's id u64 LE
 //!          129 not leader     postcard: option of (node id, address)
 //!          130 busy
 //!          131 too large      postcard: (size, limit)
@@ -39,6 +41,7 @@ const ID_AND_KIND: usize = 9;
 const WRITE: u8 = 1;
 const READ: u8 = 2;
 const STATUS: u8 = 3;
+const TRANSFER: u8 = 4;
 const MEMBER: u8 = 5;
 const DONE: u8 = 128;
 const NOT_LEADER: u8 = 129;
@@ -72,6 +75,13 @@ pub enum Request {
     Status {
         /// In which group.
         group: GroupId,
+    },
+    /// Hand leadership over.
+    Transfer {
+        /// In which group.
+        group: GroupId,
+        /// To whom; to the best, if that is left open.
+        to: Option<NodeId>,
     },
     /// Change who belongs to the cluster.
     Member {
@@ -265,7 +275,7 @@ impl Frame {
     pub fn into_request(self) -> Result<Request, FrameError> {
         let Frame { kind, mut body, .. } = self;
         let too_short = |_| FrameError::TooShort(kind);
-        if !matches!(kind, WRITE | READ | STATUS | MEMBER) {
+        if !(WRITE..=MEMBER).contains(&kind) {
             return Err(FrameError::Kind(kind));
         }
         let group = GroupId(body.try_get_u64_le().map_err(too_short)?);
@@ -275,6 +285,7 @@ impl Frame {
                 let consistency = match body.try_get_u8().map_err(too_short)? {
                     0 => Consistency::Linearizable,
                     1 => Consistency::Stale,
+                    2 => Consistency::Lease,
                     _ => return Err(FrameError::Body(kind)),
                 };
                 Request::Read { group, consistency, query: body }
@@ -282,6 +293,13 @@ impl Frame {
             MEMBER => {
                 let Ok((change, [])) = postcard::take_from_bytes(&body) else { return Err(FrameError::Body(kind)) };
                 Request::Member { group, change }
+            }
+            TRANSFER => {
+                let to = body.try_get_u64_le().map_err(too_short)?;
+                if !body.is_empty() {
+                    return Err(FrameError::Body(kind));
+                }
+                Request::Transfer { group, to: Some(NodeId(to)).filter(|to| to.0 != 0) }
             }
             _ if body.is_empty() => Request::Status { group },
             _ => return Err(FrameError::Body(kind)),
@@ -325,6 +343,7 @@ impl Request {
                 let consistency = match consistency {
                     Consistency::Linearizable => 0,
                     Consistency::Stale => 1,
+                    Consistency::Lease => 2,
                 };
                 frame(out, id, READ, &[&group.0.to_le_bytes(), &[consistency], query])
             }
@@ -332,6 +351,10 @@ impl Request {
             Request::Member { group, change } => {
                 let change = postcard::to_stdvec(change).ok()?;
                 frame(out, id, MEMBER, &[&group.0.to_le_bytes(), &change])
+            }
+            Request::Transfer { group, to } => {
+                let to = to.map_or(0, |to| to.0);
+                frame(out, id, TRANSFER, &[&group.0.to_le_bytes(), &to.to_le_bytes()])
             }
         }
     }
@@ -433,7 +456,7 @@ mod tests {
             addresses: vec![(NodeId(4), "h:1".into())],
             ..MemberChange::default()
         };
-        let requests: [(Request, &[u8]); 5] = [
+        let requests: [(Request, &[u8]); 8] = [
             (
                 Request::Write { group: GROUP, command: Bytes::from_static(b"cmd") },
                 b"\x14\0\0\0\x07\0\0\0\0\0\0\0\x01\x01\0\0\0\0\0\0\0cmd",
@@ -450,7 +473,19 @@ mod tests {
                 Request::Member { group: GROUP, change },
                 b"\x1d\0\0\0\x07\0\0\0\0\0\0\0\x05\x01\0\0\0\0\0\0\0\0\x01\x04\0\x01\x04\x03h:1\0\0",
             ),
+            (
+                Request::Read { group: GROUP, consistency: Consistency::Lease, query: Bytes::new() },
+                b"\x12\0\0\0\x07\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0\0\x02",
+            ),
             (Request::Status { group: GROUP }, b"\x11\0\0\0\x07\0\0\0\0\0\0\0\x03\x01\0\0\0\0\0\0\0"),
+            (
+                Request::Transfer { group: GROUP, to: None },
+                b"\x19\0\0\0\x07\0\0\0\0\0\0\0\x04\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            ),
+            (
+                Request::Transfer { group: GROUP, to: Some(NodeId(3)) },
+                b"\x19\0\0\0\x07\0\0\0\0\0\0\0\x04\x01\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0",
+            ),
         ];
         for (request, golden) in requests {
             let mut out = BytesMut::new();

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream, VarInt};
-use raft_core::{GroupId, NodeId, Status};
+use raft_core::{GroupId, NodeId, Status, TransferError};
 use raft_net::ClientConnection;
 use tokio::sync::mpsc;
 
 use super::protocol::{FRAME_HEADER, Frame, FrameError, FrameReader, Member, NodeStatus, Request, Response};
 use super::sink::{ConnectionSink, SinkLimits};
-use crate::handle::{Proposal, Raft, ReadRequest};
+use crate::handle::{Proposal, Raft, ReadRequest, TransferFailure};
 use crate::member::MemberInfo;
-use crate::reply::{ReplySink as _, Responder};
+use crate::reply::{ReplySink as _, RequestError, Responder};
 
 /// How long a connection may take to open its stream.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -200,6 +200,7 @@ impl Service {
                         sink.respond(id, &self.status().await);
                         answered = true;
                     }
+                    Request::Transfer { to, .. } => self.transfer(to, id, sink),
                 },
             }
         }
@@ -219,6 +220,7 @@ impl Service {
             Request::Write { group, .. }
             | Request::Read { group, .. }
             | Request::Status { group }
+            | Request::Transfer { group, .. }
             | Request::Member { group, .. } => *group,
         };
         if group != GroupId::FIRST {
@@ -229,8 +231,28 @@ impl Service {
             Request::Read { query, .. } if query.len() > self.limits.query_bytes => {
                 Err(Response::TooLarge { size: query.len() as u64, limit: self.limits.query_bytes as u64 })
             }
-            Request::Read { .. } | Request::Status { .. } | Request::Member { .. } => Ok(()),
+            Request::Read { .. } | Request::Status { .. } | Request::Transfer { .. } | Request::Member { .. } => Ok(()),
         }
+    }
+
+    /// Takes as long as an election: other requests go on meanwhile.
+    fn transfer(&self, to: Option<NodeId>, id: u64, sink: &Arc<ConnectionSink>) {
+        let (raft, sink, addresses) = (self.raft.clone(), sink.clone(), self.addresses.clone());
+        tokio::spawn(async move {
+            let response = match raft.transfer_leadership(to).await {
+                // Perhaps it was asked before, and the answer was lost.
+                Ok(leader) | Err(TransferFailure::Refused(TransferError::Leads { to: leader })) => {
+                    Response::Done(leader.0.to_le_bytes().to_vec().into())
+                }
+                Err(TransferFailure::ShuttingDown) => Response::ShuttingDown,
+                Err(TransferFailure::Refused(TransferError::NotLeader { hint })) => {
+                    Response::from_error(&RequestError::NotLeader { hint }, |id| addresses(id))
+                }
+                Err(why) => Response::BadRequest(why.to_string()),
+            };
+            sink.respond(id, &response);
+            sink.flush();
+        });
     }
 
     async fn status(&self) -> Response {

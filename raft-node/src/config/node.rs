@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use raft_core::NodeId;
+use raft_core::{Lease, NodeId};
 use serde::Deserialize;
 
 use super::{ConfigError, Source, TlsFiles, beside};
@@ -129,6 +129,8 @@ struct RaftSection {
     pre_vote: Option<bool>,
     check_quorum: Option<bool>,
     no_op_on_election: Option<bool>,
+    priority: Option<u8>,
+    lease_drift_per_mille: Option<u32>,
     max_append_bytes: Option<usize>,
     max_inflight_appends: Option<usize>,
     max_inflight_bytes: Option<usize>,
@@ -237,6 +239,18 @@ impl RaftSection {
             (&mut config.no_op_on_election, self.no_op_on_election),
         ] {
             *switch = value.unwrap_or(*switch);
+        }
+        config.priority = self.priority.unwrap_or(config.priority);
+        if let Some(drift_per_mille) = self.lease_drift_per_mille {
+            if drift_per_mille >= 1000 {
+                let problem = format!("is {drift_per_mille}, but must be below 1000: nothing would be left of a lease");
+                return Err(source.invalid("raft.lease_drift_per_mille", problem));
+            }
+            if !config.check_quorum {
+                let problem = "needs `raft.check_quorum`: without it nobody keeps the promise that a lease rests on";
+                return Err(source.invalid("raft.lease_drift_per_mille", problem.to_owned()));
+            }
+            config.lease = Some(Lease { drift_per_mille });
         }
         for (key, setting, value) in [
             ("max_append_bytes", &mut config.max_append_bytes, self.max_append_bytes),

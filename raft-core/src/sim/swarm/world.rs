@@ -467,7 +467,8 @@ impl<'w, W: Workload> World<'w, W> {
         if !self.mix.keeps_state {
             server.flushed = Replica::default();
         }
-        let config = server.next_config(&self.mix.config, self.mix.priorities[i]);
+        let priority = self.mix.priorities.get(i).copied().unwrap_or(0);
+        let config = server.next_config(&self.mix.config, priority);
         let mut recovered = server.disk.recover(membership);
         recovered.applied = server.flushed.applied.index;
         let applied = recovered.applied;
