@@ -126,6 +126,7 @@ fn proposals_are_refused_while_leadership_is_handed_over_and_only_then() {
     leader.propose(&["y"]);
 
     // One that ends with the leadership leaves nothing behind for the next one.
+    leader.receive(2, 1, Message::AppendAck(AppendAck { epoch: 1, match_index: LogIndex(1) }));
     leader.raft.transfer_leadership(leader.now, Some(NodeId(2))).expect("it was heard");
     leader.receive(3, 2, ask_vote(LogId::ZERO));
     leader.time_out();

@@ -557,8 +557,9 @@ mod tests {
         let frame = |kind, body: &'static [u8]| Frame { id: 1, kind, body: Bytes::from_static(body) };
         assert_eq!(frame(WRITE, b"short").into_request(), Err(FrameError::TooShort(WRITE)));
         assert_eq!(frame(READ, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::TooShort(READ)));
-        assert_eq!(frame(READ, b"\x01\0\0\0\0\0\0\0\x02").into_request(), Err(FrameError::Body(READ)));
+        assert_eq!(frame(READ, b"\x01\0\0\0\0\0\0\0\x03").into_request(), Err(FrameError::Body(READ)));
         assert_eq!(frame(STATUS, b"\x01\0\0\0\0\0\0\0x").into_request(), Err(FrameError::Body(STATUS)));
+        assert_eq!(frame(TRANSFER, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::TooShort(TRANSFER)));
         assert_eq!(frame(MEMBER, b"\x01\0\0\0\0\0\0\0\x01").into_request(), Err(FrameError::Body(MEMBER)));
         assert_eq!(frame(6, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::Kind(6)));
         assert_eq!(frame(NOT_LEADER, b"\x02").into_response(), Err(FrameError::Body(NOT_LEADER)));

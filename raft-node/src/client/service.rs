@@ -237,7 +237,7 @@ impl Service {
 
     /// Takes as long as an election: other requests go on meanwhile.
     fn transfer(&self, to: Option<NodeId>, id: u64, sink: &Arc<ConnectionSink>) {
-        let (raft, sink, addresses) = (self.raft.clone(), sink.clone(), self.addresses.clone());
+        let (raft, sink, addresses) = (self.raft.clone(), sink.clone(), self.raft.addresses());
         tokio::spawn(async move {
             let response = match raft.transfer_leadership(to).await {
                 // Perhaps it was asked before, and the answer was lost.
@@ -246,7 +246,7 @@ impl Service {
                 }
                 Err(TransferFailure::ShuttingDown) => Response::ShuttingDown,
                 Err(TransferFailure::Refused(TransferError::NotLeader { hint })) => {
-                    Response::from_error(&RequestError::NotLeader { hint }, |id| addresses(id))
+                    Response::from_error(&RequestError::NotLeader { hint }, |id| addresses.borrow().get(&id).cloned())
                 }
                 Err(why) => Response::BadRequest(why.to_string()),
             };
