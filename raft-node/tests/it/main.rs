@@ -13,3 +13,4 @@ mod history;
 mod members;
 mod review;
 mod sessions;
+mod transfer;
