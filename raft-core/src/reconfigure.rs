@@ -27,7 +27,7 @@ impl Raft {
             return Err(ChangeError::NotLeader { hint: self.leader });
         };
         let term = self.hard_state.current_term;
-        // Whether a change of an earlier term is committed is known once an entry of this term is (catalogue of the single-server bug: Ongaro, 2015).
+        // Whether a change of an earlier term is committed is known once an entry of this term is. (Ongaro, 2015: the bug in the single-server algorithm.)
         if self.log.term_at(self.log.commit) != Some(term) {
             return Err(ChangeError::TooEarly);
         }
