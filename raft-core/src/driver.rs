@@ -401,8 +401,7 @@ impl<P, R> Driver<P, R> {
 
     /// Whether commands wait because leadership is being handed over, or was and the next leader is not known yet.
     fn holds(&self, now: Instant) -> bool {
-        let undecided = self.core.transferring_to().is_some() || self.core.leader().is_none();
-        undecided && now < self.hold_until
+        self.core.transferring_to().is_some() || self.core.leader().is_none() && now < self.hold_until
     }
 
     fn propose_queued(&mut self, now: Instant) {

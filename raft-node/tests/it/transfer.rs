@@ -16,7 +16,7 @@ use crate::cluster::Cluster;
 /// Writers at a time; every four of them share their connections.
 const WRITERS: usize = 64;
 
-/// Writes without a session: a write whose outcome is unknown would fail.
+/// Writes under way.
 struct Load {
     stop: Arc<AtomicBool>,
     start: Instant,
@@ -27,7 +27,8 @@ struct Load {
 }
 
 impl Load {
-    fn start(cluster: &Cluster) -> Load {
+    /// Without sessions, a write whose outcome is unknown fails.
+    fn start(cluster: &Cluster, sessions: bool) -> Load {
         let (stop, start) = (Arc::new(AtomicBool::new(false)), Instant::now());
         let (last, longest) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let mut writers = JoinSet::new();
@@ -35,7 +36,7 @@ impl Load {
         for n in 0..WRITERS {
             if n % 4 == 0 {
                 client = Some(cluster.client_with(|config| {
-                    config.sessions = false;
+                    config.sessions = sessions;
                     config.timeout = Duration::from_secs(30);
                 }));
             }
@@ -84,7 +85,7 @@ impl Load {
 #[tokio::test]
 async fn leadership_moves_under_load_and_no_write_fails() {
     let cluster = Cluster::start(3).await;
-    let load = Load::start(&cluster);
+    let load = Load::start(&cluster, false);
     load.goes_on().await;
     let admin = cluster.client();
     let (mut pauses, mut moved) = (Vec::new(), 0);
@@ -112,7 +113,8 @@ async fn leadership_moves_under_load_and_no_write_fails() {
 #[tokio::test]
 async fn a_leader_that_is_told_to_stop_hands_over_first() {
     let mut cluster = Cluster::start(3).await;
-    let load = Load::start(&cluster);
+    // What is on its way to the node when it closes its connections has to be repeated.
+    let load = Load::start(&cluster, true);
     let leader = cluster.leader().await;
     load.goes_on().await;
     load.pause();
