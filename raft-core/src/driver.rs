@@ -19,6 +19,7 @@
 //!     fn send(&mut self, messages: &mut Vec<Envelope>) { messages.clear() }
 //!     fn write(&mut self, write: Write) { self.written.push(write.seq) }
 //!     fn fetch(&mut self, _: Fetch) {}
+//!     fn send_snapshot(&mut self, _: SendSnapshot) {}
 //!     fn event(&mut self, _: &Event) {}
 //!     fn apply(&mut self, job: Job<u32, u32>) {
 //!         match job {
@@ -26,6 +27,7 @@
 //!                 settle(&entries, waiting, |who, what| self.said.push(format!("{who}: {what:?}")));
 //!             }
 //!             Job::Query(readers) => self.said.push(format!("{readers:?} may read")),
+//!             Job::Restore(_) => unreachable!("there is no other server"),
 //!         }
 //!     }
 //!     fn fail_proposal(&mut self, who: u32, error: RequestError) { self.said.push(format!("{who}: {error}")) }
@@ -60,7 +62,8 @@ use bytes::Bytes;
 use crate::change::{ChangeError, MembershipChange};
 use crate::entries::{Entries, EntryKind};
 use crate::io::{
-    Event, Fetch, Input, Output, ProposeError, Proposed, ReadError, ReadId, ReadOutcome, TransferError, Write,
+    Event, Fetch, Input, Output, ProposeError, Proposed, ReadError, ReadId, ReadOutcome, Restore, SendSnapshot,
+    TransferError, Write,
 };
 use crate::message::Envelope;
 use crate::raft::Raft;
@@ -85,6 +88,8 @@ pub trait Ports {
     fn apply(&mut self, job: Job<Self::Proposer, Self::Reader>);
     /// Reads old entries, then reports [`Input::Fetched`].
     fn fetch(&mut self, fetch: Fetch);
+    /// Sends a snapshot, beside everything else, then reports [`Input::SnapshotSent`].
+    fn send_snapshot(&mut self, wanted: SendSnapshot);
     /// Something worth telling happened.
     fn event(&mut self, event: &Event);
     /// A command will not be answered by the state machine.
@@ -162,6 +167,8 @@ pub enum Job<P, R> {
     },
     /// Queries that may be answered once every job before this one is done.
     Query(Vec<R>),
+    /// The whole state gives way to a snapshot. Once that is durable, [`Input::Restored`] is to be reported.
+    Restore(Restore),
 }
 
 /// Someone waits for this entry to be applied.
@@ -281,6 +288,11 @@ impl<P, R> Driver<P, R> {
         self.core.step(now, input);
     }
 
+    /// Forgets the log up to `up_to`, which the state machine has durably: see [`Raft::compact`]. The disk hears of it at the next turn.
+    pub fn compact(&mut self, up_to: LogIndex) {
+        self.core.compact(up_to);
+    }
+
     /// Takes in a command. All that come in before the next turn become one batch: one record, one sync, one message.
     pub fn propose(&mut self, now: Instant, command: Bytes, proposer: P) {
         let (size, limit) = (command.len(), self.core.config.max_entry_bytes);
@@ -366,7 +378,11 @@ impl<P, R> Driver<P, R> {
         for fetch in output.fetches.drain(..) {
             ports.fetch(fetch);
         }
+        for wanted in output.snapshots.drain(..) {
+            ports.send_snapshot(wanted);
+        }
         self.apply(&mut output, ports);
+        self.restore(&mut output, ports);
         self.settle_change();
         for event in output.events.drain(..) {
             ports.event(&event);
@@ -454,11 +470,24 @@ impl<P, R> Driver<P, R> {
     fn settle_change(&mut self) {
         let Some((_, first)) = &self.changing else { return };
         let (commit, (index, membership)) = (self.core.commit_index(), self.core.membership());
-        let begun = first.index <= commit && self.core.term_at(first.index) == Some(first.term);
+        // As long as this server leads, its log keeps what it appended; but it may be forgotten by now.
+        let term = self.core.term_at(first.index);
+        let begun = first.index <= commit && term.is_none_or(|term| term == first.term);
         if begun && index <= commit && !membership.is_joint() {
             let entry = LogId::new(self.core.term_at(index).unwrap_or(first.term), index);
             self.changed.extend(self.changing.take().map(|(proposer, _)| (proposer, entry)));
         }
+    }
+
+    /// Whoever still waits for an entry that is in the snapshot will not get its reply: the entry may have been applied, by others.
+    fn restore(&mut self, output: &mut Output, ports: &mut impl Ports<Proposer = P, Reader = R>) {
+        let Some(restore) = output.restore.take() else { return };
+        let last = restore.meta.last.index;
+        while let Some(waiting) = self.waiting.pop_front_if(|waiting| waiting.index <= last) {
+            self.failed.push((waiting.proposer, RequestError::OutcomeUnknown));
+        }
+        self.dispatched = self.dispatched.max(last);
+        ports.apply(Job::Restore(restore));
     }
 
     /// After leadership is lost: a command that is committed will still be applied here and answered; of all others the

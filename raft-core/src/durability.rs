@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::entries::Entries;
-use crate::io::Write;
+use crate::io::{SnapshotMeta, Write};
 use crate::message::Envelope;
 use crate::types::{HardState, Instant, LogIndex, WriteSeq};
 
@@ -31,6 +31,8 @@ pub(crate) struct Durability {
     /// First entry that is in no write yet.
     unwritten: LogIndex,
     truncate_from: Option<LogIndex>,
+    /// Where the log begins, if the disk has not been told.
+    log_start: Option<SnapshotMeta>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +58,7 @@ impl Durability {
             hard_state_seq: WriteSeq(0),
             unwritten: last.next(),
             truncate_from: None,
+            log_start: None,
         }
     }
 
@@ -91,6 +94,26 @@ impl Durability {
         }
     }
 
+    /// The log begins after `start.last` now.
+    pub(crate) fn begins_after(&mut self, start: SnapshotMeta) {
+        let first = start.last.index.next();
+        self.unwritten = self.unwritten.max(first);
+        // What was to be cut before is gone; what follows on it may still be there.
+        self.truncate_from = self.truncate_from.map(|at| at.max(first));
+        self.log_start = Some(start);
+    }
+
+    /// The log was dropped, and begins after `start.last` now. Of what is on the disk, or on its way there, only the entries up to `known` are
+    /// also in the new log; the rest of that counts for nothing, until the disk has the new start.
+    pub(crate) fn restarts_after(&mut self, start: SnapshotMeta, known: LogIndex) {
+        self.durable = self.durable.min(known);
+        for write in &mut self.in_flight {
+            write.last = write.last.min(known);
+        }
+        self.unwritten = start.last.index.next();
+        self.begins_after(start);
+    }
+
     /// Holds a message back until the present term and vote are durable.
     pub(crate) fn gate(&mut self, message: Envelope) {
         self.gated.push_back((self.hard_state_seq, message));
@@ -104,7 +127,8 @@ impl Durability {
 
     /// The next write, if there is anything to write. `entries` are those from [`Self::unwritten`] on.
     pub(crate) fn next_write(&mut self, hard_state: HardState, entries: Entries, now: Instant) -> Option<Write> {
-        if !self.hard_state_dirty && self.truncate_from.is_none() && entries.is_empty() {
+        let log_moved = self.truncate_from.is_some() || self.log_start.is_some();
+        if !self.hard_state_dirty && !log_moved && entries.is_empty() {
             return None;
         }
         self.issued = WriteSeq(self.issued.0 + 1);
@@ -114,7 +138,7 @@ impl Durability {
         Some(Write {
             seq: self.issued,
             hard_state: std::mem::take(&mut self.hard_state_dirty).then_some(hard_state),
-            log_start: None,
+            log_start: self.log_start.take(),
             truncate_from: self.truncate_from.take(),
             entries,
         })
@@ -156,6 +180,7 @@ impl Durability {
             hard_state_seq,
             unwritten: _,
             truncate_from: _,
+            log_start: _,
         } = self;
         let by = persisted.0;
         for write in in_flight {
@@ -188,7 +213,7 @@ impl Durability {
 mod tests {
     use super::*;
     use crate::entries::{EntryKind, Segment};
-    use crate::types::Term;
+    use crate::types::{LogId, Term};
 
     fn entries(first: u64, n: usize) -> Entries {
         Segment::pack(LogIndex(first), Term(1), EntryKind::Command, &vec![b"x"; n]).unwrap().into()
@@ -232,5 +257,37 @@ mod tests {
         let write = d.next_write(HardState::default(), Entries::new(), Instant(0)).unwrap();
         assert_eq!((write.truncate_from, d.durable()), (Some(LogIndex(3)), LogIndex(2)));
         assert_eq!(d.unwritten(), LogIndex(3));
+    }
+    fn start(term: u64, index: u64) -> SnapshotMeta {
+        SnapshotMeta { last: LogId::new(Term(term), LogIndex(index)), ..SnapshotMeta::default() }
+    }
+
+    #[test]
+    fn writes_overtaken_by_a_snapshot_count_only_for_what_it_confirms() {
+        let mut d = Durability::new(LogIndex(3));
+        let first = d.next_write(HardState::default(), entries(4, 10), Instant(0)).unwrap();
+        d.restarts_after(start(2, 8), LogIndex(5));
+        assert_eq!(d.durable(), LogIndex(3));
+        let second = d.next_write(HardState::default(), Entries::new(), Instant(0)).unwrap();
+        assert_eq!((second.log_start, second.truncate_from), (Some(start(2, 8)), None));
+        let third = d.next_write(HardState::default(), entries(9, 2), Instant(0)).unwrap();
+        assert_eq!(third.log_start, None, "once is enough");
+        let durable_after = [(first.seq, 5), (second.seq, 8), (third.seq, 10)].map(|(seq, index)| {
+            assert!(d.persisted(seq, Instant(0)));
+            (d.durable(), LogIndex(index))
+        });
+        durable_after.into_iter().for_each(|(durable, expected)| assert_eq!(durable, expected));
+    }
+
+    #[test]
+    fn a_log_that_begins_behind_a_truncation_is_cut_where_it_begins() {
+        let mut d = Durability::new(LogIndex(9));
+        d.truncated(LogIndex(4));
+        d.begins_after(start(2, 6));
+        let write = d.next_write(HardState::default(), entries(7, 1), Instant(0)).unwrap();
+        assert_eq!((write.truncate_from, write.entries.first_index()), (Some(LogIndex(7)), Some(LogIndex(7))));
+        d.begins_after(start(2, 7));
+        let write = d.next_write(HardState::default(), Entries::new(), Instant(0)).unwrap();
+        assert_eq!((write.log_start, d.unwritten()), (Some(start(2, 7)), LogIndex(8)));
     }
 }

@@ -34,10 +34,10 @@ impl Raft {
         self.stand(term, true);
     }
 
-    /// Only voters do; and a server whose disk hangs would be elected, and hang.
+    /// Only voters do. A server whose disk hangs would be elected, and hang; one that takes over a snapshot lacks what is committed.
     fn may_stand(&self) -> bool {
         let stalled = self.durability.stalled_at(self.config.max_write_stall).is_some_and(|at| self.now >= at);
-        self.may_campaign() && !stalled
+        self.may_campaign() && !stalled && !self.is_incomplete()
     }
 
     /// Begins a real election: the new term and the vote for oneself are one write, and nothing leaves before it is durable.

@@ -37,6 +37,10 @@ impl Raft {
         // Entries below the start of our log are committed, so they match; the rest is compared.
         let below_start = append.prev_log.index < self.log.start().index;
         if !below_start && !self.log.contains(append.prev_log) {
+            if self.awaits_restore(append.prev_log.index) {
+                // A refusal would only bring the same snapshot again.
+                return self.owe_after_restore(append.epoch);
+            }
             return self.refuse_append(from, &append);
         }
         let last_new = append.prev_log.index + append.entries.len() as u64;
@@ -110,7 +114,7 @@ impl Raft {
         if leader_commit > LogIndex::MAX {
             return self.reject(from, Anomaly::OutOfRange);
         }
-        self.log.commit_to(leader_commit.min(self.verified));
+        self.log.commit_to(leader_commit.min(self.verified).min(self.commit_limit()));
     }
 
     /// "I have nothing, or something else, at `prev_log`."
@@ -142,7 +146,7 @@ impl Raft {
             // It names what we acknowledged as durable, so this disk has lost it; or the leader is mad.
             self.reject(from, Anomaly::CommitBeyondLog);
         } else {
-            self.log.commit_to(heartbeat.commit);
+            self.log.commit_to(heartbeat.commit.min(self.commit_limit()));
             self.verified = self.verified.max(self.log.commit);
         }
         if let Some(round) = heartbeat.round {

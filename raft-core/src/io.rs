@@ -37,8 +37,9 @@ pub enum Input {
         /// asked for again after a while.
         last: Option<LogId>,
     },
-    /// A leader's snapshot has arrived completely and is kept outside. The answer is [`Output::restore`], if it is of use; otherwise
-    /// nothing, and it may be thrown away.
+    /// A leader's snapshot has arrived completely and is kept outside. The answer is [`Output::restore`], if it is of use: with the next output, or,
+    /// while another is being taken over, with one after that. It may be thrown away once one that came later is handed out, or when nothing is
+    /// being taken over and the next output has not asked for it.
     SnapshotReceived(SnapshotReceived),
     /// What [`Output::restore`] asked for is done, and durable: after a crash the state machine has this state or a newer one.
     Restored(SnapshotId),
@@ -346,6 +347,13 @@ pub enum Event {
     Removed {
         /// Index of the entry.
         index: LogIndex,
+    },
+    /// The state machine has taken over a leader's snapshot, and the log follows.
+    Restored {
+        /// The last entry in it.
+        last: LogId,
+        /// The log held that entry by then, and keeps what comes after it; otherwise it begins anew.
+        kept: bool,
     },
     /// An input contradicts the protocol and was ignored.
     Rejected {

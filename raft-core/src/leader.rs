@@ -100,7 +100,7 @@ impl Raft {
         }
     }
 
-    fn progress_mut(&mut self, peer: NodeId) -> Option<&mut Progress> {
+    pub(crate) fn progress_mut(&mut self, peer: NodeId) -> Option<&mut Progress> {
         match &mut self.role {
             RoleState::Leader(leader) => leader.progress.get_mut(&peer),
             _ => None,
@@ -113,8 +113,8 @@ impl Raft {
             let first = progress.next_index;
             let last = self.log.last_index();
             if first.prev() < self.log.start().index {
-                // The entry before it is in the snapshot: only a snapshot helps this follower.
-                return;
+                // The entry before it is gone: only a snapshot helps this follower.
+                return self.offer_snapshot(peer, progress);
             }
             if first > last {
                 if progress.probing {
@@ -137,7 +137,7 @@ impl Raft {
         let prev = progress.next_index.prev();
         let Some(term) = self.log.term_at(prev) else {
             // Below the start of the log: only a snapshot helps.
-            return;
+            return self.offer_snapshot(peer, progress);
         };
         let last = entries.last_index().unwrap_or(prev);
         let seq = progress.sent(last, entries.byte_len(), self.now);

@@ -19,7 +19,8 @@
 //!
 //! - [`Write`]s are made durable in the order of their numbers, and reported with [`Input::Persisted`] only when they are.
 //!   After a failed write the server must stop: what is on the disk is not known any more.
-//! - [`Output::apply`] goes to the state machine in order, and is reported with [`Input::Applied`].
+//! - [`Output::apply`] goes to the state machine in order, and is reported with [`Input::Applied`]; [`Output::restore`] comes after it, and is reported
+//!   with [`Input::Restored`].
 //! - Messages are delivered to the server they name, from the server they name; they may be lost, repeated, delayed and reordered.
 //! - After a crash, [`Recovered`] tells what the disk holds: all that was reported, and possibly more of what was handed out.
 //!
@@ -97,9 +98,11 @@ mod progress;
 mod raft;
 mod read;
 mod reconfigure;
+mod recovery;
 mod role;
 #[cfg(feature = "sim")]
 pub mod sim;
+mod snapshot;
 mod status;
 mod transfer;
 mod types;
@@ -117,5 +120,5 @@ pub use message::{
     TimeoutNow, VoteReply, VoteRequest,
 };
 pub use raft::Raft;
-pub use status::{FollowerStatus, MemberRole, Role, Status};
+pub use status::{FollowerStatus, MemberRole, Role, SnapshotStatus, Status};
 pub use types::{GroupId, HardState, Instant, LogId, LogIndex, NodeId, Term, WriteSeq};

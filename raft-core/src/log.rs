@@ -12,15 +12,17 @@ use crate::types::{LogId, LogIndex, Term};
 ///
 /// Invariants, checked by [`Log::check`]:
 ///
-/// 1. `start.index <= applied <= applying <= min(commit, durable)` and `commit, durable <= last`.
-/// 2. `runs` ascend strictly in term and index, and lie within `start.index + 1 ..= last`.
+/// 1. `start.index <= applied <= applying <= min(commit, max(durable, start.index))` and `commit, durable <= last`: what a snapshot holds
+///    needs no place in the log.
+/// 2. `runs` ascend strictly in term and index, and lie within `start.index + 1 ..= last`. The run that goes on where the log begins has lost its
+///    first entries; what is concluded from runs never needs the first index of a term that is committed.
 /// 3. `cache` is contiguous, ends at `last` when it is not empty, and holds every entry that is not yet durable.
 ///
 /// `durable` is not in here but in [`Durability`](crate::durability::Durability), which owns the writes.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "sim", derive(Hash))]
 pub(crate) struct Log {
-    /// The entry before the first: the end of the snapshot, or zero.
+    /// The entry before the first: the last one that was forgotten, or zero. Moved by compaction and by snapshots; never back.
     start: LogId,
     runs: Vec<LogId>,
     last: LogIndex,
@@ -154,6 +156,31 @@ impl Log {
         self.ledger.truncate(from);
     }
 
+    /// Forgets everything up to `to`, which is in the log and applied.
+    pub(crate) fn purge(&mut self, to: LogId) {
+        debug_assert!(self.contains(to) && to.index <= self.applied, "only what is applied is forgotten");
+        let after = self.runs.partition_point(|run| run.index <= to.index);
+        let next = self.runs.get(after).map_or(self.last.next(), |run| run.index);
+        let mut gone = after;
+        if next > to.index.next()
+            && let Some(run) = after.checked_sub(1).and_then(|at| self.runs.get_mut(at))
+        {
+            // It goes on behind `to`.
+            run.index = to.index.next();
+            gone = after - 1;
+        }
+        self.runs.drain(..gone);
+        self.start = to;
+        while let Some(front) = self.cache.pop_front_if(|front| front.last_index() <= to.index) {
+            self.cached_bytes -= front.byte_len();
+        }
+    }
+
+    /// Forgets everything: the log begins, and ends, after `start`, which a snapshot holds and the state machine has taken over.
+    pub(crate) fn restart(&mut self, start: LogId) {
+        *self = Log::new(start, Vec::new(), start.index, start.index);
+    }
+
     /// Raises the commit index; it never goes back.
     pub(crate) fn commit_to(&mut self, index: LogIndex) -> bool {
         let raised = index.min(self.last) > self.commit;
@@ -231,16 +258,17 @@ impl Log {
 
     /// Panics when an invariant is broken.
     pub(crate) fn check(&self, durable: LogIndex) {
-        assert!(self.start.index <= self.applied, "snapshot beyond applied: {self:?}");
+        let held = durable.max(self.start.index);
+        assert!(self.start.index <= self.applied, "forgotten before it was applied: {self:?}");
         assert!(self.applied <= self.applying, "applied what was not handed out: {self:?}");
-        assert!(self.applying <= self.commit.min(durable), "applying beyond commit or disk: {self:?}");
+        assert!(self.applying <= self.commit.min(held), "applying beyond commit or disk: {self:?}");
         assert!(self.commit <= self.last && durable <= self.last, "cursor beyond the end: {self:?} {durable}");
         let ascending = |w: &[LogId]| w[0].term < w[1].term && w[0].index < w[1].index;
         assert!(self.runs.windows(2).all(ascending), "runs do not ascend: {self:?}");
         assert!(self.runs.first().is_none_or(|run| run.index > self.start.index), "run in the snapshot: {self:?}");
         assert!(self.runs.last().is_none_or(|run| run.index <= self.last), "run beyond the end: {self:?}");
         let mut next = self.cached_from().unwrap_or(self.last.next());
-        assert!(next <= durable.next(), "an entry is neither durable nor in memory: {self:?} {durable}");
+        assert!(next <= held.next(), "an entry is neither durable nor in memory: {self:?} {durable}");
         for segment in &self.cache {
             assert_eq!(segment.first_index(), next, "gap in the cache: {self:?}");
             next = segment.last_index().next();
@@ -389,6 +417,57 @@ mod tests {
         assert_eq!(log.backlog(), (0, 0));
         log.truncate(LogIndex(5));
         log.check(LogIndex(4));
+    }
+
+    #[test]
+    fn what_is_forgotten_leaves_the_terms_of_the_rest() {
+        let full = log(&[(1, 3), (2, 3), (4, 1), (5, 2)]);
+        for to in 1..=9 {
+            let mut log = full.clone();
+            log.commit_to(LogIndex(9));
+            (log.applying, log.applied) = (LogIndex(9), LogIndex(9));
+            let id = LogId::new(full.term_at(LogIndex(to)).unwrap(), LogIndex(to));
+            log.purge(id);
+            log.check(LogIndex(9));
+            assert_eq!((log.start(), log.last_id()), (id, full.last_id()));
+            for index in (0..=11).map(LogIndex) {
+                let expected = full.term_at(index).filter(|_| index >= id.index);
+                assert_eq!(log.term_at(index), expected, "{index} after {to} were forgotten");
+            }
+            // The same as what would be found on disk.
+            assert!(log.runs.first().is_none_or(|run| run.index == LogIndex(to + 1)), "{:?}", log.runs);
+            log.append(segment(10, 5, 2));
+            log.check(LogIndex(9));
+            log.restart(LogId::new(Term(6), LogIndex(40)));
+            log.check(LogIndex(3));
+            assert_eq!((log.last_id(), log.commit, log.backlog()), (log.start(), LogIndex(40), (0, 0)));
+        }
+    }
+
+    #[test]
+    fn logs_match_whatever_of_them_was_forgotten() {
+        let shapes: [&[(u64, usize)]; 4] = [&[(1, 3)], &[(1, 3), (2, 4)], &[(1, 3), (3, 4), (4, 1)], &[(1, 5), (4, 6)]];
+        for (a, b) in shapes.iter().flat_map(|a| shapes.map(|b| (log(a), log(b)))) {
+            let same =
+                |i: &u64| a.term_at(LogIndex(*i)).is_some() && a.term_at(LogIndex(*i)) == b.term_at(LogIndex(*i));
+            let common = (1..=20).take_while(same).last().unwrap_or(0);
+            if a.runs.iter().any(|x| b.runs.iter().any(|y| x.term == y.term && x.index != y.index)) {
+                continue;
+            }
+            // Only what is committed may be forgotten, and that is common.
+            for (leader_start, commit) in (0..=common).flat_map(|x| (0..=common).map(move |y| (x, y))) {
+                let (mut leader, mut follower) = (a.clone(), b.clone());
+                for (log, start) in [(&mut leader, leader_start), (&mut follower, commit)] {
+                    log.commit_to(LogIndex(common));
+                    (log.applying, log.applied) = (LogIndex(common), LogIndex(common));
+                    if start > 0 {
+                        log.purge(LogId::new(log.term_at(LogIndex(start)).unwrap(), LogIndex(start)));
+                    }
+                }
+                let found = leader.matching(&follower.runs_up_to(LogIndex::MAX, 99), follower.last, LogIndex(commit));
+                assert_eq!(found, (LogIndex(common), true), "{:?} {:?}", leader.runs, follower.runs);
+            }
+        }
     }
 
     #[test]

@@ -52,6 +52,19 @@ pub(crate) struct Progress {
     pub(crate) priority: u8,
     /// The fetch that must come back before anything can be sent.
     pub(crate) fetch: Option<FetchId>,
+    /// The snapshot that is being sent, or is to be sent again. While entries that the follower needs are gone from the log, nothing else can be;
+    /// heartbeats go on.
+    snapshot: Option<Snapshot>,
+}
+
+/// A snapshot for a follower.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "sim", derive(Hash))]
+struct Snapshot {
+    at_least: LogIndex,
+    since: Instant,
+    /// It failed; then is the time to try again.
+    again_at: Option<Instant>,
 }
 
 /// How long so many bytes take on the slowest link that is believed in, of a megabyte a second.
@@ -94,6 +107,7 @@ impl Progress {
             promised_until: Instant(0),
             priority: 0,
             fetch: None,
+            snapshot: None,
         }
     }
 
@@ -106,6 +120,34 @@ impl Progress {
     /// Whether it has said anything within so much time.
     pub(crate) fn heard_within(&self, time: Duration, now: Instant) -> bool {
         self.has_answered && now.since(self.last_contact) < time
+    }
+
+    /// The entries that the follower needs are gone: whether a snapshot that reaches `at_least` is to be sent now. One at a time, and after a failure
+    /// not at once.
+    pub(crate) fn send_snapshot(&mut self, at_least: LogIndex, now: Instant) -> bool {
+        let due = self.snapshot.is_none_or(|snapshot| snapshot.again_at.is_some_and(|at| now >= at));
+        if due {
+            self.snapshot = Some(Snapshot { at_least, since: now, again_at: None });
+        }
+        due
+    }
+
+    /// A snapshot that ends with `last` has arrived at the follower, or none has; then it may be tried again at `again_at`.
+    pub(crate) fn snapshot_sent(&mut self, last: Option<LogIndex>, again_at: Instant) {
+        // A second report about the same transfer, perhaps.
+        let Some(snapshot) = self.snapshot.take_if(|snapshot| snapshot.again_at.is_none()) else { return };
+        match last.filter(|last| *last >= snapshot.at_least) {
+            // The follower may have got there by other means.
+            Some(last) if last < self.next_index => {}
+            // It says nothing yet: it acknowledges when its disk and its state machine have it.
+            Some(last) => self.rewind(last, false),
+            None => self.snapshot = Some(Snapshot { again_at: Some(again_at), ..snapshot }),
+        }
+    }
+
+    /// A snapshot that is on its way: what it must reach, and since when.
+    pub(crate) fn snapshot(&self) -> Option<(LogIndex, Instant)> {
+        self.snapshot.filter(|snapshot| snapshot.again_at.is_none()).map(|snapshot| (snapshot.at_least, snapshot.since))
     }
 
     /// Whether an append may be sent now.
@@ -232,7 +274,12 @@ impl Progress {
             promised_until,
             priority: _,
             fetch: _,
+            snapshot,
         } = self;
+        if let Some(Snapshot { at_least: _, since, again_at }) = snapshot {
+            *since = now;
+            *again_at = again_at.map(|_| now);
+        }
         for append in inflight {
             let Inflight { seq: _, prev: _, last: _, bytes: _, matched: _, sent_at } = append;
             *sent_at = now;

@@ -11,18 +11,22 @@ use crate::io::{Anomaly, Event, Fetch, FetchId, Input, Output, ReadId, ReadOutco
 use crate::log::Log;
 use crate::memberships::Memberships;
 use crate::message::{Envelope, Message};
+use crate::recovery;
 use crate::role::{Reader, RoleState};
+use crate::snapshot::Restoring;
 use crate::types::{HardState, Instant, LogIndex, NodeId, Term, WriteSeq};
 
 /// One server of a Raft cluster, as a deterministic state machine. See the [crate]'s documentation for the order of calls.
 ///
 /// Invariants, checked by [`Raft::check_invariants`] and in simulation after every step:
 ///
-/// 1. `log start <= applied <= applying <= min(commit, durable) <= last`.
+/// 1. `log start <= applied <= applying <= min(commit, durable) <= last`, where what lies at or before the start of the log counts as durable.
 /// 2. Term and vote change only together with a write that records them; no promise leaves before that write is durable.
 /// 3. The term never goes back, and a vote given in a term is never taken back.
-/// 4. A leader's commit index moves only to entries of its own term (paper, section 5.4.2).
-/// 5. A leader never truncates or overwrites its log (Leader Append-Only, paper, section 5.3).
+/// 4. A leader's commit index moves only to entries of its own term (paper, section 5.4.2), or to the end of a snapshot that it has taken over.
+/// 5. While the state machine takes over a snapshot, nothing is handed to it, and what the snapshot ends with is the highest entry that may
+///    count as committed, unless the log holds it by now. A leader's log does.
+/// 6. A leader never truncates or overwrites its log (Leader Append-Only, paper, section 5.3).
 #[derive(Clone, Debug)]
 pub struct Raft {
     pub(crate) config: Config,
@@ -59,10 +63,11 @@ pub struct Raft {
     next_read: u64,
     next_fetch: u64,
     /// The fetch that brings the next entries to apply.
-    apply_fetch: Option<FetchId>,
+    pub(crate) apply_fetch: Option<FetchId>,
     /// What was handed to the state machine and not reported as applied: last index and bytes of each batch, and their sum.
     applying: std::collections::VecDeque<(LogIndex, usize)>,
     applying_bytes: usize,
+    pub(crate) restoring: Restoring,
     pub(crate) out: Output,
 }
 
@@ -73,7 +78,7 @@ impl Raft {
     /// When settings or recovered state contradict themselves; nothing has happened then.
     pub fn new(config: Config, recovered: Recovered, now: Instant) -> Result<Raft, ConfigError> {
         config.validate()?;
-        check_recovered(&recovered)?;
+        let installed = recovery::check(&recovered)?;
         let Recovered { hard_state, log_start, runs, last_index, applied, membership, changes, restored: _ } =
             recovered;
         let seed = config.seed ^ config.id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -106,8 +111,12 @@ impl Raft {
             apply_fetch: None,
             applying: std::collections::VecDeque::new(),
             applying_bytes: 0,
+            restoring: Restoring::default(),
             out: Output::default(),
         };
+        if let Some(start) = installed {
+            raft.finish_install(start);
+        }
         raft.reset_election_timer();
         Ok(raft)
     }
@@ -126,9 +135,9 @@ impl Raft {
             Input::Applied(index) => self.applied(index),
             Input::Fetched { id, entries } => self.fetched(id, &entries),
             Input::LinkReset(peer) => self.link_reset(peer),
-            Input::SnapshotSent { .. } | Input::SnapshotReceived(_) | Input::Restored(_) => {
-                self.reject(self.config.id, Anomaly::Driver);
-            }
+            Input::SnapshotSent { to, epoch, last } => self.snapshot_sent(to, epoch, last),
+            Input::SnapshotReceived(received) => self.snapshot_received(received),
+            Input::Restored(id) => self.restored(id),
         }
     }
 
@@ -150,6 +159,7 @@ impl Raft {
 
     /// What is to be done now. Call it after one step or after many: everything that has come together travels together.
     pub fn take_output(&mut self) -> Output {
+        self.drop_useless_snapshot();
         self.check_timers();
         self.lead();
         self.ask_leader();
@@ -158,6 +168,7 @@ impl Raft {
         self.write();
         self.release();
         self.apply();
+        self.hand_out_restore();
         let durable = self.durability.durable();
         self.log.evict(durable, self.config.max_cached_bytes, self.config.max_unapplied_bytes);
         std::mem::take(&mut self.out)
@@ -278,6 +289,7 @@ impl Raft {
         self.told_match = LogIndex::ZERO;
         self.owed_ack = None;
         self.forget_requests();
+        self.restoring.forget_leader();
         if self.leader.take().is_some() {
             self.out.events.push(Event::LeaderChanged { term: self.hard_state.current_term, leader: None });
         }
@@ -336,6 +348,12 @@ impl Raft {
         }
     }
 
+    /// Whatever was handed to the state machine is done, or replaced.
+    pub(crate) fn forget_applying(&mut self) {
+        self.applying.clear();
+        self.applying_bytes = 0;
+    }
+
     /// Hands out a write with everything that is not in one yet.
     fn write(&mut self) {
         let from = self.durability.unwritten();
@@ -351,7 +369,7 @@ impl Raft {
     /// Hands committed and durable entries to the state machine, within the limit of what it may have at a time.
     fn apply(&mut self) {
         let ready = self.log.commit.min(self.durability.durable());
-        let waiting = self.apply_fetch.is_some() || !self.out.apply.is_empty();
+        let waiting = self.apply_fetch.is_some() || !self.out.apply.is_empty() || self.restoring.handed_out().is_some();
         if waiting || self.log.applying >= ready || self.applying_bytes >= self.config.max_unapplied_bytes {
             return;
         }
@@ -483,13 +501,14 @@ impl Raft {
             apply_fetch,
             applying,
             applying_bytes,
+            restoring,
             out,
         } = self;
         debug_assert!(out.is_empty(), "the output belongs to the state until it is taken");
         (config, memberships, settled, belongs, hard_state, log, durability, role).hash(hasher);
         (leader, leader_heard_at, election_at, verified, owed_ack, told_match).hash(hasher);
         (election_open, failed_elections, forwarded).hash(hasher);
-        (now, next_epoch, next_read, next_fetch, apply_fetch, applying, applying_bytes).hash(hasher);
+        (now, next_epoch, next_read, next_fetch, apply_fetch, applying, applying_bytes, restoring).hash(hasher);
     }
 
     /// Heartbeat rounds begun and, for the follower that got most, appends sent in this life as a leader.
@@ -512,35 +531,4 @@ impl Raft {
     pub(crate) fn protects_leader(&self) -> bool {
         matches!(self.role, RoleState::Follower) && self.leader_heard_at.0 > 0
     }
-}
-
-fn check_recovered(recovered: &Recovered) -> Result<(), ConfigError> {
-    let Recovered { hard_state, log_start, runs, last_index, applied, changes, .. } = recovered;
-    let problem = if last_index < &log_start.index {
-        "the log ends before it begins"
-    } else if applied < &log_start.index {
-        "the state machine lacks entries that are no longer in the log"
-    } else if applied > last_index {
-        "the state machine has applied entries that are not in the log"
-    } else if runs
-        .iter()
-        .any(|run| run.index <= log_start.index || run.index > *last_index || run.term < log_start.term)
-    {
-        "a term begins outside the log"
-    } else if runs.windows(2).any(|w| w[0].term >= w[1].term || w[0].index >= w[1].index) {
-        "terms do not ascend"
-    } else if last_index > &log_start.index && runs.first().is_none_or(|run| run.index != log_start.index.next()) {
-        "the terms of the entries are missing"
-    } else if changes.windows(2).any(|w| w[0].0 >= w[1].0)
-        || changes.iter().any(|(index, _)| *index <= log_start.index || index > last_index)
-    {
-        "a membership is not in the log, or they do not ascend"
-    } else if runs.last().is_some_and(|run| run.term > hard_state.current_term) {
-        "an entry has a term above the current term"
-    } else if hard_state.current_term > Term::MAX || *last_index > LogIndex::MAX {
-        "a term or an index is out of range"
-    } else {
-        return Ok(());
-    };
-    Err(ConfigError::Recovered(problem))
 }

@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::membership::Membership;
 use crate::raft::Raft;
 use crate::role::RoleState;
-use crate::types::{LogId, LogIndex, NodeId, Term};
+use crate::types::{Instant, LogId, LogIndex, NodeId, Term};
 
 /// The role of a server (paper, Figure 4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,6 +70,17 @@ pub struct FollowerStatus {
     pub inflight_appends: usize,
     /// Bytes of entries on their way.
     pub inflight_bytes: usize,
+    /// A snapshot on its way.
+    pub snapshot: Option<SnapshotStatus>,
+}
+
+/// A snapshot on its way to a follower, as the leader's core knows it; the transport knows how far it has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotStatus {
+    /// What it must reach, to be of use.
+    pub at_least: LogIndex,
+    /// When it was asked for, on the clock that is handed to the core.
+    pub since: Instant,
 }
 
 /// A snapshot of a server's state, for people and for tests.
@@ -97,7 +108,7 @@ pub struct Status {
     pub last_log: LogId,
     /// Highest entry known to be committed.
     pub commit_index: LogIndex,
-    /// Highest entry on this server's disk.
+    /// Highest entry on this server's disk. Behind a snapshot that was just taken over, until the log has heard of it.
     pub durable_index: LogIndex,
     /// Highest entry that the state machine has applied.
     pub applied_index: LogIndex,
@@ -126,7 +137,17 @@ impl Raft {
                     let (match_index, next_index) = (progress.match_index, progress.next_index);
                     let probing = progress.probing;
                     let member = self.member_role(id);
-                    FollowerStatus { id, member, match_index, next_index, probing, inflight_appends, inflight_bytes }
+                    let snapshot = progress.snapshot().map(|(at_least, since)| SnapshotStatus { at_least, since });
+                    FollowerStatus {
+                        id,
+                        member,
+                        match_index,
+                        next_index,
+                        probing,
+                        inflight_appends,
+                        inflight_bytes,
+                        snapshot,
+                    }
                 });
                 (Role::Leader, followers.collect())
             }
@@ -170,6 +191,12 @@ impl Raft {
         (self.memberships.index(), self.memberships.current())
     }
 
+    /// Who belonged to the cluster as of the entry at `index`; `None` if that is below the start of the log, or behind its end. For whoever makes a
+    /// snapshot.
+    pub fn membership_at(&self, index: LogIndex) -> Option<&Membership> {
+        self.log.term_at(index).map(|_| self.memberships.at(index))
+    }
+
     /// Whether this server leads. Cheaper than [`status`](Self::status).
     pub fn is_leader(&self) -> bool {
         matches!(self.role, RoleState::Leader(_))
@@ -195,6 +222,16 @@ impl Raft {
         self.log.commit
     }
 
+    /// The entry before the first one in the log.
+    pub fn log_start(&self) -> LogId {
+        self.log.start()
+    }
+
+    /// Highest entry that the state machine has applied.
+    pub fn applied_index(&self) -> LogIndex {
+        self.log.applied
+    }
+
     /// The term of the entry at `index`, if the log reaches there.
     pub fn term_at(&self, index: LogIndex) -> Option<Term> {
         self.log.term_at(index)
@@ -207,6 +244,12 @@ impl Raft {
     pub fn check_invariants(&self) {
         self.log.check(self.durability.durable());
         self.memberships.check(self.log.start().index, self.log.last_index());
+        if let Some(last) = self.restoring.handed_out() {
+            assert!(last.index > self.log.applying, "takes over what is behind it: {self:?}");
+            let incomplete = !self.log.contains(last);
+            assert!(!incomplete || self.log.commit < last.index, "committed beside a snapshot: {self:?}");
+            assert!(!incomplete || !self.is_leader(), "leads without what is committed: {self:?}");
+        }
         assert!(self.log.last_id().term <= self.hard_state.current_term, "an entry is newer than the term: {self:?}");
         if let RoleState::Leader(leader) = &self.role {
             assert_eq!(self.leader, Some(self.config.id));

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use raft_core::driver::{Driver, Ports, RequestError};
-use raft_core::{Envelope, Event, Fetch, GroupId, Input, Instant, LogId, LogIndex, NodeId, Write};
+use raft_core::{Envelope, Event, Fetch, GroupId, Input, Instant, LogId, LogIndex, NodeId, SendSnapshot, Write};
 use raft_net::{Inbound, Transport};
 use raft_storage::StorageError;
 use tokio::sync::mpsc as queue;
@@ -65,6 +65,8 @@ pub(crate) struct Outlets<T> {
     pub(crate) writer: mpsc::Sender<Write>,
     pub(crate) applier: Box<dyn Submit>,
     pub(crate) reader: mpsc::Sender<Fetch>,
+    /// Snapshots that cannot be sent, because this transport sends none.
+    pub(crate) unsent: Vec<SendSnapshot>,
     /// A thread that does not take its work any more.
     pub(crate) lost: Option<&'static str>,
     pub(crate) flusher: Flusher,
@@ -95,6 +97,10 @@ impl<T: Transport> Ports for Outlets<T> {
         if self.reader.send(fetch).is_err() {
             self.lost = Some("reader");
         }
+    }
+
+    fn send_snapshot(&mut self, wanted: SendSnapshot) {
+        self.unsent.push(wanted);
     }
 
     fn event(&mut self, event: &Event) {
@@ -209,6 +215,9 @@ impl<T: Transport> EventLoop<T> {
             }
             // Some outputs make room for others: entries read back, for the next to be read.
             while self.driver.turn(now, &mut self.outlets) {}
+            for SendSnapshot { to, epoch, .. } in self.outlets.unsent.drain(..) {
+                self.driver.step(now, Input::SnapshotSent { to, epoch, last: None });
+            }
             self.stopping |= self.handover.look(now, self.driver.core());
             self.outlets.flusher.flush();
             if let Some(thread) = self.outlets.lost {

@@ -5,19 +5,26 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::Choices;
 use crate::change::MembershipChange;
 use crate::config::Config;
-use crate::io::{Fetch, Input, Output, ReadId, ReadOutcome, Recovered};
+use crate::io::{
+    Fetch, Input, Output, ReadId, ReadOutcome, Recovered, Restore, SendSnapshot, SnapshotId, SnapshotMeta,
+    SnapshotReceived,
+};
 use crate::membership::Membership;
 use crate::message::Envelope;
 use crate::raft::Raft;
 use crate::sim::checker::{Checker, Violation};
 use crate::sim::disk::Disk;
-use crate::types::{Instant, LogIndex, NodeId, Term};
+use crate::types::{Instant, LogId, LogIndex, NodeId, Term};
 
 /// Messages that may be on their way at a time; more are lost, oldest first.
 const MOST_MESSAGES: usize = 64;
+/// Snapshots that may be on their way at a time.
+const MOST_SNAPSHOTS: usize = 8;
 /// Rounds of a healed cluster within which it must have elected, converged and committed.
 const FINALE_ROUNDS: usize = 400;
 
@@ -38,6 +45,8 @@ pub struct Reached {
     pub fetched: usize,
     /// Changes of the membership begun.
     pub changes: usize,
+    /// Snapshots taken over.
+    pub restored: usize,
 }
 
 /// Runs the cluster that `data` describes.
@@ -69,8 +78,19 @@ struct Server {
     fetches: Vec<Fetch>,
     /// Reads in progress, with the index that was committed somewhere when they were asked.
     reads: BTreeMap<ReadId, LogIndex>,
+    /// The snapshot that its state machine is to take over, and how many have come.
+    restoring: Option<Restore>,
+    snapshots: u64,
     /// Output is not taken, so that inputs gather.
     holding: bool,
+}
+
+/// A snapshot on its way.
+#[derive(Clone, Debug)]
+struct Transfer {
+    from: usize,
+    wanted: SendSnapshot,
+    meta: SnapshotMeta,
 }
 
 #[derive(Debug)]
@@ -79,6 +99,7 @@ struct World {
     founders: Membership,
     servers: Vec<Server>,
     network: Vec<Envelope>,
+    transfers: Vec<Transfer>,
     checker: Checker,
     /// Highest index that any server has known as committed.
     committed: LogIndex,
@@ -119,6 +140,8 @@ impl World {
             applying: None,
             fetches: Vec::new(),
             reads: BTreeMap::new(),
+            restoring: None,
+            snapshots: 0,
             holding: false,
         };
         World {
@@ -127,6 +150,7 @@ impl World {
             founders: Membership::of_voters((1..=founders).map(NodeId)),
             servers: (0..count).map(server).collect(),
             network: Vec::new(),
+            transfers: Vec::new(),
             checker: Checker::default(),
             committed: LogIndex::ZERO,
             reached: Reached::default(),
@@ -147,6 +171,9 @@ impl World {
 
     /// One thing happens.
     fn act(&mut self, choices: &mut Choices<'_>) -> Result<(), Violation> {
+        while self.transfers.len() > MOST_SNAPSHOTS {
+            self.end_transfer(0, false, true)?;
+        }
         let action = choices.between(0, 31);
         let i = choices.pick(self.servers.len());
         match action {
@@ -175,7 +202,16 @@ impl World {
             29 => self.settle(choices.pick(1 << self.servers.len()), 12),
             30 => self.transfer(i, choices.pick(self.servers.len() + 1)),
             _ if choices.flip() => self.change_membership(i, choices),
-            _ => self.wake(i),
+            _ => match choices.between(0, 7) {
+                0 => self.wake(i),
+                1..=2 => self.compact(i, choices.between(0, 3)),
+                3 => self.end_transfer(choices.pick(self.transfers.len()), false, true),
+                4..=5 => {
+                    let (n, heard) = (choices.pick(self.transfers.len()), !choices.chance(1, 4));
+                    self.end_transfer(n, true, heard)
+                }
+                _ => self.take_over(i, !choices.chance(1, 4)),
+            },
         }
     }
 
@@ -198,6 +234,52 @@ impl World {
         change.removed.retain(|id| now.contains(*id));
         self.reached.changes += usize::from(raft.change_membership(server.now, &change).is_ok());
         self.pump(i)
+    }
+
+    /// The state machine keeps what it has, and the log is forgotten, but for the last `keep` entries.
+    fn compact(&mut self, i: usize, keep: u64) -> Result<(), Violation> {
+        let server = &mut self.servers[i];
+        let Some(raft) = &mut server.raft else { return Ok(()) };
+        let applied = raft.applied_index();
+        let Some(term) = raft.term_at(applied).filter(|_| server.restoring.is_none()) else { return Ok(()) };
+        let Some(membership) = raft.membership_at(applied).cloned() else { return Ok(()) };
+        server.disk.save(SnapshotMeta { last: LogId::new(term, applied), membership }, Bytes::new());
+        self.checker.saved(id_of(i), applied);
+        raft.compact(LogIndex(applied - LogIndex(keep)));
+        self.pump(i)
+    }
+
+    /// A snapshot arrives or not. Its sender hears that, or hears nothing yet: then it may arrive again, or the sender may hear later that it failed.
+    fn end_transfer(&mut self, n: usize, arrives: bool, heard: bool) -> Result<(), Violation> {
+        let Some(Transfer { from, wanted, meta }) = self.transfers.get(n).cloned() else { return Ok(()) };
+        let SendSnapshot { to, term, epoch, .. } = wanted;
+        if heard {
+            self.transfers.remove(n);
+        }
+        let receiver = index_of(to).filter(|to| arrives && self.servers[*to].raft.is_some());
+        if let Some(to) = receiver {
+            self.servers[to].snapshots += 1;
+            let (from, id) = (id_of(from), SnapshotId(self.servers[to].snapshots));
+            let meta = meta.clone();
+            self.step(to, Input::SnapshotReceived(SnapshotReceived { from, term, epoch, meta, id }))?;
+        }
+        if !heard {
+            return Ok(());
+        }
+        let last = receiver.map(|_| meta.last);
+        self.step(from, Input::SnapshotSent { to, epoch, last })
+    }
+
+    /// A state machine is done with the snapshot that it was handed; the core hears of it, or there is a crash.
+    fn take_over(&mut self, i: usize, heard: bool) -> Result<(), Violation> {
+        let server = &mut self.servers[i];
+        let Some(Restore { id, meta }) = server.restoring.take() else { return Ok(()) };
+        let last = meta.last;
+        server.disk.restore(meta, Bytes::new());
+        server.applying = None;
+        self.checker.restored(id_of(i), last)?;
+        self.reached.restored += 1;
+        if heard { self.step(i, Input::Restored(id)) } else { self.crash(i, 0, None) }
     }
 
     fn step(&mut self, i: usize, input: Input) -> Result<(), Violation> {
@@ -245,8 +327,25 @@ impl World {
         let server = &mut self.servers[i];
         server.applying = output.apply.last_index().or(server.applying);
         server.fetches.extend(output.fetches);
+        server.restoring = output.restore.or(server.restoring.take());
+        self.send_snapshots(i, output.snapshots)?;
         for outcome in output.reads {
             self.answered(i, outcome)?;
+        }
+        Ok(())
+    }
+
+    /// What a state machine keeps is what is sent. That a server was told of no end of a transfer before it crashed does not matter any more.
+    fn send_snapshots(&mut self, from: usize, wanted: Vec<SendSnapshot>) -> Result<(), Violation> {
+        for wanted in wanted {
+            let saved = self.servers[from].disk.saved().filter(|saved| saved.meta.last.index >= wanted.at_least);
+            let Some(saved) = saved else { return Err(format!("{:?} has no snapshot: {wanted:?}", id_of(from))) };
+            let open =
+                |other: &Transfer| (other.from, other.wanted.to, other.wanted.term) == (from, wanted.to, wanted.term);
+            if self.transfers.iter().any(open) {
+                return Err(format!("{:?} asks twice: {wanted:?}", id_of(from)));
+            }
+            self.transfers.push(Transfer { from, wanted, meta: saved.meta.clone() });
         }
         Ok(())
     }
@@ -409,6 +508,8 @@ impl World {
             server.disk.crash_keeping(kept, torn)?;
             server.applying = None;
             server.fetches.clear();
+            server.restoring = None;
+            self.transfers.retain(|transfer| transfer.from != i);
             server.reads.clear();
             self.checker.stopped(id_of(i));
         }
@@ -426,6 +527,7 @@ impl World {
         let config = Config { id: id_of(i), seed, ..self.config.clone() };
         let founders = if self.founders.contains(id_of(i)) { self.founders.clone() } else { Membership::default() };
         let recovered: Recovered = server.disk.recover(founders);
+        self.checker.started(id_of(i), recovered.applied);
         match Raft::new(config, recovered, server.now) {
             Ok(raft) => server.raft = Some(raft),
             Err(error) => return Err(format!("{:?} cannot start from its own disk: {error}", id_of(i))),
@@ -453,6 +555,13 @@ impl World {
                 self.complete(i, usize::MAX)?;
                 self.answer_fetch(i, 0, usize::MAX)?;
                 self.applied(i, false)?;
+                self.take_over(i, true)?;
+            }
+            for n in (0..self.transfers.len()).rev() {
+                let Some(Transfer { from, wanted, .. }) = self.transfers.get(n) else { continue };
+                if inside(*from) && index_of(wanted.to).is_some_and(inside) {
+                    self.end_transfer(n, true, true)?;
+                }
             }
             let arrives = |envelope: &mut Envelope| {
                 [envelope.from, envelope.to].into_iter().all(|id| index_of(id).is_some_and(inside))
@@ -533,7 +642,8 @@ impl World {
         settled
             && rafts.map(Raft::status).filter(|status| members.membership.contains(status.id)).all(|status| {
                 let raft = index_of(status.id).and_then(|i| self.servers[i].raft.as_ref());
-                raft.is_some_and(|raft| raft.term_at(index) == Some(term)) && status.applied_index >= index
+                raft.is_some_and(|raft| raft.term_at(index).is_none_or(|found| found == term))
+                    && status.applied_index >= index
             })
             && self.servers.iter().filter(|server| server.raft.as_ref().is_some_and(Raft::is_leader)).count() == 1
     }

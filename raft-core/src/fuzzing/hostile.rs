@@ -14,7 +14,9 @@ use super::Choices;
 use crate::change::MembershipChange;
 use crate::config::Config;
 use crate::entries::{ENTRY_HEADER, Entries, EntryKind, Segment};
-use crate::io::{Event, FetchId, Input, Output, ReadId, ReadOutcome, Recovered};
+use crate::io::{
+    Event, FetchId, Input, Output, ReadId, ReadOutcome, Recovered, Restore, SnapshotId, SnapshotMeta, SnapshotReceived,
+};
 use crate::membership::Membership;
 use crate::message::{
     AppendAck, AppendEntries, AppendReject, Envelope, Heartbeat, HeartbeatReply, Message, ReadIndex, ReadIndexReply,
@@ -54,6 +56,8 @@ struct Server {
     before: Status,
     applied: LogIndex,
     reads: BTreeSet<ReadId>,
+    /// The snapshot that the state machine is to take over.
+    restoring: Option<Restore>,
 }
 
 impl Server {
@@ -89,6 +93,7 @@ impl Server {
             before,
             applied: LogIndex::ZERO,
             reads: BTreeSet::new(),
+            restoring: None,
         }
     }
 
@@ -122,11 +127,53 @@ impl Server {
             18 if choices.flip() => self.change_membership(choices),
             12..=14 => self.stand_and_win(),
             15..=17 => self.lead_it(choices),
+            18 => self.snapshot(choices),
             _ => {
                 let input = self.message(choices);
                 self.raft.step(now, input);
             }
         }
+    }
+
+    /// Compaction, snapshots of whatever anybody claims, and reports about snapshots that were never asked for.
+    fn snapshot(&mut self, choices: &mut Choices<'_>) {
+        let input = match choices.between(0, 7) {
+            0..=1 => return self.raft.compact(LogIndex(choices.number(self.applied.0))),
+            2 => Input::SnapshotSent {
+                to: NodeId(choices.between(0, self.members)),
+                epoch: choices.between(0, 40),
+                last: choices.flip().then(|| self.log_id(choices)),
+            },
+            3 => Input::Restored(SnapshotId(choices.between(0, 3))),
+            4..=5 => {
+                let last = if choices.flip() { self.log_id(choices) } else { self.beyond(choices) };
+                let membership = Membership::of_voters((1..=self.members).map(NodeId));
+                Input::SnapshotReceived(SnapshotReceived {
+                    from: NodeId(self.before.leader.map_or(2, |id| id.0)),
+                    term: Term(self.before.current_term.0.saturating_add(choices.between(0, 9) / 8)),
+                    epoch: choices.between(0, 3),
+                    meta: SnapshotMeta { last, membership },
+                    id: SnapshotId(choices.between(0, 3)),
+                })
+            }
+            _ => match self.restoring.clone() {
+                Some(restore) => Input::Restored(restore.id),
+                None => return,
+            },
+        };
+        if let (Input::Restored(id), Some(restore)) = (&input, &self.restoring)
+            && *id == restore.id
+        {
+            self.applied = restore.meta.last.index;
+            self.restoring = None;
+        }
+        self.raft.step(self.now, input);
+    }
+
+    /// Some way behind the end of the log.
+    fn beyond(&self, choices: &mut Choices<'_>) -> LogId {
+        let (last, term) = (self.before.last_log, self.before.current_term);
+        LogId::new(Term(term.0.min(last.term.0.max(1))), LogIndex(last.index.0.saturating_add(choices.between(1, 20))))
     }
 
     fn time_out(&mut self) {
@@ -301,9 +348,18 @@ impl Server {
             self.check_size(&envelope.body);
         }
         for entry in output.apply.iter() {
+            assert_eq!(self.restoring, None, "the state machine is busy");
             assert_eq!(entry.index, self.applied.next(), "skipped or repeated");
             assert_eq!(self.disk.durable().id_at(entry.index), Some(entry.id()), "applied before it is durable");
             self.applied = entry.index;
+        }
+        if let Some(restore) = &output.restore {
+            assert_eq!(self.restoring, None, "one at a time");
+            assert!(restore.meta.last.index > self.applied, "back to {restore:?}");
+            self.restoring = Some(restore.clone());
+        }
+        for wanted in &output.snapshots {
+            assert!(self.before.log_start.index <= wanted.at_least && wanted.to != ME, "{wanted:?}");
         }
         for fetch in &output.fetches {
             assert!(fetch.first <= fetch.last && fetch.last <= self.raft.status().last_log.index, "{fetch:?}");
@@ -348,13 +404,17 @@ impl Server {
         assert!(new.current_term > old.current_term || vote_stands, "{old:?}, then {new:?}");
         assert!(new.current_term <= Term::MAX && new.last_log.index <= LogIndex::MAX.next(), "{new:?}");
         assert!(new.applied_index <= self.applied);
-        assert!(self.applied <= new.commit_index.min(new.durable_index) && new.commit_index <= new.last_log.index);
+        let held = new.durable_index.max(new.log_start.index);
+        assert!(self.applied <= new.commit_index.min(held) && new.commit_index <= new.last_log.index);
         assert_eq!(new.last_log, self.disk.live().last(), "the log in memory is not the one on disk");
         let durable = self.disk.durable().id_at(new.durable_index);
-        assert!(durable.is_some() && durable == self.disk.live().id_at(new.durable_index), "{new:?}");
+        let behind = new.durable_index < self.disk.live().start().index;
+        assert!(durable.is_some() && (behind || durable == self.disk.live().id_at(new.durable_index)), "{new:?}");
         let newly_led = new.role == Role::Leader && new.commit_index > old.commit_index && old.role == Role::Leader;
         let committed_term = self.raft.term_at(new.commit_index);
-        assert!(!newly_led || committed_term == Some(new.current_term), "committed by counting: {new:?}");
+        // What a snapshot holds was committed by others.
+        let shown = new.commit_index == new.log_start.index;
+        assert!(!newly_led || shown || committed_term == Some(new.current_term), "committed by counting: {new:?}");
         for follower in &new.followers {
             assert!(follower.inflight_appends <= self.config.max_inflight_appends, "{follower:?}");
             // The last append that was let through may exceed the limit.

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::disk::Disk;
+use super::disk::{Disk, Image};
 use super::members::Members;
 use crate::entries::{EntryKind, Segment};
 use crate::io::{Event, Write};
@@ -63,6 +63,8 @@ struct View {
     leads: bool,
     commit: LogIndex,
     applied: LogIndex,
+    /// What its state machine would remember. A crash does not take that back.
+    saved: LogIndex,
 }
 
 impl Checker {
@@ -85,6 +87,7 @@ impl Checker {
                 ));
             }
         }
+        self.forgot(id, write, disk)?;
         self.members.wrote(id, write, disk);
         match write.truncate_from {
             Some(from) if from <= self.views.entry(id).or_default().commit => {
@@ -95,6 +98,45 @@ impl Checker {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What is forgotten at the beginning of the log is in a state machine that survives a crash; and a log that begins anew loses nothing that its
+    /// owner has promised to keep.
+    fn forgot(&self, id: NodeId, write: &Write, disk: &Disk) -> Result<(), Violation> {
+        let Some(start) = &write.log_start else { return Ok(()) };
+        let (last, live) = (start.last, disk.live());
+        let view = self.views.get(&id).cloned().unwrap_or_default();
+        if last.index > view.saved {
+            return Err(format!(
+                "{id:?} forgets its log up to {last}, and its state machine only keeps {}",
+                view.saved
+            ));
+        }
+        if self.committed_id(last.index) != Some(last) {
+            let known = self.committed_id(last.index);
+            return Err(format!("{id:?} begins its log after {last}, and {known:?} is what was committed there"));
+        }
+        let end = live.last().index;
+        if view.commit > end || self.has_acknowledged(id, live.hard_state().current_term, end.next()) {
+            return Err(format!("{id:?} drops its log behind {last}, committed up to {}: {write:?}", view.commit));
+        }
+        Ok(())
+    }
+
+    /// What was committed at `index`, if that is known.
+    fn committed_id(&self, index: LogIndex) -> Option<LogId> {
+        let Some(at) = (index.0 as usize).checked_sub(1) else { return Some(LogId::ZERO) };
+        self.committed.get(at).map(|(id, _)| *id)
+    }
+
+    /// What a log has at `index`. What it forgot was committed.
+    fn id_at(&self, image: &Image, index: LogIndex) -> Option<LogId> {
+        if index < image.start().index { self.committed_id(index) } else { image.id_at(index) }
+    }
+
+    /// Whether a log has this entry, or had it and has forgotten it.
+    pub(crate) fn holds(&self, image: &Image, id: LogId) -> bool {
+        self.id_at(image, id.index) == Some(id)
     }
 
     fn has_acknowledged(&self, id: NodeId, term: Term, index: LogIndex) -> bool {
@@ -108,9 +150,7 @@ impl Checker {
     pub fn said(&mut self, id: NodeId, envelope: &Envelope, disk: &Disk) -> Result<(), Violation> {
         let durable = disk.durable();
         let kept = match &envelope.body {
-            Message::RequestVote(request) => {
-                disk.has_voted(envelope.term, id) && durable.id_at(request.last_log.index) == Some(request.last_log)
-            }
+            Message::RequestVote(request) => disk.has_voted(envelope.term, id) && self.holds(durable, request.last_log),
             Message::RequestVoteReply(reply) => !reply.granted || disk.has_voted(reply.election, envelope.to),
             // Not any entry at that place, but the one that the server now takes for it: an older one may still have to give way.
             // (What was said in an earlier term was true then, and leaves late.)
@@ -120,7 +160,7 @@ impl Checker {
                 *told = (*told).max((envelope.term, *match_index));
                 *match_index <= durable.last().index
                     && (disk.live().hard_state().current_term > envelope.term
-                        || durable.id_at(*match_index) == disk.live().id_at(*match_index))
+                        || self.id_at(durable, *match_index) == self.id_at(disk.live(), *match_index))
             }
             Message::AppendEntries(append) => {
                 self.leaders.get(&envelope.term) == Some(&id)
@@ -149,6 +189,28 @@ impl Checker {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The state machine of a server would remember everything up to `index`, and nothing behind it, if it crashed now.
+    pub fn saved(&mut self, id: NodeId, index: LogIndex) {
+        self.views.entry(id).or_default().saved = index;
+    }
+
+    /// The state machine of a server has given up its state for a snapshot that ends with `last`, durably.
+    ///
+    /// # Errors
+    /// That is no snapshot of what was committed, or it goes back.
+    pub fn restored(&mut self, id: NodeId, last: LogId) -> Result<(), Violation> {
+        let known = self.committed_id(last.index);
+        let view = self.views.entry(id).or_default();
+        if known != Some(last) {
+            return Err(format!("state machine safety: {id:?} takes over {last}, and {known:?} was committed there"));
+        }
+        if last.index <= view.applied {
+            return Err(format!("{id:?} takes over a snapshot up to {last}, and has applied {}", view.applied));
+        }
+        (view.applied, view.saved) = (last.index, last.index);
+        Ok(())
     }
 
     /// A server tells of an event.
@@ -181,7 +243,7 @@ impl Checker {
     /// A server has stopped; its disk keeps what was durable.
     pub fn stopped(&mut self, id: NodeId) {
         let view = self.views.entry(id).or_default();
-        *view = View { hard_state: view.hard_state, ..View::default() };
+        *view = View { hard_state: view.hard_state, saved: view.saved, ..View::default() };
         self.members.restarted(id);
     }
 
@@ -266,12 +328,15 @@ impl Checker {
         if newly_leads { self.check_completeness(status, disk) } else { Ok(()) }
     }
 
-    /// `snapshot <= applied <= min(commit, durable) <= last`, the core's log is what it wrote, and what it takes for durable is.
+    /// `log start <= applied <= min(commit, durable) <= last`, the core's log is what it wrote, and what it takes for durable is. (A snapshot that was
+    /// taken over needs no place in the log.)
     fn check_cursors(&self, status: &Status, disk: &Disk) -> Result<(), Violation> {
-        let applied = self.views.get(&status.id).map_or(LogIndex::ZERO, |view| view.applied);
+        let view = self.views.get(&status.id).cloned().unwrap_or_default();
+        let applied = view.applied;
         let ordered = status.log_start.index <= status.applied_index
             && status.applied_index <= applied
-            && applied <= status.commit_index.min(status.durable_index)
+            && status.applied_index <= status.commit_index.min(status.durable_index.max(status.log_start.index))
+            && (applied <= status.commit_index.min(status.durable_index) || applied == view.saved)
             && status.commit_index <= status.last_log.index
             && status.durable_index <= status.last_log.index;
         if !ordered {
@@ -280,8 +345,11 @@ impl Checker {
         if status.last_log != disk.live().last() {
             return Err(format!("the log ends at {}, what was written at {}", status.last_log, disk.live().last()));
         }
-        let durable = disk.durable().id_at(status.durable_index);
-        if durable.is_none() || durable != disk.live().id_at(status.durable_index) {
+        if status.log_start != disk.live().start() {
+            return Err(format!("the log begins after {}, on disk after {}", status.log_start, disk.live().start()));
+        }
+        let durable = self.id_at(disk.durable(), status.durable_index);
+        if durable.is_none() || durable != self.id_at(disk.live(), status.durable_index) {
             return Err(format!("{:?} is wrong about what is durable: {status:?}", status.id));
         }
         Ok(())
@@ -317,7 +385,7 @@ impl Checker {
     fn check_completeness(&self, status: &Status, disk: &Disk) -> Result<(), Violation> {
         let count = self.committed.partition_point(|(_, term)| *term < status.current_term);
         match self.committed[..count].last() {
-            Some((last, _)) if disk.live().id_at(last.index) != Some(*last) => {
+            Some((last, _)) if !self.holds(disk.live(), *last) => {
                 Err(format!("leader completeness: {:?} leads term {} without {last}", status.id, status.current_term))
             }
             _ => Ok(()),
@@ -336,13 +404,15 @@ impl Checker {
         let Some(last) = disk.live().id_at(status.commit_index) else {
             return Err(format!("{id:?} commits {} beyond its log", status.commit_index));
         };
-        // Old entries ride along, but are never committed by counting (paper, section 5.4.2).
-        if status.role == Role::Leader && last.term != term {
+        // Old entries ride along, but are never committed by counting (paper, section 5.4.2). What a snapshot holds was committed by others.
+        if status.role == Role::Leader && last.term != term && last != disk.live().start() {
             return Err(format!("{id:?} commits {last} by counting, in term {term}"));
         }
         let mut first_time = false;
         for index in old.0 + 1..=status.commit_index.0 {
-            let entry = disk.live().id_at(LogIndex(index)).unwrap_or(LogId::ZERO);
+            let Some(entry) = self.id_at(disk.live(), LogIndex(index)) else {
+                return Err(format!("{id:?} takes {index} for committed, has forgotten it, and nobody committed it"));
+            };
             match self.committed.get(index as usize - 1) {
                 Some((known, _)) if *known != entry => {
                     return Err(format!(
@@ -367,7 +437,7 @@ impl Checker {
         // Leader Completeness for those who lead a later term already.
         for (other, view) in self.views.iter().filter(|(_, view)| view.leads && view.hard_state.current_term > term) {
             let disk = (other.0 as usize).checked_sub(1).and_then(|i| disks.get(i));
-            if disk.is_none_or(|disk| disk.live().id_at(last.index) != Some(last)) {
+            if disk.is_none_or(|disk| !self.holds(disk.live(), last)) {
                 return Err(format!(
                     "leader completeness: {other:?} leads, lacks {last}, and {id:?} commits it: {view:?}"
                 ));

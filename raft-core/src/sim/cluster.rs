@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::checker::Checker;
 use super::network::{self, Call, CallKind, Fate, Network};
 use super::node::Node;
@@ -12,11 +14,13 @@ use super::task::{Failure, TaskId};
 use crate::config::Config;
 use crate::driver::Job;
 use crate::entries::EntryRef;
-use crate::io::{Fetch, Input, ProposeError, Proposed};
+use crate::io::{
+    Fetch, Input, ProposeError, Proposed, Restore, SendSnapshot, SnapshotId, SnapshotMeta, SnapshotReceived,
+};
 use crate::membership::Membership;
 use crate::message::Envelope;
 use crate::status::Status;
-use crate::types::{Instant, NodeId, WriteSeq};
+use crate::types::{Instant, LogId, LogIndex, NodeId, WriteSeq};
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -43,6 +47,10 @@ pub enum Event {
     Reply(Call, Envelope),
     /// A call fails.
     Failed(Call),
+    /// A snapshot reaches its receiver.
+    Snapshot(Call, Box<SnapshotReceived>, Bytes),
+    /// A transfer of a snapshot has come to an end for its sender.
+    SnapshotSent(Call, u64, Option<LogId>),
     /// A write is durable.
     Written {
         /// On whose disk, from 0.
@@ -70,6 +78,21 @@ pub trait Applier {
     /// # Errors
     /// What is wrong with that; ends the simulation.
     fn apply(&mut self, server: usize, entry: &EntryRef<'_>) -> Result<(), Failure>;
+
+    /// Server `server` has applied the entry at `index`: its state, if it is to be kept now in the place of the log (the lab's `Snapshot`).
+    fn snapshot(&mut self, server: usize, index: LogIndex) -> Option<Bytes> {
+        let _ = (server, index);
+        None
+    }
+
+    /// Server `server` begins with a state that was kept, or takes one over from the leader: as of the entry at `index`.
+    ///
+    /// # Errors
+    /// What is wrong with that; ends the simulation.
+    fn restore(&mut self, server: usize, index: LogIndex, state: &[u8]) -> Result<(), Failure> {
+        let _ = (server, index, state);
+        Ok(())
+    }
 }
 
 /// What may differ between clusters.
@@ -207,6 +230,12 @@ impl Cluster {
         if let Err(error) = self.nodes[i].start(&self.options.config, self.membership.clone(), now) {
             self.failed(format!("n{} cannot start: {error}", i + 1));
         }
+        if let Some(saved) = self.nodes[i].disk().saved() {
+            let index = saved.meta.last.index;
+            self.checker.started(id_of(i), index);
+            let restored = self.applier.restore(i, index, &saved.data);
+            self.check(restored);
+        }
         self.pump(i, None);
     }
 
@@ -263,6 +292,12 @@ impl Cluster {
                     self.step(call.from, Input::LinkReset(id_of(call.to)), None);
                 }
             }
+            Event::Snapshot(call, received, state) => self.snapshot_arrives(call, *received, state),
+            Event::SnapshotSent(call, epoch, last) => {
+                if self.nodes[call.from].life() == Some(call.from_life) {
+                    self.step(call.from, Input::SnapshotSent { to: id_of(call.to), epoch, last }, None);
+                }
+            }
             Event::Written { server, life, seq } => {
                 if self.nodes[server].life() == Some(life) {
                     match self.nodes[server].disk_mut().complete(seq) {
@@ -313,6 +348,28 @@ impl Cluster {
     /// Carries out what the driver of server `i` hands out, in the order save, send, apply, until there is nothing more.
     /// `call` is the request that the server is handling.
     fn pump(&mut self, i: usize, mut call: Option<Call>) {
+        self.carry_out(i, &mut call);
+        self.observe(i);
+        if self.compact(i) {
+            self.carry_out(i, &mut call);
+            self.observe(i);
+        }
+        if let Some(call) = call.filter(|call| call.kind != CallKind::Nothing) {
+            self.open.entry(i).or_default().push((self.schedule.now(), call));
+        }
+        self.set_alarm(i);
+    }
+
+    /// The service has its state on disk, so the log may go. Whether there was anything to forget.
+    fn compact(&mut self, i: usize) -> bool {
+        let saved = self.nodes[i].disk().saved().map_or(LogIndex::ZERO, |saved| saved.meta.last.index);
+        let Some(driver) = self.nodes[i].driver_mut() else { return false };
+        let start = driver.core().log_start();
+        driver.compact(saved);
+        driver.core().log_start() != start
+    }
+
+    fn carry_out(&mut self, i: usize, call: &mut Option<Call>) {
         while self.failure.is_none() {
             let now = self.now();
             let Some(outbox) = self.nodes[i].turn(now) else { break };
@@ -325,17 +382,11 @@ impl Cluster {
             for envelope in outbox.messages {
                 let said = self.checker.said(id_of(i), &envelope, self.nodes[i].disk());
                 self.check(said);
-                self.send(i, envelope, &mut call);
+                self.send(i, envelope, call);
             }
-            let mut last = None;
-            for job in outbox.jobs {
-                let Job::Apply { entries, .. } = job else { continue };
-                for entry in entries.iter() {
-                    let applied = self.checker.applied(id_of(i), entry.id());
-                    let applied = applied.and_then(|()| self.applier.apply(i, &entry));
-                    self.check(applied);
-                }
-                last = entries.last_index();
+            let done: Vec<Input> = outbox.jobs.into_iter().filter_map(|job| self.work(i, job)).collect();
+            for wanted in outbox.snapshots {
+                self.send_snapshot(i, wanted);
             }
             for fetch in outbox.fetches {
                 if let Some(life) = self.nodes[i].life() {
@@ -346,16 +397,84 @@ impl Cluster {
                 if let Some(seq) = persisted {
                     driver.step(now, Input::Persisted(seq));
                 }
-                if let Some(last) = last {
-                    driver.step(now, Input::Applied(last));
-                }
+                done.into_iter().for_each(|input| driver.step(now, input));
             }
         }
-        if let Some(call) = call.filter(|call| call.kind != CallKind::Nothing) {
-            self.open.entry(i).or_default().push((self.schedule.now(), call));
+    }
+
+    /// The state machine does a job, at once. Returns what the core must hear.
+    fn work(&mut self, i: usize, job: Job<(), ()>) -> Option<Input> {
+        match job {
+            Job::Query(_) => None,
+            Job::Apply { entries, .. } => {
+                for entry in entries.iter() {
+                    let applied = self.checker.applied(id_of(i), entry.id());
+                    let applied = applied.and_then(|()| self.applier.apply(i, &entry));
+                    self.check(applied);
+                    if let Some(state) = self.applier.snapshot(i, entry.index) {
+                        trace!(self, "n{} saves its state as of {}", i + 1, entry.id());
+                        let meta = SnapshotMeta { last: entry.id(), membership: self.membership.clone() };
+                        self.nodes[i].disk_mut().save(meta, state);
+                        self.checker.saved(id_of(i), entry.index);
+                    }
+                }
+                entries.last_index().map(Input::Applied)
+            }
+            Job::Restore(Restore { id, meta }) => {
+                trace!(self, "n{} takes over a snapshot up to {}", i + 1, meta.last);
+                let Some(state) = self.nodes[i].take_snapshot(id) else {
+                    self.failed(format!("n{} is to take over {id:?}, which it does not have", i + 1));
+                    return None;
+                };
+                let restored = self.checker.restored(id_of(i), meta.last);
+                let restored = restored.and_then(|()| self.applier.restore(i, meta.last.index, &state));
+                self.check(restored);
+                self.nodes[i].disk_mut().restore(meta, state);
+                Some(Input::Restored(id))
+            }
         }
-        self.observe(i);
-        self.set_alarm(i);
+    }
+
+    /// Sends what the service has kept, as a call of its own. A transport gives up on a link that is silent sooner than calls do here.
+    fn send_snapshot(&mut self, i: usize, wanted: SendSnapshot) {
+        const PATIENCE: Duration = Duration::from_millis(300);
+        let (Some(to), Some(from_life)) = (index_of(wanted.to), self.nodes[i].life()) else { return };
+        let to_life = self.nodes[to].life();
+        let weather = self.network.weather();
+        let (to_life, kind, number) = (to_life.unwrap_or(0), CallKind::Snapshot, self.calls);
+        let call = Call { from: i, to, from_life, to_life, kind, number, weather };
+        let SendSnapshot { term, epoch, at_least, .. } = wanted;
+        let Some(saved) = self.nodes[i].disk().saved().filter(|saved| saved.meta.last.index >= at_least).cloned()
+        else {
+            return self.failed(format!("n{} has forgotten its log up to {at_least}, and has no snapshot", i + 1));
+        };
+        let fate = self.network.request(i, to, self.nodes[to].life().is_some(), saved.data.len());
+        trace!(self, "n{} -> n{}  t{term} snapshot up to {}: {fate:?}", i + 1, to + 1, saved.meta.last);
+        match fate {
+            Fate::Arrives(delay) => {
+                // Its id is its receiver's to give.
+                let id = SnapshotId(0);
+                let received = SnapshotReceived { from: id_of(i), term, epoch, meta: saved.meta, id };
+                self.schedule.after(delay, Event::Snapshot(call, Box::new(received), saved.data));
+            }
+            Fate::Lost(delay) => self.schedule.after(delay.min(PATIENCE), Event::SnapshotSent(call, epoch, None)),
+        }
+    }
+
+    fn snapshot_arrives(&mut self, call: Call, mut received: SnapshotReceived, state: Bytes) {
+        let (epoch, last) = (received.epoch, received.meta.last);
+        if self.nodes[call.to].life() != Some(call.to_life) {
+            return self.schedule.after(Duration::ZERO, Event::SnapshotSent(call, epoch, None));
+        }
+        self.network.dispatched();
+        trace!(self, "n{} <- n{}  t{} snapshot up to {last}", call.to + 1, call.from + 1, received.term);
+        received.id = self.nodes[call.to].keep_snapshot(state);
+        self.step(call.to, Input::SnapshotReceived(received), None);
+        let (delay, last) = match self.network.reply(&call) {
+            Fate::Arrives(delay) => (delay, Some(last)),
+            Fate::Lost(delay) => (delay, None),
+        };
+        self.schedule.after(delay, Event::SnapshotSent(call, epoch, last));
     }
 
     /// Hands a write to the disk. Returns its number if it is durable at once.

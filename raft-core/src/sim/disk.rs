@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::schedule::Dice;
 use crate::entries::{Entries, EntryKind, Segment};
-use crate::io::{Fetch, Recovered, Write};
+use crate::io::{Fetch, Recovered, SnapshotMeta, Write};
 use crate::membership::Membership;
 use crate::types::{HardState, Instant, LogId, LogIndex, NodeId, Term, WriteSeq};
 
@@ -15,6 +17,8 @@ pub struct Image {
     hard_state: HardState,
     /// The entry before the first one in `entries`.
     start: LogId,
+    /// Who belonged to the cluster as of that entry, once the log was told.
+    membership: Option<Membership>,
     /// One entry each: entry `start.index + 1 + n` at position `n`.
     entries: Vec<Segment>,
 }
@@ -57,9 +61,16 @@ impl Image {
         changes.filter_map(|entry| Some((entry.index, Membership::decode(entry.payload).ok()?))).collect()
     }
 
-    /// Size in bytes of term, vote and log.
+    /// Who belonged to the cluster where the log begins, if it was ever told.
+    pub fn start_membership(&self) -> Option<&Membership> {
+        self.membership.as_ref()
+    }
+
+    /// Size in bytes of term, vote and log, and of what is known of where it begins.
     pub fn byte_len(&self) -> usize {
-        size_of::<HardState>() + self.entries.iter().map(Segment::byte_len).sum::<usize>()
+        let membership = self.membership.as_ref().map_or(0, |membership| membership.encode().len());
+        let entries = self.entries.iter().map(Segment::byte_len).sum::<usize>();
+        size_of::<HardState>() + size_of::<LogId>() + membership + entries
     }
 
     /// Carries a write out, after a look at the promises that a [`Write`] makes and at those that a server makes for life: its term
@@ -74,6 +85,9 @@ impl Image {
                 return Err(format!("vote of term {} changed: {old:?} to {new:?}", new.current_term));
             }
             self.hard_state = new;
+        }
+        if let Some(start) = &write.log_start {
+            self.begin_after(start)?;
         }
         if let Some(from) = write.truncate_from {
             if from <= self.start.index || from > self.last().index.next() {
@@ -99,9 +113,36 @@ impl Image {
         }
         Ok(())
     }
+
+    /// If the entry is in the log, what comes after it stays.
+    fn begin_after(&mut self, start: &SnapshotMeta) -> Result<(), String> {
+        let last = start.last;
+        if last.index < self.start.index || (last.index == self.start.index && last != self.start) {
+            return Err(format!("the log begins after {}, and would go back to {last}", self.start));
+        }
+        if self.id_at(last.index) == Some(last) {
+            self.entries.drain(..(last.index - self.start.index) as usize);
+        } else {
+            self.entries.clear();
+        }
+        self.start = last;
+        self.membership = Some(start.membership.clone());
+        Ok(())
+    }
 }
 
-/// One server's disk.
+/// What a state machine keeps durably: its whole state at one point in the log. As a file, it is a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Saved {
+    /// The last entry in it, and the membership as of then.
+    pub meta: SnapshotMeta,
+    /// What the state machine makes of it.
+    pub data: Bytes,
+    /// The last snapshot that was taken over from a leader, if any.
+    pub restored: Option<SnapshotMeta>,
+}
+
+/// One server's disk: the log with term and vote, and what the state machine keeps. These are two things, and a crash may come between them.
 ///
 /// Invariant: `live` is `durable` with every write of `pending` carried out, in order.
 #[derive(Clone, Debug)]
@@ -109,6 +150,8 @@ pub struct Disk {
     live: Image,
     durable: Image,
     pending: VecDeque<Write>,
+    /// Durable at once, and replaced as a whole.
+    saved: Option<Saved>,
     /// When the last accepted write is done: the disk takes one after the other.
     busy_until: Instant,
     slowest: Duration,
@@ -122,6 +165,7 @@ impl Disk {
             live: Image::default(),
             durable: Image::default(),
             pending: VecDeque::new(),
+            saved: None,
             busy_until: Instant::default(),
             slowest,
             dice,
@@ -223,6 +267,22 @@ impl Disk {
         self.crash();
     }
 
+    /// What the state machine would know after a crash.
+    pub fn saved(&self) -> Option<&Saved> {
+        self.saved.as_ref()
+    }
+
+    /// The state machine keeps its state as of `meta.last`.
+    pub fn save(&mut self, meta: SnapshotMeta, data: Bytes) {
+        let restored = self.saved.take().and_then(|saved| saved.restored);
+        self.saved = Some(Saved { meta, data, restored });
+    }
+
+    /// The state machine has given up its state for a leader's.
+    pub fn restore(&mut self, meta: SnapshotMeta, data: Bytes) {
+        self.saved = Some(Saved { restored: Some(meta.clone()), meta, data });
+    }
+
     /// Numbers the pending writes anew, from `by` less on: for those who compare disks.
     pub(crate) fn renumber(&mut self, by: u64) {
         self.pending.iter_mut().for_each(|write| write.seq.0 -= by);
@@ -232,11 +292,12 @@ impl Disk {
     pub(crate) fn fingerprint(&self, hasher: &mut impl std::hash::Hasher) {
         use std::hash::Hash;
         // Names every field, so that a new one has to be thought of here.
-        let Disk { live: _, durable, pending, busy_until: _, slowest: _, dice: _ } = self;
-        (durable, pending).hash(hasher);
+        let Disk { live: _, durable, pending, saved, busy_until: _, slowest: _, dice: _ } = self;
+        (durable, pending, saved).hash(hasher);
     }
 
-    /// What a server finds when it starts; `membership` is what it was told when it was set up. Its state machine starts empty, so everything is to be applied again.
+    /// What a server finds when it starts; `membership` is what it was told when it was set up. Its state machine starts with what it has saved, and
+    /// the rest is to be applied again.
     pub fn recover(&self, membership: Membership) -> Recovered {
         let mut runs: Vec<LogId> = Vec::new();
         for entry in &self.durable.entries {
@@ -249,10 +310,10 @@ impl Disk {
             log_start: self.durable.start,
             runs,
             last_index: self.durable.last().index,
-            applied: self.durable.start.index,
-            membership,
+            applied: self.saved.as_ref().map_or(LogIndex::ZERO, |saved| saved.meta.last.index),
+            membership: self.durable.membership.clone().unwrap_or(membership),
             changes: self.durable.memberships(),
-            restored: None,
+            restored: self.saved.as_ref().and_then(|saved| saved.restored.clone()),
         }
     }
 
@@ -367,6 +428,30 @@ mod tests {
         let found = disk.recover(Membership::of_voters([NodeId(1)]));
         assert_eq!(found.runs, [LogId::new(Term(1), LogIndex(1)), LogId::new(Term(4), LogIndex(3))]);
         assert_eq!((found.last_index, found.applied), (LogIndex(4), LogIndex(0)));
+    }
+
+    #[test]
+    fn a_log_that_begins_later_keeps_what_follows_on_its_start() {
+        let begin = |disk: &mut Disk, seq, term, index| {
+            let last = LogId::new(Term(term), LogIndex(index));
+            let meta = SnapshotMeta { last, membership: Membership::of_voters([NodeId(1)]) };
+            disk.submit(Instant(0), Write { hard_state: None, log_start: Some(meta), ..write(seq, 9, None, 1, 0) })
+        };
+        let mut disk = disk(0);
+        disk.submit(Instant(0), write(1, 1, None, 1, 5)).unwrap();
+        begin(&mut disk, 2, 1, 3).unwrap();
+        assert_eq!((disk.live().start().index, disk.live().last().index), (LogIndex(3), LogIndex(5)));
+        assert_eq!(disk.live().entry(LogIndex(4)).unwrap().first_index(), LogIndex(4));
+        assert!(begin(&mut disk, 3, 1, 2).is_err(), "back");
+        begin(&mut disk, 3, 2, 4).unwrap();
+        assert_eq!(disk.live().last(), LogId::new(Term(2), LogIndex(4)), "another entry is in its place");
+        begin(&mut disk, 4, 2, 9).unwrap();
+        assert_eq!(disk.live().last(), LogId::new(Term(2), LogIndex(9)), "beyond the end");
+        assert_eq!((disk.durable().last().index, disk.pending().len()), (LogIndex(0), 4));
+        disk.complete(WriteSeq(4)).unwrap();
+        let found = disk.recover(Membership::of_voters([NodeId(7)]));
+        assert_eq!((found.log_start, found.last_index), (LogId::new(Term(2), LogIndex(9)), LogIndex(9)));
+        assert_eq!(found.membership.voters(), [NodeId(1)]);
     }
 
     #[test]

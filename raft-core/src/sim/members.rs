@@ -124,7 +124,8 @@ impl Members {
         let own_term = disk.live().id_at(status.commit_index).is_some_and(|id| id.term == made.term);
         let in_log = disk.live().memberships();
         let before = in_log.iter().rev().find(|(index, _)| *index < made.index);
-        let (at, before) = before.map_or((LogIndex::ZERO, &*self.founders), |(index, before)| (*index, before));
+        let first = disk.live().start_membership().unwrap_or(&self.founders);
+        let (at, before) = before.map_or((disk.live().start().index, first), |(index, before)| (*index, before));
         if at > status.commit_index {
             return Err(format!("{id:?} changes the membership at {made} while the change at {at} is not committed"));
         }

@@ -50,6 +50,8 @@ pub enum CallKind {
     Append,
     /// An answer to a heartbeat.
     Heartbeat,
+    /// The word that a snapshot has arrived.
+    Snapshot,
     /// Nothing: the call returns empty.
     Nothing,
 }

@@ -1,12 +1,16 @@
 //! One server: its core with the driver around it while it is up, its disk always, and its alarm clock.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use super::disk::Disk;
 use super::outbox::Outbox;
 use super::schedule::Dice;
 use crate::config::{Config, ConfigError};
 use crate::driver::Driver;
+use crate::io::SnapshotId;
 use crate::membership::Membership;
 use crate::raft::Raft;
 use crate::types::{Instant, NodeId};
@@ -23,12 +27,24 @@ pub struct Node {
     /// When the alarm that is set goes off.
     alarm: Option<Instant>,
     pump_asked: bool,
+    /// Snapshots that came from leaders in this life, and how many came in all.
+    received: BTreeMap<SnapshotId, Bytes>,
+    snapshots: u64,
 }
 
 impl Node {
     /// A server that has never run.
     pub fn new(id: NodeId, slowest_write: Duration, dice: Dice) -> Self {
-        Node { id, disk: Disk::new(slowest_write, dice), driver: None, life: 0, alarm: None, pump_asked: false }
+        Node {
+            id,
+            disk: Disk::new(slowest_write, dice),
+            driver: None,
+            life: 0,
+            alarm: None,
+            pump_asked: false,
+            received: BTreeMap::new(),
+            snapshots: 0,
+        }
     }
 
     /// Its core, while it is up.
@@ -69,7 +85,23 @@ impl Node {
     /// Stops at once; what was not durable is lost.
     pub(crate) fn crash(&mut self) {
         self.driver = None;
+        self.received.clear();
         self.disk.crash();
+    }
+
+    /// Keeps a snapshot that has come.
+    pub(crate) fn keep_snapshot(&mut self, data: Bytes) -> SnapshotId {
+        self.snapshots += 1;
+        let id = SnapshotId(self.snapshots);
+        self.received.insert(id, data);
+        id
+    }
+
+    /// Gives out a snapshot that was kept; those that came before it are of no use any more.
+    pub(crate) fn take_snapshot(&mut self, id: SnapshotId) -> Option<Bytes> {
+        let data = self.received.remove(&id);
+        self.received.retain(|other, _| *other > id);
+        data
     }
 
     /// What the driver hands out, if there is anything.

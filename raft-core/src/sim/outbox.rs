@@ -1,7 +1,7 @@
 //! Ports that only keep what a driver hands out, for whoever simulates where it goes.
 
 use crate::driver::{Job, Ports, RequestError};
-use crate::io::{Event, Fetch, Write};
+use crate::io::{Event, Fetch, SendSnapshot, Write};
 use crate::message::Envelope;
 use crate::types::LogId;
 
@@ -16,6 +16,8 @@ pub struct Outbox<P, R> {
     pub jobs: Vec<Job<P, R>>,
     /// To be read back.
     pub fetches: Vec<Fetch>,
+    /// Followers that need a snapshot.
+    pub snapshots: Vec<SendSnapshot>,
     /// To be told.
     pub events: Vec<Event>,
     /// Commands that the state machine will not answer.
@@ -33,6 +35,7 @@ impl<P, R> Default for Outbox<P, R> {
             writes: Vec::new(),
             jobs: Vec::new(),
             fetches: Vec::new(),
+            snapshots: Vec::new(),
             events: Vec::new(),
             failed: Vec::new(),
             changed: Vec::new(),
@@ -59,6 +62,10 @@ impl<P, R> Ports for Outbox<P, R> {
 
     fn fetch(&mut self, fetch: Fetch) {
         self.fetches.push(fetch);
+    }
+
+    fn send_snapshot(&mut self, wanted: SendSnapshot) {
+        self.snapshots.push(wanted);
     }
 
     fn event(&mut self, event: &Event) {

@@ -23,7 +23,7 @@ fn arbitrary_clusters_keep_every_promise() {
     let mut dice = Dice::new(1, 17);
     let mut sum = Reached::default();
     for _ in 0..400 {
-        let Reached { elected, committed, truncated, lost_writes, reads, fetched, changes } =
+        let Reached { elected, committed, truncated, lost_writes, reads, fetched, changes, restored } =
             fuzzing::cluster(&bytes(&mut dice, 2000));
         sum.elected += elected;
         sum.committed += committed;
@@ -32,9 +32,13 @@ fn arbitrary_clusters_keep_every_promise() {
         sum.reads += reads;
         sum.fetched += fetched;
         sum.changes += changes;
+        sum.restored += restored;
     }
     let often = [sum.elected, sum.committed as usize, sum.lost_writes, sum.reads, sum.fetched, sum.changes];
-    assert!(often.iter().all(|count| *count >= 200) && sum.truncated >= 20, "some situations hardly occur: {sum:?}");
+    assert!(
+        often.iter().all(|count| *count >= 200) && sum.truncated >= 20 && sum.restored >= 20,
+        "some situations hardly occur: {sum:?}"
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The tests of MIT's labs 2A to 2C and 3A, each over many seeds: 200, or as many as `RAFT_TEST_SEEDS` says.
+//! The tests of MIT's labs 2A to 2D and 3A, each over many seeds: 200, or as many as `RAFT_TEST_SEEDS` says.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -66,6 +66,13 @@ lab_tests!(
     lab_2c_figure8_unreliable,
     lab_2c_reliable_churn,
     lab_2c_unreliable_churn,
+    lab_2d_snapshot_basic,
+    lab_2d_snapshot_install,
+    lab_2d_snapshot_install_unreliable,
+    lab_2d_snapshot_install_crash,
+    lab_2d_snapshot_install_unreliable_crash,
+    lab_2d_snapshot_all_crash,
+    lab_2d_snapshot_init,
     lab_3a_basic,
     lab_3a_speed,
     lab_3a_concurrent,

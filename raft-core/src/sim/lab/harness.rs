@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
 use super::Outcome;
 use crate::entries::{EntryKind, EntryRef};
 use crate::sim::cluster::{Applier, Cluster};
@@ -12,7 +14,7 @@ use crate::sim::network::Traffic;
 use crate::sim::schedule::Dice;
 use crate::sim::task::{Failure, Joining, Sim};
 use crate::status::Role;
-use crate::types::{Instant, Term};
+use crate::types::{Instant, LogIndex, Term};
 
 /// A command: a number as eight bytes, or a long string.
 pub(super) type Command = Vec<u8>;
@@ -41,11 +43,13 @@ pub(super) struct Record {
     servers: Vec<BTreeMap<u64, Command>>,
     /// What was applied first at each index: nobody may ever apply anything else there.
     chosen: BTreeMap<u64, Command>,
+    /// Servers keep a snapshot now and then.
+    snapshots: bool,
 }
 
 impl Record {
-    pub(super) fn new(servers: usize) -> Self {
-        Record { servers: vec![BTreeMap::new(); servers], chosen: BTreeMap::new() }
+    pub(super) fn new(servers: usize, snapshots: bool) -> Self {
+        Record { servers: vec![BTreeMap::new(); servers], chosen: BTreeMap::new(), snapshots }
     }
 
     pub(super) fn highest(&self) -> u64 {
@@ -56,10 +60,10 @@ impl Record {
 impl Applier for Rc<RefCell<Record>> {
     fn apply(&mut self, server: usize, entry: &EntryRef<'_>) -> Result<(), Failure> {
         let index = entry.index.0;
-        if entry.kind != EntryKind::Command {
+        let mut record = self.borrow_mut();
+        if entry.kind != EntryKind::Command && !record.snapshots {
             return Err(format!("{entry:?} takes an index that belongs to a command"));
         }
-        let mut record = self.borrow_mut();
         let chosen = record.chosen.entry(index).or_insert_with(|| entry.payload.to_vec());
         if chosen != entry.payload {
             return Err(format!("n{} applies another command at {index} than was applied before", server + 1));
@@ -70,7 +74,44 @@ impl Applier for Rc<RefCell<Record>> {
         record.servers[server].insert(index, entry.payload.to_vec());
         Ok(())
     }
+
+    /// After every tenth command, as in the course: all values so far.
+    fn snapshot(&mut self, server: usize, index: LogIndex) -> Option<Bytes> {
+        let record = self.borrow();
+        if !record.snapshots || !(index.0 + 1).is_multiple_of(SNAPSHOT_INTERVAL) {
+            return None;
+        }
+        let mut state = BytesMut::new();
+        for value in (1..=index.0).map(|index| &record.servers[server][&index]) {
+            state.put_u32(value.len() as u32);
+            state.put_slice(value);
+        }
+        Some(state.freeze())
+    }
+
+    /// What the snapshot says replaces what the server has applied; and every value in it must be the one that was applied there first.
+    fn restore(&mut self, server: usize, index: LogIndex, mut state: &[u8]) -> Result<(), Failure> {
+        let mut record = self.borrow_mut();
+        let mut values = BTreeMap::new();
+        for at in 1..=index.0 {
+            let len = state.try_get_u32().map_err(|_| format!("a snapshot up to {index} ends before {at}"))?;
+            let value =
+                state.split_off(..len as usize).ok_or_else(|| format!("entry {at} of a snapshot is cut off"))?;
+            if record.chosen.get(&at).is_none_or(|chosen| chosen != value) {
+                return Err(format!("n{} gets a snapshot with another command at {at} than was applied", server + 1));
+            }
+            values.insert(at, value.to_vec());
+        }
+        if !state.is_empty() {
+            return Err(format!("a snapshot up to {index} goes on"));
+        }
+        record.servers[server] = values;
+        Ok(())
+    }
 }
+
+/// The course's `SnapShotInterval`.
+const SNAPSHOT_INTERVAL: u64 = 10;
 
 /// The harness of one running test.
 #[derive(Clone)]
@@ -159,6 +200,12 @@ impl Lab {
     /// The most round trips that any leader needed to find where a follower's log parts from its own.
     pub(super) fn most_round_trips(&self) -> u64 {
         self.cluster(|cluster| cluster.checker().most_round_trips())
+    }
+
+    /// The most bytes that any server has saved of its term, vote and log, up or down: the course's `LogSize`.
+    pub(super) fn log_size(&self) -> usize {
+        self.cluster(|cluster| (0..cluster.servers()).map(|i| cluster.node(i).disk().durable().byte_len()).max())
+            .unwrap_or(0)
     }
 
     /// Term of a server and whether it leads; `None` while it is down.

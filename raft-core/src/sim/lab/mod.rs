@@ -1,4 +1,4 @@
-//! The tests of labs 2A, 2B, 2C and 3A of MIT 6.824 / 6.5840 (2021 to 2023), in virtual time and over many seeds.
+//! The tests of labs 2A to 2D and 3A of MIT 6.824 / 6.5840 (2021 to 2023), in virtual time and over many seeds.
 //!
 //! Harder than the original: Raft's promises are checked after every event, each seed is another run, and the seed also
 //! decides what a server is like (see [`Variant`]).
@@ -8,6 +8,7 @@ mod elections;
 mod harness;
 mod kv;
 mod persistence;
+mod snapshots;
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -41,6 +42,8 @@ pub struct LabTest {
     pub servers: usize,
     /// Whether the network is reliable at first.
     pub reliable: bool,
+    /// Servers keep a snapshot of every tenth state, and forget the log up to there. These tests run with no-ops and without.
+    pub snapshots: bool,
     /// What a run of the course's own solution took.
     pub handout: Option<Figures>,
     script: Kind,
@@ -81,7 +84,7 @@ pub struct Variant {
     pub tell_failures: bool,
     /// Cores keep next to no entries in memory and have to read them back.
     pub small_cache: bool,
-    /// New leaders append an empty entry; only in tests that do not count entries.
+    /// New leaders append an empty entry, where a test does not count on commands alone taking indices.
     pub no_op: bool,
 }
 
@@ -116,6 +119,7 @@ macro_rules! lab_test {
             original: $original,
             servers: $servers,
             reliable: lab_test!($weather),
+            snapshots: matches!($name.as_bytes(), [b'l', b'a', b'b', b'_', b'2', b'd', ..]),
             handout: $handout,
             script: Kind::Raft(|lab| Box::pin($script(lab))),
         }
@@ -135,6 +139,7 @@ macro_rules! kv_test {
             original: $original,
             servers: $servers,
             reliable: lab_test!($weather),
+            snapshots: false,
             handout: $handout,
             script: Kind::Kv(|kv| Box::pin($script(kv))),
         }
@@ -169,6 +174,13 @@ pub const TESTS: &[LabTest] = &[
     lab_test!("lab_2c_figure8_unreliable", "TestFigure8Unreliable2C", 5, unreliable, persistence::figure8_unreliable, Some(took(33.6, 10_700, 33_695_245, 308))),
     lab_test!("lab_2c_reliable_churn", "TestReliableChurn2C", 5, reliable, persistence::churn, Some(took(16.1, 8864, 44_771_259, 1544))),
     lab_test!("lab_2c_unreliable_churn", "TestUnreliableChurn2C", 5, unreliable, persistence::churn, Some(took(16.5, 4220, 6_414_632, 906))),
+    lab_test!("lab_2d_snapshot_basic", "TestSnapshotBasic2D", 3, reliable, snapshots::basic, Some(took(11.6, 176, 61_716, 192))),
+    lab_test!("lab_2d_snapshot_install", "TestSnapshotInstall2D", 3, reliable, snapshots::install, Some(took(64.2, 878, 320_610, 336))),
+    lab_test!("lab_2d_snapshot_install_unreliable", "TestSnapshotInstallUnreliable2D", 3, unreliable, snapshots::install, Some(took(81.1, 1059, 375_850, 341))),
+    lab_test!("lab_2d_snapshot_install_crash", "TestSnapshotInstallCrash2D", 3, reliable, snapshots::install_crash, Some(took(53.5, 601, 256_638, 339))),
+    lab_test!("lab_2d_snapshot_install_unreliable_crash", "TestSnapshotInstallUnCrash2D", 3, unreliable, snapshots::install_crash, Some(took(63.5, 687, 288_294, 336))),
+    lab_test!("lab_2d_snapshot_all_crash", "TestSnapshotAllCrash2D", 3, reliable, snapshots::all_crash, Some(took(19.5, 268, 81_352, 58))),
+    lab_test!("lab_2d_snapshot_init", "TestSnapshotInit2D", 3, reliable, snapshots::init, None),
     kv_test!("lab_3a_basic", "TestBasic3A", 5, reliable, kv::one_client, Some(took(15.5, 4576, 0, 903))),
     kv_test!("lab_3a_speed", "TestSpeed3A", 3, reliable, kv::speed, Some(took(15.7, 3022, 0, 0))),
     kv_test!("lab_3a_concurrent", "TestConcurrent3A", 5, reliable, kv::five_clients, Some(took(15.9, 5884, 0, 1160))),
@@ -199,11 +211,14 @@ pub fn run(test: &LabTest, seed: u64, tracer: Option<Tracer>) -> Report {
     let options = Options {
         servers: test.servers,
         seed,
-        config: Config { no_op_on_election: variant.no_op && matches!(test.script, Kind::Kv(_)), ..config(variant) },
+        config: Config {
+            no_op_on_election: variant.no_op && (test.snapshots || matches!(test.script, Kind::Kv(_))),
+            ..config(variant)
+        },
         slowest_write: Duration::from_millis(if variant.slow_disk { 2 } else { 0 }),
         tell_failures: variant.tell_failures,
     };
-    let record = Rc::new(RefCell::new(Record::new(test.servers)));
+    let record = Rc::new(RefCell::new(Record::new(test.servers, test.snapshots)));
     let service = Service::new(test.servers);
     let applier: Box<dyn Applier> = match test.script {
         Kind::Raft(_) => Box::new(record.clone()),

@@ -19,6 +19,7 @@ impl<W: Workload> World<'_, W> {
         let mut answers = self.servers[i].drain_inbox(now);
         let lease_reads = std::mem::take(&mut self.servers[i].lease_reads);
         self.counts.add(Situation::LeaseRead, lease_reads);
+        self.look_at_restored(i);
         while self.failure.is_none()
             && let Some(outbox) = self.servers[i].turn(now)
         {
@@ -29,7 +30,9 @@ impl<W: Workload> World<'_, W> {
             self.servers[i].open.remove(&ticket);
             self.answer(ticket, answer);
         }
+        self.compare_states(i);
         self.observe(i);
+        self.compact(i);
         self.show_server(i);
         self.set_alarm(i);
     }
@@ -41,6 +44,7 @@ impl<W: Workload> World<'_, W> {
         outbox.jobs.into_iter().for_each(|job| self.hand_to_state_machine(i, job, answers));
         outbox.fetches.into_iter().for_each(|fetch| self.fetch(i, fetch));
         outbox.failed.iter().for_each(|(ticket, error)| self.operator_hears(*ticket, Err(error)));
+        outbox.snapshots.into_iter().for_each(|wanted| self.send_snapshot(i, wanted));
         answers.extend(outbox.failed.iter().map(|(ticket, error)| (*ticket, told(error))));
         for (ticket, entry) in outbox.changed {
             self.operator_hears(ticket, Ok(()));
@@ -75,6 +79,7 @@ impl<W: Workload> World<'_, W> {
             }
             io::Event::TransferFailed { .. } => Situation::TransferFailed,
             io::Event::Truncated { .. } => Situation::Truncated,
+            io::Event::Restored { last, kept } => return self.count_restored(i, *last, *kept),
             io::Event::SteppedDown { reason, .. } => match reason {
                 StepDownReason::NewerTerm => Situation::NewerTerm,
                 StepDownReason::QuorumLost => Situation::QuorumLost,
@@ -214,6 +219,12 @@ impl<W: Workload> World<'_, W> {
             let server = &mut self.servers[i];
             server.handed = entries.last_index().unwrap_or(server.handed);
         }
+        if let Job::Restore(restore) = &job {
+            let server = &mut self.servers[i];
+            (server.handed, server.restoring) = (restore.meta.last.index, true);
+            let slowest = self.mix.compaction.map_or(Duration::ZERO, |policy| policy.restore);
+            time = self.snapshot_dice.time(Duration::from_micros(1), slowest.max(Duration::from_micros(2)));
+        }
         let mut wake = false;
         let server = &mut self.servers[i];
         if time.is_zero() && server.jobs == 0 {
@@ -234,11 +245,12 @@ impl<W: Workload> World<'_, W> {
             server.applying_until = server.applying_until.max(now) + time;
             self.schedule.at(server.applying_until, Event::Worked { server: i, life, job });
         }
-        if flush {
+        if flush && self.mix.keeps_state {
             server.flushed = server.replica.clone();
+            self.checker.saved(id_of(i), server.flushed.applied.index);
         }
         if wake {
-            let life = server.life;
+            let life = self.servers[i].life;
             self.schedule.after(Duration::from_micros(10), Event::Pump { server: i, life });
         }
     }

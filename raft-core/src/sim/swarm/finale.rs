@@ -22,7 +22,7 @@ impl<W: Workload> World<'_, W> {
         let behind = self.servers.iter().map(|server| server.disk.live().last().index).min();
         let ahead = self.servers.iter().map(|server| server.disk.live().last().index).max();
         let applied = self.survivors().map(|server| if server.is_up() { &server.replica } else { &server.flushed });
-        let applied = applied.map(|replica| if self.mix.keeps_state { replica.applied.index.0 } else { 0 }).min();
+        let applied = applied.map(|replica| replica.applied.index.0).min();
         self.backlog = ahead.map_or(0, |ahead| ahead.0) - applied.unwrap_or(0);
         if ahead.zip(behind).is_some_and(|(ahead, behind)| ahead - behind > 20) {
             self.counts.saw(Situation::Backlog);
@@ -173,7 +173,7 @@ impl<W: Workload> World<'_, W> {
             let (_, members) = self.checker.membership();
             let has = |id| {
                 let server = index_of(id).and_then(|i| self.servers.get(i));
-                server.is_some_and(|server| server.lost || server.disk.durable().id_at(entry.index) == Some(entry))
+                server.is_some_and(|server| server.lost || self.checker.holds(server.disk.durable(), entry))
             };
             if !members.has_quorum(has) {
                 return Err(format!("{entry} was acknowledged and is not on the disks of a majority of {members:?}"));

@@ -92,6 +92,21 @@ pub struct Changes {
     pub interval: Duration,
 }
 
+/// When logs are compacted, and how well snapshots travel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compaction {
+    /// After so many entries more than those that are kept,
+    pub every: u64,
+    /// so many of which are kept for slow followers.
+    pub keep: u64,
+    /// Shortest and longest time that a snapshot takes.
+    pub transfer: (Duration, Duration),
+    /// So many transfers in a thousand break off.
+    pub failing: u64,
+    /// How long a state machine takes to replace its state, at most.
+    pub restore: Duration,
+}
+
 /// Everything that a seed decides beforehand.
 #[derive(Clone, Debug)]
 pub struct Mix {
@@ -139,6 +154,8 @@ pub struct Mix {
     pub patience: Duration,
     /// Largest padding of a command, in bytes.
     pub padding: usize,
+    /// Servers forget the beginning of their logs; never, if there is no policy.
+    pub compaction: Option<Compaction>,
     /// Servers hear of what their state machine did on the way only the next time they are awake, as nodes do; otherwise at once.
     pub late_progress: bool,
     /// Which servers should rather lead.
@@ -194,6 +211,7 @@ impl Mix {
             padding: if dice.chance(1, 3) { dice.between(1, 600) as usize } else { 0 },
             late_progress: dice.chance(1, 2),
             priorities: (0..servers).map(|_| dice.between(0, ranks) as u8).collect(),
+            compaction: compaction(&mut Dice::new(seed, 1001)),
             config,
         }
     }
@@ -265,6 +283,23 @@ fn links(dice: &mut Dice) -> Quality {
     }
 }
 
+/// Of four seeds, one never compacts, two do all the time, and one seldom.
+fn compaction(dice: &mut Dice) -> Option<Compaction> {
+    let (every, keep) = match dice.pick(4) {
+        0 => return None,
+        1 | 2 => (dice.between(0, 20), dice.between(0, 8)),
+        _ => (dice.between(30, 200), dice.between(0, 60)),
+    };
+    let slowest = if dice.chance(1, 2) { dice.between(2, 20) } else { dice.between(20, 3000) };
+    Some(Compaction {
+        every,
+        keep,
+        transfer: (millis(1), millis(slowest)),
+        failing: if dice.chance(1, 2) { dice.between(50, 500) } else { 0 },
+        restore: if dice.chance(1, 2) { dice.time(Duration::ZERO, millis(300)) } else { millis(2) },
+    })
+}
+
 fn sync(dice: &mut Dice) -> (Duration, Duration) {
     match dice.pick(3) {
         0 => (Duration::from_micros(50), millis(1)),
@@ -285,6 +320,7 @@ mod tests {
             assert!(mix.troubled >= Duration::from_mins(1) && !mix.faults.is_empty());
             assert!(mix.links.delay.0 <= mix.links.delay.1 && mix.sync.0 <= mix.sync.1);
             assert_eq!((mix.clock_rates.len(), mix.priorities.len()), (mix.servers, mix.servers));
+            assert!(mix.compaction.is_none_or(|policy| policy.transfer.0 <= policy.transfer.1));
         }
     }
 

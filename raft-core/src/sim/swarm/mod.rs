@@ -25,6 +25,7 @@ pub mod registers;
 mod replica;
 mod server;
 pub mod sometimes;
+mod transfer;
 pub mod watch;
 pub mod workload;
 mod world;

@@ -10,7 +10,7 @@ use super::workload::Workload;
 use super::world::{Event, World};
 use crate::io::Input;
 use crate::sim::cluster::id_of;
-use crate::types::Instant;
+use crate::types::{Instant, LogIndex};
 
 /// Directed links.
 pub(super) type Links = Vec<(usize, usize)>;
@@ -308,6 +308,7 @@ impl<W: Workload> World<'_, W> {
         self.note(format_args!("the last {writes} entries on the disk of n{} are gone, and its vote", i + 1));
         self.servers[i].disk.roll_back(writes);
         self.servers[i].flushed = replica::Replica::default();
+        self.checker.saved(id_of(i), LogIndex::ZERO);
         self.start_later(i);
     }
 

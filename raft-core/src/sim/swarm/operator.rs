@@ -133,6 +133,7 @@ impl<W: Workload> World<'_, W> {
         self.counts.saw(Situation::Replaced);
         let server = &mut self.servers[i];
         (server.disk, server.flushed, server.replica) = (Disk::empty(), Replica::default(), Replica::default());
+        server.restored = None;
         server.identity += 1;
         let identity = server.identity;
         self.checker.replaced(id, identity);
@@ -161,6 +162,12 @@ impl<W: Workload> World<'_, W> {
         // One that has left, and is told so.
         let known = sender.disk.live().memberships().into_iter().rev().find(|(_, known)| known.contains(envelope.to));
         Some(known.map_or(0, |(_, known)| known.identity(envelope.to)))
+    }
+
+    /// Whom the leader means when it sends a snapshot to `to`.
+    pub(super) fn meant_by_leader(&self, leader: usize, to: NodeId) -> Option<u64> {
+        let (_, membership) = self.servers[leader].raft()?.membership();
+        membership.contains(to).then(|| membership.identity(to))
     }
 
     /// The operator has an answer.

@@ -62,6 +62,14 @@ impl Registers {
 }
 
 impl Workload for Registers {
+    /// Key and number of each register, one after the other.
+    fn transferred(&self) -> Self {
+        let bytes: Vec<u8> =
+            self.0.iter().flat_map(|(key, value)| [&[*key][..], &value.to_le_bytes()].concat()).collect();
+        let register = |bytes: &[u8]| Some((*bytes.first()?, u64::from_le_bytes(*bytes.get(1..)?.first_chunk()?)));
+        Registers(bytes.chunks(9).filter_map(register).collect())
+    }
+
     /// The answer is what was in the register before.
     fn apply(&mut self, command: &[u8]) -> Vec<u8> {
         let Some((key, change)) = Change::decode(command) else { return Vec::new() };

@@ -1,6 +1,7 @@
 //! One server's copy of the state machine, and how the swarm's commands stand in the log.
 
 use super::workload::Workload;
+use crate::membership::Membership;
 use crate::types::LogId;
 
 /// The first byte of an entry's content: nothing but load, or a command.
@@ -47,8 +48,10 @@ pub(super) struct Replica<W> {
     pub(super) machine: W,
     /// The last entry that was applied.
     pub(super) applied: LogId,
+    /// Who belongs to the cluster as of then; its founders, as long as nothing else was said.
+    pub(super) membership: Option<Membership>,
     /// Depends on everything that was applied, and on the order.
-    digest: u64,
+    pub(super) digest: u64,
 }
 
 impl<W: Workload> Replica<W> {
@@ -60,6 +63,12 @@ impl<W: Workload> Replica<W> {
             self.digest = mixed(self.digest, word);
         }
         Ok(decode(bytes)?.map_or_else(Vec::new, |command| self.machine.apply(command)))
+    }
+
+    /// Notes who belongs to the cluster from now on.
+    pub(super) fn change(&mut self, id: LogId, bytes: &[u8]) {
+        self.skip(id);
+        self.membership = Membership::decode(bytes).ok().or(self.membership.take());
     }
 
     /// Passes over an entry that is no command.

@@ -1,6 +1,6 @@
 //! One server as a whole: the core with the driver around it, disk, clock, inbox and state machine.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::client::{Answer, Ask, Ticket};
 use super::clock::Clock;
@@ -9,12 +9,12 @@ use super::workload::Workload;
 use crate::config::Config;
 use crate::driver::{self, Driver, RequestError, Settled, settle};
 use crate::entries::EntryKind;
-use crate::io::Input;
+use crate::io::{Input, Restore, SnapshotId, SnapshotMeta};
 use crate::raft::Raft;
 use crate::sim::cluster::index_of;
 use crate::sim::disk::Disk;
 use crate::sim::outbox;
-use crate::types::{Instant, LogIndex, NodeId, Term, WriteSeq};
+use crate::types::{Instant, LogId, LogIndex, NodeId, Term, WriteSeq};
 
 /// A client that wants to read.
 #[derive(Debug)]
@@ -87,6 +87,17 @@ pub(super) struct Server<W> {
     pub(super) replica: Replica<W>,
     /// What the state machine would remember after a crash.
     pub(super) flushed: Replica<W>,
+    /// Together with that: the last snapshot that was taken over.
+    pub(super) restored: Option<SnapshotMeta>,
+    /// Snapshots that came from leaders in this life, and how many came in all.
+    pub(super) received: BTreeMap<SnapshotId, Replica<W>>,
+    pub(super) snapshots: u64,
+    /// The state machine has taken one over, and nobody has looked at it yet.
+    pub(super) taken_over: Option<LogId>,
+    /// The state machine takes one over.
+    pub(super) restoring: bool,
+    /// What the state was after each entry, for those who compare.
+    pub(super) trail: Vec<(LogIndex, u64)>,
 }
 
 /// Answers for clients.
@@ -123,6 +134,12 @@ impl<W: Workload> Server<W> {
             handed: LogIndex::ZERO,
             replica: Replica::default(),
             flushed: Replica::default(),
+            restored: None,
+            received: BTreeMap::new(),
+            snapshots: 0,
+            taken_over: None,
+            restoring: false,
+            trail: Vec::new(),
         }
     }
 
@@ -162,6 +179,8 @@ impl<W: Workload> Server<W> {
             handed: self.flushed.applied.index,
             replica: self.flushed.clone(),
             flushed: self.flushed.clone(),
+            restored: self.restored.take(),
+            snapshots: self.snapshots,
             ..Server::new(self.id, Disk::empty())
         };
     }
@@ -249,11 +268,12 @@ impl<W: Workload> Server<W> {
             Job::Apply { entries, waiting } => {
                 let mut replies = Vec::new();
                 for entry in entries.iter() {
-                    if entry.kind == EntryKind::Command {
-                        replies.push(self.replica.apply(entry.id(), entry.payload));
-                    } else {
-                        self.replica.skip(entry.id());
+                    match entry.kind {
+                        EntryKind::Command => replies.push(self.replica.apply(entry.id(), entry.payload)),
+                        EntryKind::Membership => self.replica.change(entry.id(), entry.payload),
+                        EntryKind::NoOp => self.replica.skip(entry.id()),
                     }
+                    self.trail.push((entry.index, self.replica.digest));
                 }
                 settle(&entries, waiting, |ticket, settled| {
                     let answer = match settled {
@@ -266,6 +286,16 @@ impl<W: Workload> Server<W> {
                     answers.push((ticket, answer));
                 });
                 entries.last_index().map(Input::Applied)
+            }
+            Job::Restore(Restore { id, meta }) => {
+                // Those that came before are of no use any more. One that was never kept shows when states are compared.
+                self.replica = self.received.remove(&id).unwrap_or_default();
+                self.received.retain(|other, _| *other > id);
+                self.flushed = self.replica.clone();
+                self.trail.push((meta.last.index, self.replica.digest));
+                self.taken_over = Some(meta.last);
+                self.restored = Some(meta);
+                Some(Input::Restored(id))
             }
         }
     }

@@ -101,6 +101,13 @@ situations! {
     BackInSameTerm: 600, "a server came back in the term in which it had left";
     MeantAnother: 600, "a message arrived at another server than it was meant for, under the same id";
     Stranger: 300, "a message came from a server that the receiver did not know for a member";
+    Compacted: 20, "a log was compacted";
+    SnapshotSent: 100, "a snapshot was sent";
+    SnapshotFailed: 100, "a transfer of a snapshot failed";
+    Installed: 100, "a snapshot was installed";
+    InstallOvertaken: 0, "a snapshot was installed, and appends were quicker";
+    InstallUnfinished: 300, "a crash came between a snapshot and its log";
+    SnapshotsInSuccession: 300, "a snapshot came while another was being installed";
     Backlog: 100, "the log of a server that came back had to be caught up";
 }
 

@@ -26,6 +26,12 @@ pub trait Workload: Clone + Default + Debug + Ord + 'static {
     /// Answers a query.
     fn query(&self, query: &[u8]) -> Vec<u8>;
 
+    /// The machine as it comes out of a snapshot of itself. Whoever has an encoding for that can put it to the test here.
+    #[must_use]
+    fn transferred(&self) -> Self {
+        self.clone()
+    }
+
     /// What a client does next: which of the independent objects it is about (a key, say; any number below [`Draw::objects`]), and what
     /// it asks. If all requests belong together, the object is 0.
     fn draw(draw: &mut Draw<'_>) -> (usize, Request);

@@ -11,9 +11,10 @@ use super::mix::Mix;
 use super::nemesis::Undo;
 use super::network::Network;
 use super::operator::Operator;
-use super::replica::{Replica, mixed};
+use super::replica::mixed;
 use super::server::{Item, Job, Server};
 use super::sometimes::{Counts, Situation};
+use super::transfer::Transfer;
 use super::watch::{Arrow, Lane, Watch, describe};
 use super::workload::Workload;
 use crate::io::{Fetch, Input};
@@ -24,7 +25,7 @@ use crate::sim::checker::Checker;
 use crate::sim::cluster::{id_of, index_of};
 use crate::sim::disk::Disk;
 use crate::sim::schedule::{Dice, Schedule};
-use crate::types::{Instant, NodeId, Term, WriteSeq};
+use crate::types::{Instant, LogId, NodeId, Term, WriteSeq};
 
 /// Something that will happen. Servers and clients are numbered from 0; what concerns a former life of a server concerns nobody.
 #[derive(Debug)]
@@ -41,6 +42,10 @@ pub(super) enum Event {
     Told { server: usize, life: u64, seq: WriteSeq },
     /// Entries were read back.
     Fetched { server: usize, life: u64, fetch: Fetch },
+    /// A snapshot arrives; once for all, its sender hears of it.
+    Snapshot { server: usize, transfer: u64, reported: Option<Box<Event>> },
+    /// A sender hears how a transfer has ended.
+    SnapshotSent { server: usize, life: u64, to: NodeId, epoch: u64, last: Option<LogId> },
     /// A state machine is through with a job.
     Worked { server: usize, life: u64, job: Job },
     /// A request arrives.
@@ -76,6 +81,8 @@ pub(super) struct World<'w, W> {
     pub(super) mix: Mix,
     pub(super) schedule: Schedule<Event>,
     pub(super) dice: Dice,
+    /// For all that has to do with snapshots.
+    pub(super) snapshot_dice: Dice,
     pub(super) network: Network,
     pub(super) servers: Vec<Server<W>>,
     pub(super) clients: Vec<Client>,
@@ -84,6 +91,11 @@ pub(super) struct World<'w, W> {
     pub(super) counts: Counts,
     pub(super) streams: Vec<Stream>,
     pub(super) candidates: BTreeMap<Term, usize>,
+    /// Snapshots on their way, and how many were sent.
+    pub(super) transfers: BTreeMap<u64, Transfer<W>>,
+    pub(super) sent_snapshots: u64,
+    /// What state machines are after each entry, from index 1 on.
+    pub(super) states: Vec<u64>,
     pub(super) pumps: u64,
     /// The server at work has told of something out of the ordinary.
     pub(super) shaken: bool,
@@ -112,6 +124,7 @@ impl<'w, W: Workload> World<'w, W> {
             seed,
             schedule: Schedule::default(),
             dice: Dice::new(seed, 2),
+            snapshot_dice: Dice::new(seed, 4),
             network: Network::new(mix.slots(), mix.links, mix.ordered, Dice::new(seed, 1)),
             servers: (0..mix.slots()).map(|i| Server::new(id_of(i), Disk::empty())).collect(),
             clients,
@@ -120,6 +133,9 @@ impl<'w, W: Workload> World<'w, W> {
             counts: Counts::default(),
             streams: vec![Stream::default(); mix.slots()],
             candidates: BTreeMap::new(),
+            transfers: BTreeMap::new(),
+            sent_snapshots: 0,
+            states: Vec::new(),
             pumps: 0,
             shaken: false,
             handing_over: None,
@@ -243,6 +259,10 @@ impl<'w, W: Workload> World<'w, W> {
                     let entries = it.disk.read(&fetch);
                     self.put(server, life, Item::Input(Input::Fetched { id: fetch.id, entries }));
                 }
+            }
+            Event::Snapshot { server, transfer, reported } => self.snapshot_arrives(server, transfer, reported),
+            Event::SnapshotSent { server, life, to, epoch, last } => {
+                self.snapshot_sent(server, life, Input::SnapshotSent { to, epoch, last });
             }
             Event::Worked { server, life, job } => self.put(server, life, Item::Worked(job)),
             Event::Request { server, ticket, ask } => self.request_arrives(server, ticket, ask),
@@ -459,18 +479,16 @@ impl<'w, W: Workload> World<'w, W> {
         let clock =
             Clock::new(now, self.dice.between(0, 1 << 40), self.mix.clock_rates.get(i).copied().unwrap_or(1000));
         let founded = i < self.mix.servers && self.servers[i].identity == 0;
-        let membership = Membership::of_voters((0..self.mix.servers).map(id_of).filter(|_| founded));
+        let membership = if founded { self.founders() } else { Membership::default() };
         let server = &mut self.servers[i];
         if server.rotten {
             return self.lose(i);
-        }
-        if !self.mix.keeps_state {
-            server.flushed = Replica::default();
         }
         let priority = self.mix.priorities.get(i).copied().unwrap_or(0);
         let config = server.next_config(&self.mix.config, priority);
         let mut recovered = server.disk.recover(membership);
         recovered.applied = server.flushed.applied.index;
+        recovered.restored.clone_from(&server.restored);
         let applied = recovered.applied;
         self.note(format_args!("n{} starts with a log of {} and {applied} applied", i + 1, recovered.last_index));
         match Raft::new(config, recovered, clock.read(now)) {
@@ -481,6 +499,11 @@ impl<'w, W: Workload> World<'w, W> {
             }
             Err(error) => self.failed(format!("n{} cannot start: {error}", i + 1)),
         }
+    }
+
+    /// Who belongs to the cluster at first.
+    pub(super) fn founders(&self) -> Membership {
+        Membership::of_voters((0..self.mix.servers).map(id_of))
     }
 
     /// A server has found out that its disk cannot be trusted. It will not come back under its name.
@@ -513,7 +536,13 @@ impl<'w, W: Workload> World<'w, W> {
         }
         server.driver = None;
         server.inbox.clear();
+        server.restoring = false;
         let crashed = server.disk.crash_keeping(kept, torn);
+        let unheard = server.restored.as_ref().is_some_and(|meta| {
+            let log = server.disk.durable();
+            meta.last.index > log.start().index && log.id_at(meta.last.index) != Some(meta.last)
+        });
+        self.counts.add(Situation::InstallUnfinished, u64::from(unheard));
         self.note(format_args!("n{} crashes, {kept} of {pending} writes survive, and of the next {torn:?}", i + 1));
         self.check(crashed);
         self.show_server(i);

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use raft_core::{
-    Config, HardState, Input, Instant, Lease, MembershipChange, NodeId, ProposeError, Raft, ReadError, ReadId, Role,
-    Term, TransferError,
+    Config, HardState, Input, Instant, Lease, LogIndex, MembershipChange, NodeId, ProposeError, Raft, ReadError,
+    ReadId, Role, Term, TransferError,
 };
 
 use super::show;
@@ -107,6 +107,12 @@ fn dispatch(world: &mut World, words: &[&str]) -> Result<(), Failure> {
         ["crash", id, rest @ ..] => crash(world, server(id)?, rest),
         ["restart", id] => world.start(server(id)?),
         ["reset", id, peer] => world.step(server(id)?, Input::LinkReset(server(peer)?)),
+        ["compact", id] => world.compact(server(id)?, LogIndex::MAX),
+        ["compact", id, up_to] => world.compact(server(id)?, LogIndex(number(up_to)?)),
+        ["snapshot", link, how @ ..] => snapshot(world, link, how),
+        ["machine", id, speed] => machine(world, server(id)?, speed),
+        ["restore", id] => restore(world, server(id)?, true),
+        ["restore", id, "unheard"] => restore(world, server(id)?, false),
         ["status", ids @ ..] => status(world, ids),
         ["log", ids @ ..] => log(world, ids),
         ["progress", id] => {
@@ -357,6 +363,51 @@ fn disk(world: &mut World, id: NodeId, speed: &str) -> Result<(), Failure> {
     };
     world.server_mut(id)?.slow_disk = slow;
     if slow { Ok(()) } else { sync(world, id, usize::MAX) }
+}
+
+/// `snapshot 1>2 arrives`: the oldest one on its way from 1 to 2 does, and 1 hears of it. `unheard`: it arrives, and 1 hears that it failed. `late`: a
+/// copy of it arrives, and it is still on its way. `fails`: it does not arrive, and 1 hears that.
+fn snapshot(world: &mut World, link: &str, how: &[&str]) -> Result<(), Failure> {
+    let (from, to) = link.split_once('>').ok_or_else(|| format!("`{link}` is no link: use 1>2"))?;
+    let (from, to) = (server(from)?, server(to)?);
+    let at = world.transfers.iter().position(|transfer| transfer.from == from && transfer.wanted.to == to);
+    let at = at.ok_or_else(|| format!("no snapshot is on its way from {from} to {to}"))?;
+    let transfer = world.transfers[at].clone();
+    let (arrives, heard, stays) = match how {
+        ["arrives"] => (true, Some(Some(transfer.meta.last)), false),
+        ["unheard"] => (true, Some(None), false),
+        ["late"] => (true, None, true),
+        ["fails"] => (false, Some(None), false),
+        _ => return Err("a snapshot `arrives`, `fails`, arrives `unheard`, or `late`".to_owned()),
+    };
+    if !stays {
+        world.transfers.remove(at);
+    }
+    if arrives {
+        world.snapshot_arrives(&transfer)?;
+    }
+    match heard {
+        Some(last) if world.server(from)?.raft.is_some() => {
+            world.say(format!("{from} hears that it {}", if last.is_some() { "has arrived" } else { "failed" }));
+            world.step(from, Input::SnapshotSent { to, epoch: transfer.wanted.epoch, last })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn machine(world: &mut World, id: NodeId, speed: &str) -> Result<(), Failure> {
+    world.server_mut(id)?.slow_machine = match speed {
+        "slow" => true,
+        "quick" => false,
+        _ => return Err(format!("a state machine is `slow` or `quick`, not `{speed}`")),
+    };
+    Ok(())
+}
+
+/// A slow state machine is done with the snapshot that it was handed; the core hears of it, or a crash is quicker.
+fn restore(world: &mut World, id: NodeId, heard: bool) -> Result<(), Failure> {
+    let input = world.take_over(id)?.ok_or_else(|| format!("{id} is taking over nothing"))?;
+    if heard { world.step(id, input) } else { Ok(()) }
 }
 
 fn writes(world: &mut World, id: NodeId) -> Result<(), Failure> {

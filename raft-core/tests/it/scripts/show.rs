@@ -7,8 +7,10 @@ use std::fmt::Write as _;
 use raft_core::sim::disk::Image;
 use raft_core::{
     ChangeError, Entries, EntryKind, EntryRef, Envelope, Event, LogId, LogIndex, Membership, Message, NodeId,
-    ProposeError, ReadError, ReadOutcome, Status, StepDownReason, Write,
+    ProposeError, ReadError, ReadOutcome, SendSnapshot, Status, StepDownReason, Write,
 };
+
+use super::world::Transfer;
 
 /// The name of a message's kind, as filters take it.
 pub(super) fn kind(message: &Message) -> &'static str {
@@ -101,6 +103,7 @@ pub(super) fn write(write: &Write) -> String {
         let vote = hard_state.voted_for.map_or_else(|| "no vote".to_owned(), |id| format!("vote for {id}"));
         parts.push(format!("term {}, {vote}", hard_state.current_term));
     }
+    parts.extend(write.log_start.as_ref().map(|start| format!("begin after {}", start.last)));
     parts.extend(write.truncate_from.map(|from| format!("cut from {from}")));
     if !write.entries.is_empty() {
         parts.push(runs_of(&write.entries));
@@ -138,20 +141,28 @@ fn runs(ids: &[LogId]) -> String {
     runs.collect::<Vec<_>>().join(" ")
 }
 
-/// A log by terms, up to `end`; the part up to `mark` in brackets.
+/// A log by terms; the part up to `mark` in brackets, and before it the last entry that was forgotten in parentheses.
 pub(super) fn log(image: &Image, mark: LogIndex) -> String {
     let ids = |first: u64, last: u64| -> Vec<LogId> {
         (first..=last).filter_map(|index| image.id_at(LogIndex(index))).collect()
     };
     let last = image.last().index.0;
-    let marked = runs(&ids(1, mark.0.min(last)));
-    let rest = runs(&ids(mark.0 + 1, last));
-    match (marked.is_empty(), rest.is_empty()) {
+    let begin = image.start().index.0 + 1;
+    let marked = runs(&ids(begin, mark.0.min(last)));
+    let rest = runs(&ids(begin.max(mark.0 + 1), last));
+    let log = match (marked.is_empty(), rest.is_empty()) {
         (true, true) => "empty".to_owned(),
         (true, false) => rest,
         (false, true) => format!("[{marked}]"),
         (false, false) => format!("[{marked}] {rest}"),
-    }
+    };
+    if begin > 1 { format!("({}) {log}", image.start()) } else { log }
+}
+
+/// A snapshot on its way.
+pub(super) fn snapshot(transfer: &Transfer) -> String {
+    let SendSnapshot { term, epoch, .. } = transfer.wanted;
+    format!("snapshot t{term} e{epoch}: up to {}", transfer.meta.last)
 }
 
 /// What happened to a server, without its name; `None` when another line tells it.
@@ -179,6 +190,8 @@ pub(super) fn event(id: NodeId, event: &Event) -> Option<String> {
             format!("uses entry {index}: {}", self::membership(membership))
         }
         Event::Removed { index } => format!("learns from entry {index} that it has been removed"),
+        Event::Restored { last, kept: true } => format!("begins its log after {last}, and keeps what follows"),
+        Event::Restored { last, kept: false } => format!("begins its log anew after {last}"),
         Event::Rejected { from, reason } => format!("rejects what {from} says: {reason:?}"),
         other => format!("{other:?}"),
     })
@@ -257,11 +270,16 @@ pub(super) fn progress(status: &Status) -> Vec<String> {
         let state = if follower.probing { "probing" } else { "streaming" };
         let (id, matched, next) = (follower.id, follower.match_index, follower.next_index);
         let (appends, bytes) = (follower.inflight_appends, follower.inflight_bytes);
+        let snapshot =
+            follower.snapshot.map(|snapshot| format!(", and a snapshot up to {} or more", snapshot.at_least));
+        let snapshot = snapshot.unwrap_or_default();
         let kind = match follower.member {
             raft_core::MemberRole::Voter => String::new(),
             other => format!("{other}, "),
         };
-        format!("{id}: {kind}match {matched}, next {next}, {state}, {appends} appends of {bytes} bytes on their way")
+        format!(
+            "{id}: {kind}match {matched}, next {next}, {state}, {appends} appends of {bytes} bytes on their way{snapshot}"
+        )
     };
     status.followers.iter().map(line).collect()
 }

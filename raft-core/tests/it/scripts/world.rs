@@ -6,8 +6,8 @@ use std::time::Duration;
 use raft_core::sim::checker::Checker;
 use raft_core::sim::disk::Disk;
 use raft_core::{
-    Config, EntryKind, Envelope, HardState, Input, Instant, LogIndex, Membership, NodeId, Output, Raft, Segment,
-    Status, Term, Write, WriteSeq,
+    Config, EntryKind, Envelope, HardState, Input, Instant, LogId, LogIndex, Membership, NodeId, Output, Raft, Restore,
+    Segment, SendSnapshot, SnapshotId, SnapshotMeta, SnapshotReceived, Status, Term, Write, WriteSeq,
 };
 
 use super::show;
@@ -33,6 +33,18 @@ pub(super) struct Server {
     /// Which of the servers that have had this id: 0 for the first.
     identity: u64,
     lives: u64,
+    /// Its state machine takes its time for snapshots: they wait for `restore`.
+    pub(super) slow_machine: bool,
+    pub(super) restoring: Option<Restore>,
+    snapshots: u64,
+}
+
+/// A snapshot on its way: what was asked for, and what is in it.
+#[derive(Clone, Debug)]
+pub(super) struct Transfer {
+    pub(super) from: NodeId,
+    pub(super) wanted: SendSnapshot,
+    pub(super) meta: SnapshotMeta,
 }
 
 /// The cluster.
@@ -43,6 +55,8 @@ pub(super) struct World {
     founders: u64,
     servers: Vec<Server>,
     pub(super) wire: Wire,
+    /// Snapshots on their way.
+    pub(super) transfers: Vec<Transfer>,
     checker: Checker,
     /// How many messages have arrived, by sender, receiver and kind.
     pub(super) traffic: BTreeMap<(NodeId, NodeId, &'static str), u64>,
@@ -61,12 +75,16 @@ impl World {
             slow_disk: false,
             identity: 0,
             lives: 0,
+            slow_machine: false,
+            restoring: None,
+            snapshots: 0,
         };
         let mut world = World {
             config,
             founders,
             servers: (1..=count).map(server).collect(),
             wire: Wire::default(),
+            transfers: Vec::new(),
             checker: Checker::default(),
             traffic: BTreeMap::new(),
             said: Vec::new(),
@@ -170,6 +188,7 @@ impl World {
     fn stop(&mut self, id: NodeId) -> Result<(), Failure> {
         let server = self.server_mut(id)?;
         server.raft.take().ok_or_else(|| format!("server {id} is down"))?;
+        server.restoring = None;
         self.checker.stopped(id);
         Ok(())
     }
@@ -281,10 +300,66 @@ impl World {
             self.say(format!("{id} reads {} back", show::runs_of(&entries)));
             then.push(Input::Fetched { id: fetch.id, entries });
         }
+        for wanted in output.snapshots {
+            self.send_snapshot(id, wanted)?;
+        }
+        if let Some(restore) = output.restore {
+            let last = restore.meta.last;
+            self.server_mut(id)?.restoring = Some(restore);
+            if self.server(id)?.slow_machine {
+                self.say(format!("{id} is to take over the snapshot up to {last}"));
+            } else {
+                then.extend(self.take_over(id)?);
+            }
+        }
         for outcome in output.reads {
             self.say(format!("{id} {}", show::read(outcome)));
         }
         Ok(then)
+    }
+
+    /// The state machine keeps what it has, and the log is forgotten up to `up_to`.
+    pub(super) fn compact(&mut self, id: NodeId, up_to: LogIndex) -> Result<(), Failure> {
+        let (raft, _) = self.up(id)?;
+        let applied = raft.applied_index();
+        let term = raft.term_at(applied).ok_or("what was applied is not in the log")?;
+        let membership = raft.membership_at(applied).ok_or("what was applied is not in the log")?.clone();
+        let meta = SnapshotMeta { last: LogId::new(term, applied), membership };
+        self.server_mut(id)?.disk.save(meta, bytes::Bytes::new());
+        self.checker.saved(id, applied);
+        self.up(id)?.0.compact(up_to);
+        self.pump(id)
+    }
+
+    /// What a state machine keeps is what is sent.
+    fn send_snapshot(&mut self, from: NodeId, wanted: SendSnapshot) -> Result<(), Failure> {
+        let saved = self.server(from)?.disk.saved().filter(|saved| saved.meta.last.index >= wanted.at_least);
+        let meta = saved.ok_or_else(|| format!("{from} has no snapshot up to {}", wanted.at_least))?.meta.clone();
+        let transfer = Transfer { from, wanted, meta };
+        self.say(format!("{from} -> {} {}", wanted.to, show::snapshot(&transfer)));
+        self.transfers.push(transfer);
+        Ok(())
+    }
+
+    /// A snapshot arrives.
+    pub(super) fn snapshot_arrives(&mut self, transfer: &Transfer) -> Result<(), Failure> {
+        let Transfer { from, wanted: SendSnapshot { to, term, epoch, .. }, meta } = transfer.clone();
+        let server = self.server_mut(to)?;
+        server.snapshots += 1;
+        let id = SnapshotId(server.snapshots);
+        self.say(format!("{to} <- {from} {}", show::snapshot(transfer)));
+        self.step(to, Input::SnapshotReceived(SnapshotReceived { from, term, epoch, meta, id }))
+    }
+
+    /// The state machine takes over the snapshot that it was handed. Returns what the core is to be told.
+    pub(super) fn take_over(&mut self, id: NodeId) -> Result<Option<Input>, Failure> {
+        let server = self.server_mut(id)?;
+        let Some(Restore { id: snapshot, meta }) = server.restoring.take() else { return Ok(None) };
+        let last = meta.last;
+        server.disk.restore(meta, bytes::Bytes::new());
+        self.say(format!("{id} takes over the snapshot up to {last}"));
+        self.checker.restored(id, last)?;
+        Ok(Some(Input::Restored(snapshot)))
     }
 
     /// Hands a write to the disk. Returns its number if it is durable at once.
