@@ -408,8 +408,11 @@ impl Server {
         assert!(self.applied <= new.commit_index.min(held) && new.commit_index <= new.last_log.index);
         assert_eq!(new.last_log, self.disk.live().last(), "the log in memory is not the one on disk");
         let durable = self.disk.durable().id_at(new.durable_index);
-        let behind = new.durable_index < self.disk.live().start().index;
-        assert!(durable.is_some() && (behind || durable == self.disk.live().id_at(new.durable_index)), "{new:?}");
+        // What was forgotten cannot be compared.
+        let starts = [self.disk.live().start().index, self.disk.durable().start().index];
+        let behind = starts.iter().any(|start| new.durable_index < *start);
+        let same = durable.is_some() && durable == self.disk.live().id_at(new.durable_index);
+        assert!(behind || same, "{new:?}");
         let newly_led = new.role == Role::Leader && new.commit_index > old.commit_index && old.role == Role::Leader;
         let committed_term = self.raft.term_at(new.commit_index);
         // What a snapshot holds was committed by others.

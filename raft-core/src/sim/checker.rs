@@ -160,7 +160,9 @@ impl Checker {
                 *told = (*told).max((envelope.term, *match_index));
                 *match_index <= durable.last().index
                     && (disk.live().hard_state().current_term > envelope.term
-                        || self.id_at(durable, *match_index) == self.id_at(disk.live(), *match_index))
+                        || self.id_at(durable, *match_index) == self.id_at(disk.live(), *match_index)
+                        // Forgotten, and nobody is here who could say what it was.
+                        || (*match_index < disk.live().start().index && self.committed_id(*match_index).is_none()))
             }
             Message::AppendEntries(append) => {
                 self.leaders.get(&envelope.term) == Some(&id)
