@@ -78,6 +78,12 @@ impl Raft {
             self.reject(from, Anomaly::CommittedConflict);
             return false;
         }
+        let first_term = entries.segments().iter().find_map(|segment| segment.term_at(from_index));
+        if first_term < self.log.term_at(from_index.prev()) {
+            // What lies below the start of the log was not compared.
+            self.reject(from, Anomaly::MalformedEntries);
+            return false;
+        }
         if from_index <= self.log.last_index() {
             self.log.truncate(from_index);
             self.durability.truncated(from_index);

@@ -116,7 +116,7 @@ impl Raft {
     /// Whether this log, or what came before it, ends no earlier than a snapshot that ends with `last`: then the snapshot is of no use, except
     /// that it shows what is committed.
     fn is_held(&mut self, last: LogId) -> bool {
-        let held = last.index <= self.log.commit || self.log.contains(last);
+        let held = last.index <= self.log.commit || (last.index <= self.commit_limit() && self.log.contains(last));
         if held {
             self.log.commit_to(last.index);
             self.verified = self.verified.max(self.log.commit);
