@@ -88,7 +88,7 @@ fn a_clock_that_is_slower_than_the_margin_allows_is_seen() {
             check_quorum: true,
             pre_vote: true,
             lease: Some(Lease { drift_per_mille }),
-            election_timeout: Duration::from_millis(1000),
+            election_timeout: Duration::from_secs(1),
             heartbeat_interval: Duration::from_millis(125),
             ..mix.config
         };
