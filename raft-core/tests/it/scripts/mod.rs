@@ -96,6 +96,7 @@ scripts! {
     install_and_crash,
     install_overtaken,
     id_reused,
+    joint_alone,
     joint_both_majorities,
     joint_leader_crash,
     large_entries,
