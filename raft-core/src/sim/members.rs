@@ -91,6 +91,14 @@ impl Members {
                 status.id
             ));
         }
+        let stands = matches!(status.role, Role::PreCandidate | Role::Candidate);
+        // One whose vote was taken by a membership that may never be committed stands, too (thesis, Figure 4.6).
+        if stands && status.membership_index <= status.commit_index {
+            let identity = self.identities.get(&status.id).copied().unwrap_or(0);
+            if !status.membership.has_voter(status.id, identity) {
+                return Err(format!("{:?} stands for election, and has no vote: {status:?}", status.id));
+            }
+        }
         if view
             .said
             .as_ref()

@@ -28,16 +28,18 @@ const OPERATOR: usize = usize::MAX - 1;
 #[derive(Debug)]
 pub(super) struct Operator {
     dice: Dice,
-    /// The request that is not answered yet: to which server, in which of its lives.
-    pending: Option<(usize, u64)>,
+    /// The requests that are not answered yet, by number: to which server, in which of its lives.
+    pending: BTreeMap<u64, (usize, u64)>,
     requests: u64,
+    /// Whom the last request removes.
+    removing: Vec<NodeId>,
     /// Who has left, in the term of which leader.
     left: BTreeMap<NodeId, Term>,
 }
 
 impl Operator {
     pub(super) fn new(dice: Dice) -> Self {
-        Operator { dice, pending: None, requests: 0, left: BTreeMap::new() }
+        Operator { dice, pending: BTreeMap::new(), requests: 0, removing: Vec::new(), left: BTreeMap::new() }
     }
 }
 
@@ -45,14 +47,14 @@ impl<W: Workload> World<'_, W> {
     /// Something is changed, and the next change is planned.
     pub(super) fn next_change(&mut self) {
         let Some(changes) = self.mix.changes.filter(|_| self.healed.is_none()) else { return };
-        if self.operator.pending.is_some_and(|(server, life)| self.lives(server, life).is_none()) {
-            self.operator.pending = None;
-        }
-        if self.operator.pending.is_none() {
+        if self.nothing_asked() {
             if self.operator.dice.chance(1, 3) {
                 let i = self.operator.dice.pick(self.servers.len());
                 self.replace(i);
             }
+            self.change_something();
+        } else if self.operator.dice.chance(1, 4) {
+            // As somebody would who does not know that a change is under way.
             self.change_something();
         }
         // Some follow on one another at once.
@@ -61,15 +63,38 @@ impl<W: Workload> World<'_, W> {
         self.schedule.after(wait, Event::Change);
     }
 
+    /// Whether no request waits for an answer.
+    fn nothing_asked(&mut self) -> bool {
+        let servers = &self.servers;
+        self.operator.pending.retain(|_, (server, life)| servers[*server].is_up() && servers[*server].life == *life);
+        self.operator.pending.is_empty()
+    }
+
     fn change_something(&mut self) {
-        let asked =
-            if self.operator.dice.chance(1, 20) { self.operator.dice.pick(self.servers.len()) } else { usize::MAX };
-        let Some(server) = (asked < usize::MAX).then_some(asked).or_else(|| self.leader()) else { return };
+        let anyone = self.operator.dice.chance(1, 20).then(|| self.operator.dice.pick(self.servers.len()));
+        let Some(server) = anyone.or_else(|| self.leader()) else { return };
         let Some(membership) = self.servers[server].raft().map(|raft| raft.membership().1.clone()) else { return };
         let change = self.draw_change(&membership, id_of(server));
+        self.operator.removing.clone_from(&change.removed);
+        self.ask_for_change(server, change);
+    }
+
+    /// Those who were removed just now come back, while the leader still tells them that they are out; as others, perhaps.
+    pub(super) fn come_back(&mut self) {
+        let back = std::mem::take(&mut self.operator.removing);
+        let (Some(leader), true) = (self.leader(), self.healed.is_none() && self.nothing_asked()) else { return };
+        if let (Some(id), true) = (back.first(), self.operator.dice.chance(1, 2)) {
+            self.replace(place(*id));
+        }
+        let mut change = MembershipChange { learners: back, ..MembershipChange::new() };
+        self.introduce(&mut change);
+        self.ask_for_change(leader, change);
+    }
+
+    fn ask_for_change(&mut self, server: usize, change: MembershipChange) {
         self.note(format_args!("the operator asks n{}: {change:?}", server + 1));
         self.operator.requests += 1;
-        self.operator.pending = Some((server, self.servers[server].life));
+        self.operator.pending.insert(self.operator.requests, (server, self.servers[server].life));
         let ticket = Ticket { client: OPERATOR, attempt: self.operator.requests };
         self.servers[server].inbox.push_back(Item::Request(ticket, Ask::Change(change)));
         self.ask_for_pump(server);
@@ -109,10 +134,14 @@ impl<W: Workload> World<'_, W> {
             }
         }
         change.forced = dice.chance(1, 12);
-        // Another one may have had the id before.
+        self.introduce(&mut change);
+        change
+    }
+
+    /// Says which servers are meant: others may have had their ids before.
+    fn introduce(&self, change: &mut MembershipChange) {
         let joining: Vec<NodeId> = change.voters.iter().chain(&change.learners).copied().collect();
         change.identities.extend(joining.into_iter().map(|id| (id, self.servers[place(id)].identity)));
-        change
     }
 
     /// Puts another server, with an empty disk, in the place of one that has left for good: no log that may still count knows it.
@@ -175,9 +204,16 @@ impl<W: Workload> World<'_, W> {
         if ticket.client != OPERATOR {
             return;
         }
-        self.operator.pending = None;
+        self.operator.pending.remove(&ticket.attempt);
         let situation = match outcome {
-            Ok(()) => Situation::MembersChanged,
+            Ok(()) => {
+                let newest = ticket.attempt == self.operator.requests && !self.operator.removing.is_empty();
+                if newest && self.operator.dice.chance(1, 2) {
+                    let wait = self.operator.dice.time(Duration::ZERO, Duration::from_millis(30));
+                    self.schedule.after(wait, Event::ComeBack);
+                }
+                Situation::MembersChanged
+            }
             Err(RequestError::Change(ChangeError::TooEarly)) => Situation::ChangeTooEarly,
             Err(RequestError::Change(ChangeError::InProgress { .. })) => Situation::ChangeInProgress,
             Err(RequestError::Change(ChangeError::NotCaughtUp { .. })) => Situation::NotCaughtUp,
@@ -210,12 +246,9 @@ impl<W: Workload> World<'_, W> {
 
     /// At the end, those who do not belong to the cluster are switched off.
     pub(super) fn dismiss(&mut self) {
+        let nothing_asked = self.nothing_asked();
         let (index, committed) = self.checker.membership();
-        let asked = self.operator.pending.is_some_and(|(server, life)| {
-            let server = &self.servers[server];
-            server.is_up() && server.life == life
-        });
-        if self.mix.changes.is_none() || index == LogIndex::ZERO || committed.is_joint() || asked {
+        if self.mix.changes.is_none() || index == LogIndex::ZERO || committed.is_joint() || !nothing_asked {
             return;
         }
         // One stays who alone knows of a newer membership, and whom a newer one counts in: that may still be committed.

@@ -58,6 +58,8 @@ pub(super) enum Event {
     Fault,
     /// The next change of who belongs to the cluster.
     Change,
+    /// Those who have just left come back.
+    ComeBack,
     /// The end of a fault, unless all faults have ended since.
     Undo { undo: Undo, era: u32 },
     /// All faults end.
@@ -286,6 +288,7 @@ impl<'w, W: Workload> World<'w, W> {
             }
             Event::Fault => self.next_fault(),
             Event::Change => self.next_change(),
+            Event::ComeBack => self.come_back(),
             Event::Undo { undo, era } => {
                 if era == self.era {
                     self.undo(undo);
