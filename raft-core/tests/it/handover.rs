@@ -236,6 +236,7 @@ impl Ports for Told {
     }
     fn apply(&mut self, _: Job<u32, u32>) {}
     fn fetch(&mut self, _: raft_core::Fetch) {}
+    fn send_snapshot(&mut self, _: raft_core::SendSnapshot) {}
     fn event(&mut self, _: &Event) {}
     fn fail_proposal(&mut self, proposer: u32, error: RequestError) {
         self.failed.push((proposer, error));
