@@ -114,6 +114,12 @@ pub struct Limits {
     pub retry_above: usize,
     /// Handshakes in progress at most; more are refused.
     pub max_handshakes: usize,
+    /// Snapshots that are sent at a time, and that are received at a time. More wait, or are tried again.
+    pub max_snapshots: usize,
+    /// A snapshot of which nothing moves for so long is given up.
+    pub snapshot_stall: Duration,
+    /// Bytes of each snapshot that are sent in a second, at most; zero: as many as the network and the other end take.
+    pub snapshot_bytes_per_second: u64,
 }
 
 impl Default for Limits {
@@ -138,6 +144,9 @@ impl Default for Limits {
             max_client_streams: 256,
             retry_above: 32,
             max_handshakes: 256,
+            max_snapshots: 2,
+            snapshot_stall: Duration::from_secs(10),
+            snapshot_bytes_per_second: 0,
         }
     }
 }
@@ -160,6 +169,9 @@ impl Limits {
         }
         if self.dial_backoff_min.is_zero() || self.dial_backoff_min > self.dial_backoff_max {
             return Err(("dial_backoff_min", "must be more than zero and at most dial_backoff_max"));
+        }
+        if self.max_snapshots == 0 || self.max_snapshots > 1024 {
+            return Err(("max_snapshots", "must be between 1 and 1024"));
         }
         if self.max_handshakes == 0 {
             return Err(("max_handshakes", "must not be zero"));

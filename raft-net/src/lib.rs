@@ -16,6 +16,8 @@
 //! - **Bounded memory**, against a slow peer (queues in bytes) and a hostile one (nothing is allocated for a length
 //!   that was only claimed).
 //!
+//! Snapshots go on streams of their own ([`snapshot`]), behind everything else, and only as fast as they are taken.
+//!
 //! It does not detect failures: that is Raft's business. Idle time-outs only recycle connections.
 //!
 //! [`QuicTransport`] is the real one, [`memory`] has one for tests. Certificates come from [`pki`].
@@ -83,11 +85,14 @@ mod metrics;
 pub mod pki;
 mod quic;
 mod session;
+pub mod snapshot;
 mod socket;
 mod stream;
 mod tls;
+mod transfer;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use raft_core::{Envelope, GroupId, NodeId};
 
@@ -99,6 +104,7 @@ pub use frame::{Decoder, FRAME_HEADER, FrameError, FrameSink};
 pub use identity::{CertifiedName, NameError, PeerIdentity};
 pub use metrics::{NetMetrics, NetStats, Reject, Traffic};
 pub use quic::{ClientConnection, QuicTransport};
+use snapshot::{OutgoingSnapshot, SnapshotError, SnapshotReceiver};
 pub use tls::{ALPN_CLIENT, ALPN_NODE, TlsError, TlsIdentity};
 
 /// Something that the network has to tell the node.
@@ -126,4 +132,15 @@ pub trait Transport: Send {
 
     /// Replaces the set of peers and their addresses (`host:port`). Links to those who remain are left alone.
     fn set_peers(&mut self, peers: &BTreeMap<NodeId, String>);
+
+    /// Sends a snapshot, next to everything else and after it; may take minutes. Never blocks. A failed transfer is not tried again, but the
+    /// next one of the same snapshot goes on where it broke off.
+    fn send_snapshot(&mut self, outgoing: OutgoingSnapshot) {
+        (outgoing.done)(Err(SnapshotError::Unsupported));
+    }
+
+    /// Whoever takes the snapshots that others send; until there is someone, they are refused.
+    fn receive_snapshots(&mut self, receiver: Arc<dyn SnapshotReceiver>) {
+        let _ = receiver;
+    }
 }

@@ -54,6 +54,11 @@ impl Link {
         if self.is_stopped() { Err(Stopped) } else { Ok(current.replace(session.clone())) }
     }
 
+    /// The connection that stands at present, if there is one.
+    pub(crate) fn connection(&self) -> Option<Connection> {
+        lock(&self.session).as_ref().map(|session| session.connection.clone())
+    }
+
     /// Stops using `session`, if it is still in use.
     pub(crate) fn uninstall(&self, session: &Arc<Session>) -> bool {
         let mut current = lock(&self.session);

@@ -7,6 +7,7 @@ use raft_core::{Envelope, GroupId, NodeId};
 use tokio::sync::mpsc;
 
 use crate::link::lock;
+use crate::snapshot::{OutgoingSnapshot, SNAPSHOT_CHUNK, SnapshotError, SnapshotReceiver};
 use crate::{Inbound, Transport};
 
 /// The wires. Cheap to clone; all clones are the same network.
@@ -18,6 +19,7 @@ pub struct MemoryNetwork {
 #[derive(Debug, Default)]
 struct State {
     nodes: BTreeMap<NodeId, mpsc::Sender<Inbound>>,
+    receivers: BTreeMap<NodeId, Arc<dyn SnapshotReceiver>>,
     /// Pairs that cannot talk, the lower id first.
     cut: BTreeSet<(NodeId, NodeId)>,
     delivered: u64,
@@ -137,6 +139,49 @@ impl Transport for MemoryTransport {
 
     /// Nothing to do: in memory everybody is reachable by id.
     fn set_peers(&mut self, _peers: &BTreeMap<NodeId, String>) {}
+
+    /// A thread of its own carries it over, chunk by chunk, as long as the link is whole.
+    fn send_snapshot(&mut self, mut outgoing: OutgoingSnapshot) {
+        let (network, from) = (self.network.clone(), self.node);
+        std::thread::spawn(move || {
+            let done = carry(&network, from, &mut outgoing);
+            (outgoing.done)(done);
+        });
+    }
+
+    fn receive_snapshots(&mut self, receiver: Arc<dyn SnapshotReceiver>) {
+        lock(&self.network.state).receivers.insert(self.node, receiver);
+    }
+}
+
+fn carry(network: &MemoryNetwork, from: NodeId, outgoing: &mut OutgoingSnapshot) -> Result<(), SnapshotError> {
+    let OutgoingSnapshot { to, header, source, progress, .. } = outgoing;
+    let is_whole = || {
+        let state = lock(&network.state);
+        let whole =
+            state.nodes.contains_key(&from) && state.nodes.contains_key(to) && !state.cut.contains(&pair(from, *to));
+        if whole { Ok(()) } else { Err(SnapshotError::Lost("the link is cut".into())) }
+    };
+    is_whole()?;
+    let receiver = lock(&network.state).receivers.get(to).cloned();
+    let receiver = receiver.ok_or_else(|| SnapshotError::Refused("no snapshots are taken there".into()))?;
+    let refused = |reason: crate::snapshot::Refusal| SnapshotError::Refused(reason.to_string());
+    let (mut offset, mut sink) = receiver.begin(from, header).map_err(refused)?;
+    let mut chunk = vec![0; SNAPSHOT_CHUNK];
+    while offset < header.size {
+        progress.reach(offset);
+        is_whole()?;
+        match source.read_at(offset, &mut chunk).map_err(SnapshotError::Source)? {
+            0 => return Err(SnapshotError::Source(std::io::ErrorKind::UnexpectedEof.into())),
+            n => {
+                sink.write(&chunk[..n]).map_err(refused)?;
+                offset += n as u64;
+            }
+        }
+    }
+    is_whole()?;
+    progress.reach(offset);
+    sink.finish().map_err(refused)
 }
 
 impl Drop for MemoryTransport {
@@ -145,6 +190,7 @@ impl Drop for MemoryTransport {
         // After a restart the entry is the successor's.
         if state.nodes.get(&self.node).is_some_and(|current| current.same_channel(&self.inbound)) {
             state.nodes.remove(&self.node);
+            state.receivers.remove(&self.node);
             for &peer in state.nodes.keys() {
                 state.reset(peer, self.node);
             }

@@ -11,7 +11,7 @@ use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, Incoming, Serve
 use raft_core::{Envelope, GroupId, NodeId};
 use rustls::pki_types::CertificateDer;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
 use crate::config::{Limits, NetConfig, PeerCheck};
@@ -20,8 +20,9 @@ use crate::error::{CloseCode, NetError};
 use crate::identity::{CertifiedName, PeerIdentity};
 use crate::link::{Link, lock};
 use crate::metrics::{NetMetrics, Reject, bump};
+use crate::snapshot::{OutgoingSnapshot, SnapshotError, SnapshotReceiver};
 use crate::tls::{ALPN_CLIENT, ALPN_NODE, TlsIdentity};
-use crate::{Inbound, Transport, session, socket};
+use crate::{Inbound, Transport, session, socket, transfer};
 
 /// How long [`QuicTransport::close`] waits for peers to confirm.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -50,9 +51,18 @@ pub(crate) struct Shared {
     clients: mpsc::Sender<ClientConnection>,
     links: Mutex<BTreeMap<NodeId, Arc<Link>>>,
     handshakes: AtomicUsize,
+    /// Snapshots that may yet be sent, and received.
+    pub(crate) sending: Semaphore,
+    pub(crate) receiving: Arc<Semaphore>,
+    receiver: Mutex<Option<Arc<dyn SnapshotReceiver>>>,
 }
 
 impl Shared {
+    /// Whoever takes snapshots.
+    pub(crate) fn receiver(&self) -> Option<Arc<dyn SnapshotReceiver>> {
+        lock(&self.receiver).clone()
+    }
+
     /// Closes a connection because of what the other end is or did, and counts that.
     pub(crate) fn reject(&self, connection: &Connection, reason: Reject, code: CloseCode, detail: &str) {
         self.metrics.reject(reason);
@@ -97,6 +107,9 @@ impl QuicTransport {
             incarnation,
             peer_check,
             dialling: Mutex::new(dialling(&tls, &limits, ALPN_NODE)?),
+            sending: Semaphore::new(limits.max_snapshots),
+            receiving: Arc::new(Semaphore::new(limits.max_snapshots)),
+            receiver: Mutex::new(None),
             limits,
             metrics: Arc::new(NetMetrics::default()),
             endpoint,
@@ -194,6 +207,17 @@ impl Transport for QuicTransport {
             }
         }
         lock(&self.shared.links).clone_from(&self.links);
+    }
+
+    fn send_snapshot(&mut self, outgoing: OutgoingSnapshot) {
+        match self.links.get(&outgoing.to) {
+            Some(link) => drop(self.runtime.spawn(transfer::send(self.shared.clone(), link.clone(), outgoing))),
+            None => (outgoing.done)(Err(SnapshotError::Lost("not a peer".into()))),
+        }
+    }
+
+    fn receive_snapshots(&mut self, receiver: Arc<dyn SnapshotReceiver>) {
+        *lock(&self.shared.receiver) = Some(receiver);
     }
 }
 

@@ -1,4 +1,4 @@
-//! A connection between two nodes at work: two streams out, two streams in, one task each.
+//! A connection between two nodes at work: two streams out, two streams in, one task each; and one more for each snapshot.
 
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use crate::link::{Link, Session, Stopped};
 use crate::metrics::{Reject, bump};
 use crate::quic::Shared;
 use crate::stream::{Batches, StreamReader, Violation};
+use crate::transfer;
 
 /// Pieces of a stream that are looked at in one go. QUIC delivers one for each packet.
 const PIECES: usize = 64;
@@ -39,6 +40,8 @@ pub(crate) async fn run(shared: &Arc<Shared>, link: &Arc<Link>, connection: Conn
     // An error means that nobody listens any more: the node is going down.
     let _ = shared.inbound.send(Inbound::LinkReset { peer: link.peer }).await;
 
+    // Who it is has been established: it may offer snapshots now.
+    connection.set_max_concurrent_bi_streams(u32::try_from(shared.limits.max_snapshots).unwrap_or(u32::MAX).into());
     let mut tasks = JoinSet::new();
     for channel in [Channel::Control, Channel::Append] {
         tasks.spawn(write(shared.clone(), session.clone(), channel));
@@ -48,6 +51,12 @@ pub(crate) async fn run(shared: &Arc<Shared>, link: &Arc<Link>, connection: Conn
             stream = connection.accept_uni() => match stream {
                 Ok(stream) => {
                     tasks.spawn(read_or_cut_off(shared.clone(), link.clone(), session.clone(), stream));
+                }
+                Err(reason) => break reason,
+            },
+            stream = connection.accept_bi() => match stream {
+                Ok((reply, stream)) => {
+                    tasks.spawn(transfer::receive(shared.clone(), link.peer, connection.clone(), reply, stream));
                 }
                 Err(reason) => break reason,
             },

@@ -5,17 +5,23 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use raft_core::driver::{self, Settled, Waiting, settle};
-use raft_core::{Entries, Input, LogIndex};
+use raft_core::{Entries, EntryKind, Input, LogId, LogIndex, Membership, Restore, SnapshotMeta};
 
 use crate::event_loop::{Fatal, Inbox, Internal};
 use crate::handle::ReadRequest;
 use crate::reply::{Flusher, Outcome, RequestError, Responder};
+use crate::snapshot::SnapshotError;
+use crate::snapshot::directory::Directory;
+use crate::snapshot::file::FileReader;
+use crate::snapshot::keeper::Order;
+use crate::snapshot::manager::Task;
 use crate::state_machine::{Replies, StateMachine, Work};
 
 /// Most entries of a job that is done on the loop's thread. Larger ones are worth a thread of their own.
@@ -29,21 +35,42 @@ const MAX_INLINE_QUERIES: usize = 16;
 /// [`Progress`] whenever it is awake anyway, and hearing later costs it nothing but memory.
 const WAKE_AFTER_BYTES: usize = 1 << 20;
 
+/// How often the machine is asked whether what it was told to make durable is so, or whether it can be cut.
+const POLL: Duration = Duration::from_millis(5);
+
 /// Work for the state machine.
 pub(crate) type Job = driver::Job<Responder, ReadRequest>;
 
 /// Index up to which the state machine has applied, for the loop to look at.
 pub(crate) type Progress = Arc<AtomicU64>;
 
+/// What the applier starts with.
+pub(crate) struct Start<S> {
+    pub(crate) machine: S,
+    /// The last entry that the machine contains, and who belonged to the cluster as of then.
+    pub(crate) state: SnapshotMeta,
+    pub(crate) max_unapplied_bytes: usize,
+    /// Where snapshots of others are found.
+    pub(crate) directory: Option<Arc<Directory>>,
+    /// To whoever writes our own.
+    pub(crate) keeper: Sender<Order>,
+}
+
 pub(crate) fn spawn<S: StateMachine>(
-    machine: S,
-    max_unapplied_bytes: usize,
+    start: Start<S>,
     progress: Progress,
     inbox: Inbox,
 ) -> std::io::Result<(Box<dyn Submit>, JoinHandle<()>)> {
+    let Start { machine, state, max_unapplied_bytes, directory, keeper } = start;
     let (queue, jobs) = channel();
     let applier = Arc::new(Mutex::new(Applier {
         machine,
+        applied: state.last,
+        membership: state.membership,
+        directory,
+        keeper,
+        persisting: None,
+        cutting: false,
         progress,
         inbox,
         replies: Replies::default(),
@@ -62,11 +89,20 @@ pub(crate) fn spawn<S: StateMachine>(
 pub(crate) trait Submit: Send {
     /// Does the job, or queues it. `false` when the applier is gone.
     fn submit(&mut self, job: Job) -> bool;
+
+    /// Queues what is to be done for a snapshot, behind the jobs. `false` when the applier is gone.
+    fn order(&mut self, task: Task) -> bool;
+}
+
+/// What is queued.
+enum Item {
+    Job(Job),
+    Task(Task),
 }
 
 struct Submitter<S> {
     applier: Arc<Mutex<Applier<S>>>,
-    queue: Sender<Job>,
+    queue: Sender<Item>,
     /// Jobs that are queued or being done on the thread.
     pending: Arc<AtomicUsize>,
 }
@@ -82,25 +118,45 @@ impl<S: StateMachine> Submit for Submitter<S> {
             return done.is_ok();
         }
         self.pending.fetch_add(1, Ordering::AcqRel);
-        self.queue.send(job).is_ok()
+        self.queue.send(Item::Job(job)).is_ok()
+    }
+
+    fn order(&mut self, task: Task) -> bool {
+        self.pending.fetch_add(1, Ordering::AcqRel);
+        self.queue.send(Item::Task(task)).is_ok()
     }
 }
 
 /// The thread: ends when the submitter is gone and everything queued is done, or when the state machine fails.
-fn run<S: StateMachine>(applier: &Mutex<Applier<S>>, jobs: &Receiver<Job>, pending: &AtomicUsize) {
-    while let Ok(first) = jobs.recv() {
+fn run<S: StateMachine>(applier: &Mutex<Applier<S>>, items: &Receiver<Item>, pending: &AtomicUsize) {
+    let mut restless = false;
+    loop {
+        let first = if restless {
+            match items.recv_timeout(POLL) {
+                Ok(item) => Some(item),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        } else {
+            let Ok(item) = items.recv() else { return };
+            Some(item)
+        };
         // After a panic of the state machine nobody looks at its state again: the node stops.
         let Ok(mut applier) = applier.lock() else { return };
         // Answers leave when the queue is empty, or after a few jobs: together they cost one wake-up.
-        let mut batch = std::iter::once(first).chain(jobs.try_iter().take(64));
-        let done = batch.try_for_each(|job| {
-            applier.work(job)?;
+        let mut batch = first.into_iter().chain(items.try_iter().take(64));
+        let done = batch.try_for_each(|item| {
+            match item {
+                Item::Job(job) => applier.work(job)?,
+                Item::Task(task) => applier.begin(task)?,
+            }
             pending.fetch_sub(1, Ordering::AcqRel);
             Ok(())
         });
         applier.flusher.flush();
-        if let Err(Failed) = done {
-            return;
+        match done.and_then(|()| applier.attend()) {
+            Ok(more) => restless = more,
+            Err(Failed) => return,
         }
     }
 }
@@ -108,8 +164,20 @@ fn run<S: StateMachine>(applier: &Mutex<Applier<S>>, jobs: &Receiver<Job>, pendi
 /// The state machine failed, and the loop has been told.
 struct Failed;
 
+/// Why.
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 struct Applier<S> {
     machine: S,
+    /// The last entry that the machine contains, and who belongs to the cluster as of then.
+    applied: LogId,
+    membership: Membership,
+    directory: Option<Arc<Directory>>,
+    keeper: Sender<Order>,
+    /// What was applied when the machine was told to make it durable.
+    persisting: Option<LogIndex>,
+    /// Someone waits for a cut.
+    cutting: bool,
     progress: Progress,
     inbox: Inbox,
     replies: Replies,
@@ -138,25 +206,86 @@ impl<S: StateMachine> Applier<S> {
 
     fn work(&mut self, job: Job) -> Result<(), Failed> {
         let done = match job {
-            Job::Apply { entries, waiting } => self.apply(&entries, waiting),
-            Job::Query(reads) => self.query(reads),
-            Job::Restore(restore) => {
-                // The transport delivers no snapshots, so there is none to take over.
-                tracing::error!(last = %restore.meta.last, "a snapshot that never came is to be taken over");
-                Ok(())
-            }
+            Job::Apply { entries, waiting } => self.apply(&entries, waiting).map_err(Cause::from),
+            Job::Query(reads) => self.query(reads).map_err(Cause::from),
+            Job::Restore(restore) => self.restore(&restore),
         };
-        done.map_err(|error| {
-            self.inbox.send(Internal::Fatal(Fatal::StateMachine(Box::new(error))));
-            Failed
-        })
+        done.map_err(|cause| self.fail(cause))
+    }
+
+    fn fail(&self, cause: Cause) -> Failed {
+        self.inbox.send(Internal::Fatal(Fatal::StateMachine(cause)));
+        Failed
+    }
+
+    fn begin(&mut self, task: Task) -> Result<(), Failed> {
+        self.cutting |= task == Task::Cut;
+        // A cut on demand is to be followed by a compaction, too.
+        if self.machine.durable().is_some() {
+            self.machine.persist().map_err(|error| self.fail(error.into()))?;
+            self.persisting = Some(self.applied.index);
+        }
+        Ok(())
+    }
+
+    /// Looks after what was begun. Whether there is more to look after.
+    fn attend(&mut self) -> Result<bool, Failed> {
+        if self.cutting && self.machine.can_cut().map_err(|error| self.fail(error.into()))? {
+            self.cutting = false;
+            self.cut().map_err(|error| self.fail(error.into()))?;
+        }
+        if let Some(goal) = self.persisting {
+            match self.machine.durable() {
+                Some(durable) if durable >= goal => {
+                    self.persisting = None;
+                    self.inbox.send(Internal::Durable(durable));
+                }
+                // A flush may have been under way that did not contain all of it.
+                Some(_) => self.machine.persist().map_err(|error| self.fail(error.into()))?,
+                None => self.persisting = None,
+            }
+        }
+        Ok(self.cutting || self.persisting.is_some())
+    }
+
+    fn cut(&mut self) -> Result<(), S::Error> {
+        let meta = SnapshotMeta { last: self.applied, membership: self.membership.clone() };
+        let order = self.machine.cut()?.filter(|_| meta.last.index > LogIndex::ZERO).map(|cut| Order { cut, meta });
+        // The keeper ends after us.
+        let taken = order.is_some_and(|order| self.keeper.send(order).is_ok());
+        if !taken {
+            self.inbox.send(Internal::SnapshotMade(Err(SnapshotError::Unsupported)));
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, restore: &Restore) -> Result<(), Cause> {
+        let Restore { id, meta } = restore;
+        let path = self.directory.as_ref().and_then(|directory| directory.find(*id));
+        let path = path.ok_or("a snapshot that was received is gone")?;
+        let begin = std::time::Instant::now();
+        let mut file = FileReader::open(&path)?;
+        self.machine.restore(meta, &mut file)?;
+        (self.applied, self.membership) = (meta.last, meta.membership.clone());
+        self.persisting = None;
+        // The loop hears of it by a message of its own, and not as entries that were applied.
+        let millis = begin.elapsed().as_millis() as u64;
+        tracing::info!(last = %meta.last, millis, "the state machine has taken over a snapshot");
+        self.inbox.send(Internal::Restored { id: *id, last: meta.last.index });
+        Ok(())
     }
 
     fn apply(&mut self, entries: &Entries, waiting: VecDeque<Waiting<Responder>>) -> Result<(), S::Error> {
-        let Some(last) = entries.last_index() else { return Ok(()) };
+        let (Some(last), Some(term)) = (entries.last_index(), entries.last_term()) else { return Ok(()) };
         self.replies.reset(!waiting.is_empty());
         self.machine.apply(entries, &mut self.replies)?;
         self.answer_waiting(entries, waiting);
+        self.applied = LogId::new(term, last);
+        // The core has understood each of them.
+        for change in entries.iter().filter(|entry| entry.kind == EntryKind::Membership) {
+            self.membership =
+                Membership::decode(change.payload).unwrap_or_else(|_| std::mem::take(&mut self.membership));
+        }
         self.progress.store(last.0, Ordering::Release);
         self.quiet_bytes += entries.byte_len();
         if self.quiet_bytes >= self.wake_after_bytes {

@@ -8,7 +8,9 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use raft_core::driver::{Driver, Ports, RequestError};
-use raft_core::{Envelope, Event, Fetch, GroupId, Input, Instant, LogId, LogIndex, NodeId, SendSnapshot, Write};
+use raft_core::{
+    Envelope, Event, Fetch, GroupId, Input, Instant, LogId, LogIndex, NodeId, SendSnapshot, SnapshotId, Write,
+};
 use raft_net::{Inbound, Transport};
 use raft_storage::StorageError;
 use tokio::sync::mpsc as queue;
@@ -19,6 +21,9 @@ use crate::handle::{Consistency, ReadRequest, Request, refuse};
 use crate::handover::Handover;
 use crate::reply::{Flusher, Outcome, Responder};
 use crate::roster::Roster;
+use crate::snapshot::SnapshotError;
+use crate::snapshot::directory::Stored;
+use crate::snapshot::manager::{Manager, Task};
 
 /// Most inputs taken in before their consequences are carried out.
 const MAX_DRAIN: usize = 4096;
@@ -42,6 +47,15 @@ pub enum Fatal {
 #[derive(Debug)]
 pub(crate) enum Internal {
     Core(Input),
+    /// A file was made, or not.
+    SnapshotMade(Result<Stored, SnapshotError>),
+    /// The state machine's own state is durable up to here.
+    Durable(LogIndex),
+    /// The state machine has taken over a snapshot of another node.
+    Restored {
+        id: SnapshotId,
+        last: LogIndex,
+    },
     Fatal(Fatal),
 }
 
@@ -65,11 +79,22 @@ pub(crate) struct Outlets<T> {
     pub(crate) writer: mpsc::Sender<Write>,
     pub(crate) applier: Box<dyn Submit>,
     pub(crate) reader: mpsc::Sender<Fetch>,
-    /// Snapshots that cannot be sent, because this transport sends none.
-    pub(crate) unsent: Vec<SendSnapshot>,
+    pub(crate) snapshots: Manager,
     /// A thread that does not take its work any more.
     pub(crate) lost: Option<&'static str>,
     pub(crate) flusher: Flusher,
+}
+
+impl<T: Transport> Outlets<T> {
+    /// Gives the state machine something to do for a snapshot.
+    fn order(&mut self, task: Option<Task>) {
+        if let Some(task) = task
+            && self.lost.is_none()
+            && !self.applier.order(task)
+        {
+            self.lost = Some("applier");
+        }
+    }
 }
 
 impl<T: Transport> Ports for Outlets<T> {
@@ -86,7 +111,17 @@ impl<T: Transport> Ports for Outlets<T> {
         }
     }
 
+    fn send_snapshot(&mut self, wanted: SendSnapshot) {
+        let task = self.snapshots.send(wanted, &mut self.transport);
+        self.order(task);
+    }
+
     fn apply(&mut self, job: Job) {
+        if let Job::Apply { entries, .. } = &job
+            && let Some(last) = entries.last_index()
+        {
+            self.snapshots.ledger.applied(last, entries.byte_len() as u64);
+        }
         // A machine that failed is not asked anything more; who waits is told that the outcome is unknown.
         if self.lost.is_none() && !self.applier.submit(job) {
             self.lost = Some("applier");
@@ -97,10 +132,6 @@ impl<T: Transport> Ports for Outlets<T> {
         if self.reader.send(fetch).is_err() {
             self.lost = Some("reader");
         }
-    }
-
-    fn send_snapshot(&mut self, wanted: SendSnapshot) {
-        self.unsent.push(wanted);
     }
 
     fn event(&mut self, event: &Event) {
@@ -165,6 +196,8 @@ pub(crate) struct EventLoop<T> {
     pub(crate) inlets: Inlets,
     pub(crate) outlets: Outlets<T>,
     pub(crate) progress: Progress,
+    /// Up to where the state machine's own state is known to be durable.
+    pub(crate) durable: LogIndex,
     pub(crate) leader: watch::Sender<Option<NodeId>>,
     pub(crate) origin: std::time::Instant,
 }
@@ -213,11 +246,13 @@ impl<T: Transport> EventLoop<T> {
                 seen = applied;
                 self.driver.step(now, Input::Applied(applied));
             }
+            let task = self.outlets.snapshots.task();
+            self.outlets.order(task);
+            if let Some(up_to) = self.outlets.snapshots.compact(self.durable) {
+                self.driver.compact(up_to);
+            }
             // Some outputs make room for others: entries read back, for the next to be read.
             while self.driver.turn(now, &mut self.outlets) {}
-            for SendSnapshot { to, epoch, .. } in self.outlets.unsent.drain(..) {
-                self.driver.step(now, Input::SnapshotSent { to, epoch, last: None });
-            }
             self.stopping |= self.handover.look(now, self.driver.core());
             self.outlets.flusher.flush();
             if let Some(thread) = self.outlets.lost {
@@ -253,6 +288,16 @@ impl<T: Transport> EventLoop<T> {
     fn take_in(&mut self, now: Instant, happened: Happened) -> Result<(), Fatal> {
         match happened {
             Happened::Internal(Internal::Core(input)) => self.driver.step(now, input),
+            Happened::Internal(Internal::SnapshotMade(made)) => {
+                let task = self.outlets.snapshots.made(made, &mut self.outlets.transport);
+                self.outlets.order(task);
+            }
+            Happened::Internal(Internal::Durable(durable)) => self.durable = self.durable.max(durable),
+            Happened::Internal(Internal::Restored { id, last }) => {
+                self.durable = self.durable.max(last);
+                self.outlets.snapshots.restored(id, last);
+                self.driver.step(now, Input::Restored(id));
+            }
             Happened::Internal(Internal::Fatal(fatal)) => return Err(fatal),
             Happened::Network(Inbound::Messages { group, messages }) => {
                 if group == self.outlets.group {
@@ -301,6 +346,10 @@ impl<T: Transport> EventLoop<T> {
             },
             Request::Status(reply) => {
                 let _ = reply.send(self.driver.core().status());
+            }
+            Request::Snapshot(reply) => {
+                let task = self.outlets.snapshots.ask(reply);
+                self.outlets.order(task);
             }
             // Whoever leads hands over first, so that the others need not find out that it is gone.
             Request::Shutdown => match self.driver.transfer_leadership(now, None) {

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::event_loop::Fatal;
 use crate::node::Metrics;
 use crate::reply::{Applied, OneShot, RequestError, Responder};
+use crate::snapshot::SnapshotError;
 
 /// How fresh a read must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -55,6 +56,7 @@ pub(crate) enum Request {
     ChangeMembership { change: MembershipChange, responder: Responder },
     Status(oneshot::Sender<Status>),
     Transfer { to: Option<NodeId>, done: oneshot::Sender<Result<NodeId, TransferFailure>> },
+    Snapshot(oneshot::Sender<Result<LogIndex, SnapshotError>>),
     Shutdown,
 }
 
@@ -212,6 +214,17 @@ impl Raft {
         receiver.await.map_err(|_| RequestError::ShuttingDown)
     }
 
+    /// Makes a snapshot of what is applied now, whatever the policy says, and then compacts the log. Writes go on meanwhile. Returns the index of the
+    /// last entry that is in the snapshot, when its file is on the disk.
+    ///
+    /// # Errors
+    /// There is none; everything else goes on as before.
+    pub async fn snapshot(&self) -> Result<LogIndex, SnapshotError> {
+        let (sender, receiver) = oneshot::channel();
+        self.send(Request::Snapshot(sender));
+        receiver.await.unwrap_or(Err(SnapshotError::ShuttingDown))
+    }
+
     /// Has this node, which leads, hand over: to `to`, or to the node that has most of the log. Returns who leads then. Meanwhile commands wait
     /// for a moment, and are then referred to the next leader; none of them fails.
     ///
@@ -253,6 +266,10 @@ pub(crate) fn refuse(request: Request) {
         Request::ChangeMembership { responder, .. } => responder.fail(RequestError::ShuttingDown),
         Request::Read(reads) => reads.into_iter().for_each(|r| r.responder.fail(RequestError::ShuttingDown)),
         // Their callers see the channel close.
-        Request::Start { .. } | Request::Status(_) | Request::Transfer { .. } | Request::Shutdown => {}
+        Request::Start { .. }
+        | Request::Status(_)
+        | Request::Transfer { .. }
+        | Request::Snapshot(_)
+        | Request::Shutdown => {}
     }
 }

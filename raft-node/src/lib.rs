@@ -100,6 +100,7 @@ mod node;
 mod reader;
 mod reply;
 mod roster;
+mod snapshot;
 mod state_machine;
 mod writer;
 
@@ -108,4 +109,5 @@ pub use handle::{Consistency, Proposal, Raft, ReadRequest, TransferFailure};
 pub use member::MemberInfo;
 pub use node::{Builder, Metrics, StartError};
 pub use reply::{Applied, Outcome, ReplySink, RequestError, Responder};
-pub use state_machine::{Replies, StateMachine, Work};
+pub use snapshot::{SnapshotError, SnapshotFileError, SnapshotMetrics, SnapshotPolicy, SnapshotStats};
+pub use state_machine::{Cut, Replies, RestoreError, StateMachine, Work};

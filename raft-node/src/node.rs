@@ -11,9 +11,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use raft_core::driver::Driver;
-use raft_core::{Config, ConfigError, GroupId, Instant, NodeId, Raft as Core, Recovered};
+use raft_core::{
+    Config, ConfigError, GroupId, Instant, LogId, LogIndex, Membership, NodeId, Raft as Core, Recovered, SnapshotMeta,
+};
 use raft_net::{ClientConnection, Inbound, NetConfig, NetError, NetMetrics, QuicTransport, TlsIdentity, Transport};
-use raft_storage::{Identity, Options, RocksStorage, Storage, StorageError, StorageMetrics};
+use raft_storage::{Identity, Options, RecoveredLog, RocksStorage, Storage, StorageError, StorageMetrics};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::applier::{self, Progress};
@@ -22,6 +24,12 @@ use crate::handle::{Raft, Stopped};
 use crate::handover::Handover;
 use crate::reply::Flusher;
 use crate::roster::{Doorkeeper, Roster, identity_of};
+use crate::snapshot::directory::Directory;
+use crate::snapshot::file::FileReader;
+use crate::snapshot::incoming::Incoming;
+use crate::snapshot::manager::Manager;
+use crate::snapshot::policy::Ledger;
+use crate::snapshot::{SnapshotFileError, SnapshotMetrics, SnapshotPolicy, keeper};
 use crate::state_machine::StateMachine;
 use crate::{member, reader, writer};
 
@@ -39,6 +47,12 @@ pub enum StartError {
     /// A setting is missing.
     #[error("`{0}` must be set before the node can start")]
     Missing(&'static str),
+    /// A snapshot cannot be read, or its directory cannot be.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotFileError),
+    /// The state machine cannot be restored from a snapshot.
+    #[error("the state machine cannot be restored: {0}")]
+    Restore(Box<dyn std::error::Error + Send + Sync>),
     /// The log's directory cannot be opened, or what is in it must not be used.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -73,6 +87,7 @@ pub struct Builder<M> {
     join: bool,
     limits: raft_net::Limits,
     storage: Options,
+    snapshots: SnapshotPolicy,
     tune: Box<dyn FnOnce(&mut Config) + Send>,
     clients: Option<ClientService>,
 }
@@ -91,6 +106,7 @@ impl Raft {
             join: false,
             limits: raft_net::Limits::default(),
             storage: Options::default(),
+            snapshots: SnapshotPolicy::default(),
             tune: Box::new(|_| {}),
             clients: None,
         }
@@ -105,7 +121,7 @@ impl<M: StateMachine> Builder<M> {
         self
     }
 
-    /// Where the log lives. The node makes a directory `log` in it, and keeps the keys of its network identity there.
+    /// Where the log lives. The node makes directories `log` and `snapshots` in it, and keeps the keys of its network identity there.
     pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.data_dir = Some(dir.into());
         self
@@ -149,6 +165,12 @@ impl<M: StateMachine> Builder<M> {
         self
     }
 
+    /// When the log is compacted.
+    pub fn snapshot_policy(mut self, policy: SnapshotPolicy) -> Self {
+        self.snapshots = policy;
+        self
+    }
+
     /// Changes settings of the protocol, such as timeouts and limits.
     pub fn tune(mut self, tune: impl FnOnce(&mut Config) + Send + 'static) -> Self {
         self.tune = Box::new(tune);
@@ -183,6 +205,7 @@ impl<M: StateMachine> Builder<M> {
             let founders = find_founders(&mut storage, &peers, join)?;
             let doorkeeper = Doorkeeper::new(storage.known_peers(GroupId::FIRST)?);
             let incarnation = storage.incarnation();
+            let directory = Arc::new(Directory::open(&data_dir.join("snapshots"), GroupId::FIRST)?);
             let storage_metrics = storage.metrics();
             let (inbound, network) = mpsc::channel(INBOUND_QUEUE);
             let (client_sender, clients) = mpsc::channel(CLIENT_QUEUE);
@@ -198,14 +221,17 @@ impl<M: StateMachine> Builder<M> {
             net.limits.append_queue_bytes = net.limits.append_queue_bytes.max(config.max_inflight_bytes);
             let transport = QuicTransport::bind(net, inbound, client_sender)?;
             let address = Some(transport.local_addr()?);
-            let metrics = Metrics { storage: Some(storage_metrics), net: Some(transport.metrics()) };
+            let net = Some(transport.metrics());
+            let metrics = Metrics { storage: Some(storage_metrics), net, snapshots: Arc::default() };
+            let (clients, directory) = (Some(clients), Some(directory));
             let member = Member { founders, incarnation, doorkeeper };
-            Ok(Parts { storage, transport, member, network, clients: Some(clients), address, metrics })
+            Ok(Parts { storage, transport, member, network, clients, address, metrics, directory })
         };
-        launch(id, peers, self.machine, self.tune, self.clients, open).await
+        launch(id, peers, self.machine, (self.snapshots, self.tune), self.clients, open).await
     }
 
-    /// Starts the node with another store and another transport. `network` is where the transport delivers.
+    /// Starts the node with another store and another transport. `network` is where the transport delivers. Snapshots are kept in the
+    /// data directory; without one the log is never compacted.
     ///
     /// # Errors
     /// As for [`start`](Self::start).
@@ -216,14 +242,15 @@ impl<M: StateMachine> Builder<M> {
         network: mpsc::Receiver<Inbound>,
     ) -> Result<Raft, StartError> {
         let id = self.id.ok_or(StartError::Missing("identity"))?;
-        let join = self.join;
+        let (join, data_dir) = (self.join, self.data_dir);
         let open = move |peers: BTreeMap<NodeId, String>, _: &Config| {
             let founders = if join { Vec::new() } else { peers.into_keys().collect() };
             let member = Member { founders, incarnation: rand::random(), doorkeeper: Doorkeeper::default() };
-            let metrics = Metrics::default();
-            Ok(Parts { storage, transport, member, network, clients: None, address: None, metrics })
+            let directory = data_dir.map(|dir| Directory::open(&dir.join("snapshots"), GroupId::FIRST)).transpose()?;
+            let (directory, metrics) = (directory.map(Arc::new), Metrics::default());
+            Ok(Parts { storage, transport, member, network, clients: None, address: None, metrics, directory })
         };
-        launch(id, self.peers, self.machine, self.tune, self.clients, open).await
+        launch(id, self.peers, self.machine, (self.snapshots, self.tune), self.clients, open).await
     }
 }
 
@@ -255,6 +282,8 @@ pub struct Metrics {
     pub storage: Option<Arc<StorageMetrics>>,
     /// Of the network.
     pub net: Option<Arc<NetMetrics>>,
+    /// Of snapshots.
+    pub snapshots: Arc<SnapshotMetrics>,
 }
 
 /// Who this node is, and who the others are.
@@ -275,13 +304,14 @@ struct Parts<S, T> {
     clients: Option<mpsc::Receiver<ClientConnection>>,
     address: Option<SocketAddr>,
     metrics: Metrics,
+    directory: Option<Arc<Directory>>,
 }
 
 async fn launch<M, S, T, O>(
     id: NodeId,
     mut peers: BTreeMap<NodeId, String>,
     machine: M,
-    tune: Box<dyn FnOnce(&mut Config) + Send>,
+    (policy, tune): (SnapshotPolicy, Box<dyn FnOnce(&mut Config) + Send>),
     service: Option<ClientService>,
     open: O,
 ) -> Result<Raft, StartError>
@@ -302,7 +332,7 @@ where
             Err(error) => return drop(ready.send(Err(StartError::Threads(error)))),
         };
         let local = async {
-            match open(peers.clone(), &config).and_then(|parts| wire(config, peers, machine, parts)) {
+            match open(peers.clone(), &config).and_then(|parts| wire(config, peers, (machine, policy), parts)) {
                 Ok((wired, clients)) => {
                     if let (Some(service), Some(clients)) = (service, clients) {
                         tokio::spawn(service(wired.raft.clone(), clients));
@@ -335,27 +365,32 @@ type WiredParts<T> = (Wired<T>, Option<mpsc::Receiver<ClientConnection>>);
 fn wire<M: StateMachine, S: Storage, T: Transport>(
     mut config: Config,
     peers: BTreeMap<NodeId, String>,
-    machine: M,
+    (mut machine, policy): (M, SnapshotPolicy),
     parts: Parts<S, T>,
 ) -> Result<WiredParts<T>, StartError> {
-    let Parts { mut storage, transport, member, network, clients, address, metrics } = parts;
+    let Parts { mut storage, mut transport, member, network, clients, address, metrics, directory } = parts;
     let Member { founders, incarnation, doorkeeper } = member;
     // Those with whom the cluster begins have the identity 0.
     config.identity = if founders.is_empty() { identity_of(incarnation) } else { 0 };
+    let founders = member::founders(&founders, &peers);
     let (id, group, max_unapplied_bytes) = (config.id, GroupId::FIRST, config.max_unapplied_bytes);
     let log = storage.recover(group)?;
+    let restored = restore_at_start(&mut machine, &log, directory.as_deref())?;
+    let state = state_of(machine.applied(), &log, restored.as_ref(), &founders);
+    let durable = machine.durable();
+    let ledger = Ledger::new(policy, log.log_start.index, machine.applied(), log.bytes);
     let recovered = Recovered {
         hard_state: log.hard_state,
         log_start: log.log_start,
         runs: log.runs,
         last_index: log.last_index,
         applied: machine.applied(),
-        membership: log.membership.unwrap_or_else(|| member::founders(&founders, &peers)),
+        membership: log.membership.unwrap_or(founders),
         changes: log.changes,
-        restored: None,
+        restored,
     };
-    tracing::info!(last = %recovered.last_index, applied = %recovered.applied, term = %recovered.hard_state.current_term,
-        "recovered");
+    tracing::info!(start = %recovered.log_start, last = %recovered.last_index, applied = %recovered.applied,
+        term = %recovered.hard_state.current_term, "recovered");
     let origin = std::time::Instant::now();
     let core = Core::new(config, recovered, Instant(0))?;
 
@@ -364,38 +399,85 @@ fn wire<M: StateMachine, S: Storage, T: Transport>(
     let progress = Progress::default();
     let (reader, reader_thread) = reader::spawn(storage.reader(), group, inbox.clone())?;
     let (writer, writer_thread) = writer::spawn(storage, group, inbox.clone())?;
-    let (applier, applier_thread) = applier::spawn(machine, max_unapplied_bytes, progress.clone(), inbox)?;
+    let (keeper, keeper_thread) = keeper::spawn(directory.clone(), inbox.clone(), metrics.snapshots.clone())?;
+    let start = applier::Start { machine, state, max_unapplied_bytes, directory: directory.clone(), keeper };
+    let (applier, applier_thread) = applier::spawn(start, progress.clone(), inbox.clone())?;
+    if let Some(directory) = &directory {
+        let incoming = Incoming::new(directory.clone(), inbox.clone(), metrics.snapshots.clone());
+        transport.receive_snapshots(Arc::new(incoming));
+    }
+    let snapshots = Manager::new(ledger, directory, durable.is_some(), inbox, metrics.snapshots.clone());
 
     let (request_sender, requests) = mpsc::unbounded_channel();
     let (leader, leader_seen) = watch::channel(None);
     let (stopped, stopped_seen) = watch::channel(Stopped::default());
     let (addresses, addresses_seen) = watch::channel(BTreeMap::new());
     let mut roster = Roster::new(peers, addresses, doorkeeper);
-    let mut transport = transport;
     roster.follow(core.membership().1, &mut transport);
+    let flusher = Flusher::default();
     let event_loop = EventLoop {
         driver: Driver::new(core),
         stopping: false,
         handover: Handover::default(),
         inlets: Inlets { internal, network, requests },
-        outlets: Outlets {
-            group,
-            transport,
-            roster,
-            writer,
-            applier,
-            reader,
-            unsent: Vec::new(),
-            lost: None,
-            flusher: Flusher::default(),
-        },
+        outlets: Outlets { group, transport, roster, writer, applier, reader, snapshots, lost: None, flusher },
         progress,
+        durable: durable.unwrap_or_default(),
         leader,
         origin,
     };
     let raft = Raft::new(id, request_sender, address, metrics, leader_seen, addresses_seen, stopped_seen);
-    let threads = vec![writer_thread, applier_thread, reader_thread];
+    let threads = vec![writer_thread, applier_thread, reader_thread, keeper_thread];
     Ok((Wired { raft, event_loop, threads, stopped }, clients))
+}
+
+/// A machine that keeps nothing itself starts from the newest snapshot that is whole; so does one whose own state is older than what the log still
+/// has (its directory was lost, say). Returns what the machine was last restored from.
+fn restore_at_start<M: StateMachine>(
+    machine: &mut M,
+    log: &RecoveredLog,
+    directory: Option<&Directory>,
+) -> Result<Option<SnapshotMeta>, StartError> {
+    let keeps_state = machine.durable().is_some();
+    if keeps_state && machine.applied() >= log.log_start.index {
+        return Ok(machine.restored());
+    }
+    for stored in directory.map(Directory::all).unwrap_or_default() {
+        let index = stored.index();
+        if index <= machine.applied() || index < log.log_start.index {
+            break;
+        }
+        match FileReader::check(&stored.path) {
+            Ok(_) => {}
+            Err(error @ SnapshotFileError::Damaged { .. }) => {
+                tracing::error!(%error, "a snapshot is damaged; an older one may do");
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let (meta, mut file) = (stored.header.meta, FileReader::open(&stored.path)?);
+        machine.restore(&meta, &mut file).map_err(|error| StartError::Restore(Box::new(error)))?;
+        tracing::info!(last = %meta.last, "the state machine starts from a snapshot");
+        return Ok(Some(meta));
+    }
+    Ok(machine.restored())
+}
+
+/// The last entry that the machine contains, and who belonged to the cluster as of then.
+fn state_of(
+    applied: LogIndex,
+    log: &RecoveredLog,
+    restored: Option<&SnapshotMeta>,
+    founders: &Membership,
+) -> SnapshotMeta {
+    if let Some(meta) = restored.filter(|meta| meta.last.index == applied) {
+        return meta.clone();
+    }
+    let change = log.changes.iter().rev().find(|(index, _)| *index <= applied).map(|(_, membership)| membership);
+    let membership = change.or(log.membership.as_ref()).unwrap_or(founders).clone();
+    // What the log does not know will not be accepted by the core, either.
+    let term = log.term_at(applied).unwrap_or_default();
+    SnapshotMeta { last: LogId::new(term, applied), membership }
 }
 
 impl<T: Transport> Wired<T> {

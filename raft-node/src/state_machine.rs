@@ -1,7 +1,9 @@
 //! What a user of the library brings: the machine that committed commands drive.
 
+use std::io::{self, Read, Write};
+
 use bytes::BytesMut;
-use raft_core::{Entries, LogIndex};
+use raft_core::{Entries, LogIndex, SnapshotMeta};
 
 /// The replicated state machine (paper, section 2). It lives on a thread of its own, which calls it with one batch of
 /// committed entries after another, and with queries in between.
@@ -13,7 +15,16 @@ use raft_core::{Entries, LogIndex};
 /// - **Contiguous**: the first batch begins at `applied() + 1` and no entry is left out.
 /// - **Atomic**: a machine that keeps its own durable state stores the mutations of a batch together with the index of
 ///   its last entry, so that after a crash [`applied`](Self::applied) tells exactly what is in it. It need not sync: what a crash
-///   loses is replayed from the log.
+///   loses is replayed from the log, which is only ever compacted up to [`durable`](Self::durable).
+///
+/// # Snapshots
+///
+/// Without [`cut`](Self::cut) and [`restore`](Self::restore) a machine works, but its log is never compacted. With them, there are two kinds:
+///
+/// - A machine that **keeps its own durable state** says how far that goes ([`durable`](Self::durable)), and remembers durably what it was
+///   [`restored`](Self::restored) from. The log is compacted up to there, without any file; files are made only for followers that are too far behind.
+/// - A machine **without a disk** says `None`. Now and then its state is written to a file, and the log compacted up to that; when the node starts,
+///   the machine is restored from the newest file first.
 pub trait StateMachine: Send + 'static {
     /// Why it can go on no longer (its disk failed, say). The node stops: a machine that skipped an entry would diverge.
     type Error: std::error::Error + Send + Sync + 'static;
@@ -37,12 +48,82 @@ pub trait StateMachine: Send + 'static {
         false
     }
 
+    /// Up to where the state survives a crash of the whole machine; `None`, the default, when the machine keeps nothing on a disk itself.
+    fn durable(&mut self) -> Option<LogIndex> {
+        None
+    }
+
+    /// Asks the machine to make durable, soon and without waiting for it, what is applied by now: the log is to be compacted.
+    ///
+    /// # Errors
+    /// The machine can go on no longer; the node stops.
+    fn persist(&mut self) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    /// Whether a cut would be cheap right now. If not, the node asks again a few milliseconds later.
+    ///
+    /// # Errors
+    /// The machine can go on no longer; the node stops.
+    fn can_cut(&mut self) -> Result<bool, Self::Error> {
+        Ok(true)
+    }
+
+    /// A view of the state as it is now, at one point in time, whatever is applied afterwards. Must be cheap: nothing is applied meanwhile. `None`,
+    /// the default, when the machine has no snapshots.
+    ///
+    /// # Errors
+    /// The machine can go on no longer; the node stops.
+    fn cut(&mut self) -> Result<Option<Box<dyn Cut>>, Self::Error> {
+        Ok(None)
+    }
+
+    /// Replaces the whole state by the one that a [`Cut`] has written. A machine with durable state does that atomically, together with
+    /// [`applied`](Self::applied) (the index of `meta.last`) and [`restored`](Self::restored) (`meta`): a crash leaves the old or the new state, and
+    /// once this returns, the new one. What `data` delivers has been checked to be what was written.
+    ///
+    /// # Errors
+    /// The machine can go on no longer; the node stops.
+    fn restore(&mut self, meta: &SnapshotMeta, data: &mut dyn Read) -> Result<(), RestoreError<Self::Error>> {
+        let _ = (meta, data);
+        Err(RestoreError::Unsupported)
+    }
+
+    /// What the durable state was last restored from, if it ever was.
+    fn restored(&self) -> Option<SnapshotMeta> {
+        None
+    }
+
     /// Answers a query from the present state, by appending the answer to `answer`. A query that makes no sense gets an
     /// answer that says so.
     ///
     /// # Errors
     /// The machine can go on no longer; the node stops.
     fn query(&mut self, query: &[u8], answer: &mut BytesMut) -> Result<(), Self::Error>;
+}
+
+/// The state of a [`StateMachine`] at one point in time.
+pub trait Cut: Send + 'static {
+    /// Writes all of it, so that [`StateMachine::restore`] understands it; on another thread, while the machine goes on.
+    ///
+    /// # Errors
+    /// It cannot be written, or the state cannot be read. Nothing has happened: it is tried again later.
+    fn write_to(self: Box<Self>, out: &mut dyn Write) -> io::Result<()>;
+}
+
+/// Why a state machine was not restored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError<E: std::error::Error + 'static> {
+    /// The machine has no snapshots.
+    #[error("this state machine cannot be restored from a snapshot")]
+    Unsupported,
+    /// The snapshot cannot be read, or it is none of this machine.
+    #[error("the snapshot cannot be used: {0}")]
+    Data(#[from] io::Error),
+    /// The machine failed.
+    #[error(transparent)]
+    Machine(E),
 }
 
 /// Work for a [`StateMachine`], to be judged by [`StateMachine::is_prompt`].

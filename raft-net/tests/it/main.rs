@@ -8,4 +8,5 @@ mod frugal;
 mod fuzz;
 mod golden;
 mod hostile;
+mod snapshots;
 mod support;

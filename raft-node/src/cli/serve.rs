@@ -47,21 +47,28 @@ async fn serve(config: NodeConfig) -> Result<Done> {
 
 async fn start(config: NodeConfig) -> Result<Raft> {
     let NodeConfig { id, cluster, data_dir, listen, join, peers, tls, raft: settings, limits, .. } = config;
+    let (snapshot, snapshot_bytes_per_second) = (config.snapshot, config.snapshot_bytes_per_second);
     let tls = tls.load()?;
     tls.expect_node(&cluster, id)?;
     fs::create_dir_all(&data_dir).with_context(|| format!("cannot create {}", data_dir.display()))?;
     let identity = KvIdentity { cluster: cluster.clone(), node: id };
     let store = KvStore::open(data_dir.join("kv"), &identity, &KvOptions::default())?;
 
+    let net_limits = raft_net::Limits {
+        max_clients: limits.service.connections,
+        snapshot_bytes_per_second,
+        ..raft_net::Limits::default()
+    };
     let (service_cluster, service_limits, max_value) = (cluster.clone(), limits.service, limits.max_value_bytes);
     let raft = Raft::builder(store)
         .identity(id, cluster.clone())
         .data_dir(data_dir)
         .listen(listen)
-        .net_limits(raft_net::Limits { max_clients: limits.service.connections, ..raft_net::Limits::default() })
+        .net_limits(net_limits)
         .peers(peers)
         .join(join)
         .tls(tls)
+        .snapshot_policy(snapshot)
         .tune(move |config| {
             // The seed of the timeouts stays the one that the builder drew.
             let seed = config.seed;
@@ -104,6 +111,20 @@ fn counters(metrics: &Metrics) -> BTreeMap<String, u64> {
         add("log.syncs", log.syncs());
         add("log.entries", log.entries());
         add("log.bytes_written", log.bytes_written());
+    }
+    let snapshots = metrics.snapshots.snapshot();
+    add("snapshot.made", snapshots.made);
+    add("snapshot.sent", snapshots.sent);
+    add("snapshot.failed", snapshots.failed);
+    add("snapshot.received", snapshots.received);
+    add("snapshot.restored", snapshots.restored);
+    add("snapshot.newest", snapshots.newest);
+    add("log.compactions", snapshots.compactions);
+    for (way, transfers) in [("to", snapshots.outgoing), ("from", snapshots.incoming)] {
+        for (id, (done, total)) in transfers {
+            add(&format!("snapshot.{way}.{id}.bytes"), done);
+            add(&format!("snapshot.{way}.{id}.total"), total);
+        }
     }
     if let Some(net) = &metrics.net {
         let net = net.snapshot();

@@ -13,7 +13,7 @@ use super::{ClientArgs, Done, commands, output};
 
 type Answers = BTreeMap<NodeId, Result<NodeStatus, Error>>;
 
-const HEADERS: [&str; 9] = ["NODE", "ROLE", "TERM", "LEADER", "COMMIT", "APPLIED", "DURABLE", "LAST", "NOTE"];
+const HEADERS: [&str; 10] = ["NODE", "ROLE", "TERM", "LEADER", "START", "COMMIT", "APPLIED", "DURABLE", "LAST", "NOTE"];
 
 pub(super) fn run(args: &ClientArgs) -> Result<Done> {
     commands::with_client(args, false, async |client| {
@@ -51,6 +51,7 @@ fn as_table(answers: &Answers) -> String {
                 status.role.clone(),
                 status.term.to_string(),
                 status.leader.map_or("-".into(), |leader| leader.to_string()),
+                status.metrics.get("log.start").map_or("-".into(), u64::to_string),
                 status.commit_index.to_string(),
                 status.applied_index.to_string(),
                 status.durable_index.to_string(),
@@ -68,11 +69,25 @@ fn as_table(answers: &Answers) -> String {
     output::aligned(&rows)
 }
 
-/// How far the followers are, where the node leads.
+/// How far the followers are, where the node leads, and how far the snapshots that are under way.
 fn note(status: &NodeStatus) -> String {
-    let followers: Vec<String> =
-        status.followers.iter().map(|(id, matched)| format!("node {id} has {matched}")).collect();
-    followers.join(", ")
+    let followers = status.followers.iter().map(|(id, matched)| format!("node {id} has {matched}"));
+    let transfers = status.metrics.iter().filter_map(|(name, done)| {
+        let (way, id) = name.strip_prefix("snapshot.")?.strip_suffix(".bytes")?.split_once('.')?;
+        let total = status.metrics.get(&format!("snapshot.{way}.{id}.total"))?;
+        let percent = done.saturating_mul(100).checked_div(*total).unwrap_or(100);
+        Some(format!("snapshot {way} node {id}: {percent} % of {}", size(*total)))
+    });
+    followers.chain(transfers).collect::<Vec<_>>().join(", ")
+}
+
+/// Bytes for people.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..=9_999 => format!("{bytes} B"),
+        10_000..=9_999_999 => format!("{} KiB", bytes >> 10),
+        _ => format!("{} MiB", bytes >> 20),
+    }
 }
 
 /// What the node itself was heard to say, without the frame of a search that never was.
@@ -107,7 +122,13 @@ mod tests {
             membership_index: 0,
             identity: 0,
             followers: [(NodeId(2), 117)].into(),
-            metrics: [("log.syncs".into(), 9)].into(),
+            metrics: [
+                ("log.syncs".into(), 9),
+                ("log.start".into(), 100),
+                ("snapshot.to.3.bytes".into(), 5 << 20),
+                ("snapshot.to.3.total".into(), 20 << 20),
+            ]
+            .into(),
         };
         let nodes = Complaints([(NodeId(2), "no answer".into())].into());
         let lost = Error::Timeout { waited: Duration::from_secs(1), reason: Missing::Answer, nodes };
@@ -117,9 +138,9 @@ mod tests {
     #[test]
     fn the_table_has_a_line_for_each_node() {
         let expected = "\
-NODE  ROLE         TERM  LEADER  COMMIT  APPLIED  DURABLE  LAST  NOTE
-1     leader       3     1       120     119      121      121   node 2 has 117
-2     unreachable                                                no answer
+NODE  ROLE         TERM  LEADER  START  COMMIT  APPLIED  DURABLE  LAST  NOTE
+1     leader       3     1       100    120     119      121      121   node 2 has 117, snapshot to node 3: 25 % of 20 MiB
+2     unreachable                                                       no answer
 ";
         assert_eq!(as_table(&answers()), expected);
     }

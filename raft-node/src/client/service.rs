@@ -265,6 +265,8 @@ impl Service {
     }
 
     fn describe(&self, status: &Status) -> NodeStatus {
+        let mut metrics = (self.metrics)();
+        metrics.insert("log.start".to_owned(), status.log_start.index.0);
         NodeStatus {
             node: self.raft.id(),
             cluster: self.cluster.clone(),
@@ -280,7 +282,7 @@ impl Service {
             membership_index: status.membership_index.0,
             identity: status.identity,
             followers: status.followers.iter().map(|f| (f.id, f.match_index.0)).collect(),
-            metrics: (self.metrics)(),
+            metrics,
         }
     }
 }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::{ConfigError, Source, TlsFiles, beside};
 use crate::client::ServiceLimits;
 use crate::kv::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use crate::snapshot::SnapshotPolicy;
 
 /// Bytes that a command needs besides its key and value, at most.
 const COMMAND_OVERHEAD: usize = 64;
@@ -40,6 +41,10 @@ pub struct NodeConfig {
     pub raft: raft_core::Config,
     /// What clients may do.
     pub limits: Limits,
+    /// When the log is compacted, and what is kept of it.
+    pub snapshot: SnapshotPolicy,
+    /// Bytes of a snapshot that are sent in a second, at most; zero: as many as go.
+    pub snapshot_bytes_per_second: u64,
     /// What is logged, and how.
     pub log: LogSettings,
 }
@@ -106,6 +111,8 @@ struct File {
     #[serde(default)]
     limits: LimitsSection,
     #[serde(default)]
+    snapshot: SnapshotSection,
+    #[serde(default)]
     log: LogSettings,
 }
 
@@ -141,6 +148,16 @@ struct RaftSection {
 
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+struct SnapshotSection {
+    entries: Option<u64>,
+    bytes: Option<u64>,
+    keep_entries: Option<u64>,
+    keep_bytes: Option<u64>,
+    max_bytes_per_second: Option<u64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[expect(clippy::struct_field_names, reason = "the names are the keys of the file")]
 struct LimitsSection {
     max_value_bytes: Option<usize>,
@@ -169,7 +186,7 @@ impl NodeConfig {
     }
 
     fn validate(source: &Source<'_>, file: File, overrides: Overrides) -> Result<Self, ConfigError> {
-        let File { node, peers, tls, raft, limits, log } = file;
+        let File { node, peers, tls, raft, limits, snapshot, log } = file;
         if node.id == 0 {
             return Err(source.invalid("node.id", "must be at least 1; 0 is no node"));
         }
@@ -206,6 +223,8 @@ impl NodeConfig {
             tls: tls.relative_to(source.path),
             raft,
             limits,
+            snapshot_bytes_per_second: snapshot.max_bytes_per_second.unwrap_or(0),
+            snapshot: snapshot.or_default(),
             log,
         })
     }
@@ -268,6 +287,19 @@ impl RaftSection {
         config.max_cached_bytes = self.max_cached_bytes.unwrap_or(config.max_cached_bytes);
         config.max_entry_bytes = limits.max_value_bytes + MAX_KEY_BYTES + COMMAND_OVERHEAD;
         Ok(config)
+    }
+}
+
+impl SnapshotSection {
+    /// Every number has a meaning: zero entries or bytes are not counted, and nothing needs to be kept.
+    fn or_default(self) -> SnapshotPolicy {
+        let default = SnapshotPolicy::default();
+        SnapshotPolicy {
+            entries: self.entries.unwrap_or(default.entries),
+            bytes: self.bytes.unwrap_or(default.bytes),
+            keep_entries: self.keep_entries.unwrap_or(default.keep_entries),
+            keep_bytes: self.keep_bytes.unwrap_or(default.keep_bytes),
+        }
     }
 }
 
@@ -350,12 +382,16 @@ mod tests {
         let more = "
             [raft]\nelection_timeout_ms = 1000\nheartbeat_interval_ms = 200\npre_vote = false\ncheck_quorum = false
             [limits]\nmax_value_bytes = 5\nmax_requests_per_connection = 7
+            [snapshot]\nentries = 0\nbytes = 1000\nkeep_entries = 10\nmax_bytes_per_second = 9
             [log]\nlevel = \"debug\"\nformat = \"json\"";
         let config = parse(&format!("{GOOD}{more}")).unwrap();
         assert_eq!(config.raft.election_timeout, Duration::from_secs(1));
         assert_eq!(config.raft.heartbeat_interval, Duration::from_millis(200));
         assert!(!config.raft.pre_vote && !config.raft.check_quorum);
         assert_eq!((config.limits.max_value_bytes, config.limits.service.in_flight), (5, 7));
+        let keep_bytes = SnapshotPolicy::default().keep_bytes;
+        assert_eq!(config.snapshot_bytes_per_second, 9);
+        assert_eq!(config.snapshot, SnapshotPolicy { entries: 0, bytes: 1000, keep_entries: 10, keep_bytes });
         assert_eq!(config.log, LogSettings { level: "debug".into(), format: LogFormat::Json });
     }
 
@@ -413,6 +449,8 @@ mod tests {
             ("[raft]\nprevote = true", "unknown field `prevote`"),
             ("[limits]\nmax_value_bytes = 900000000", "`limits.max_value_bytes` is 900000000, but must be at most"),
             ("[limits]\nmax_client_connections = 0", "`limits.max_client_connections` is 0"),
+            ("[snapshot]\nentries = -1", "invalid value"),
+            ("[snapshot]\nkeep = 5", "unknown field `keep`"),
             ("[log]\nformat = \"xml\"", "unknown variant `xml`, expected `text` or `json`"),
             ("[log]\nlevel = 3", "invalid type"),
             ("[more]", "unknown field `more`"),

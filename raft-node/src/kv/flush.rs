@@ -14,7 +14,7 @@ use super::store::{applied_entry, data_key, session_key, stored_value, write_opt
 
 /// A buffer that takes no more changes, and the last entry that it contains.
 pub(super) struct Full {
-    pub(super) group: GroupId,
+    pub(super) space: GroupId,
     pub(super) buffer: Arc<Buffer>,
     pub(super) applied: LogId,
 }
@@ -88,7 +88,7 @@ fn write(db: &DB, full: &Full) -> Result<(), rocksdb::Error> {
     let mut batch = WriteBatch::with_capacity_bytes(full.buffer.bytes());
     let (mut key, mut value) = (Vec::new(), Vec::new());
     for (name, change) in full.buffer.from(b"") {
-        data_key(full.group, name, &mut key);
+        data_key(full.space, name, &mut key);
         match &change.value {
             Some(bytes) => {
                 stored_value(change.revision, bytes, &mut value);
@@ -98,13 +98,13 @@ fn write(db: &DB, full: &Full) -> Result<(), rocksdb::Error> {
         }
     }
     for (session, state) in full.buffer.sessions() {
-        let key = session_key(full.group, *session);
+        let key = session_key(full.space, *session);
         match state {
             Some(bytes) => batch.put(key, bytes),
             None => batch.delete(key),
         }
     }
-    let (key, value) = applied_entry(full.group, full.applied);
+    let (key, value) = applied_entry(full.space, full.applied);
     batch.put(key, value);
     db.write_opt(batch, &write_options())?;
     db.flush()

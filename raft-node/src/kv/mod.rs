@@ -20,6 +20,7 @@ mod flush;
 mod open;
 mod scan;
 mod sessions;
+mod snapshot;
 mod store;
 
 pub use command::{Answer, Command, DecodeError, Item, Query, Refusal, Reply};

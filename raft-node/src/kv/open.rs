@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use raft_core::{GroupId, LogIndex, NodeId};
 use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, IteratorMode, LogLevel, Options, WriteBatch};
 
-use super::store::{group_key, write_options};
+use super::store::{PREFIX, group_key, write_options};
 
-/// Format of the directory that this version writes, and the newest that it reads.
-const FORMAT: u32 = 1;
+/// The newest format of the directory that this version reads. A new directory has format 1; one that was restored from a snapshot has 2.
+const FORMAT: u32 = 2;
+const NEW: u32 = 1;
 
 /// Whose store a directory is. It is written when the directory is created, and compared at every later opening.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,7 +159,7 @@ fn refuse_foreign_files(dir: &Path) -> Result<(), KvError> {
 fn check_identity(db: &DB, dir: &Path, expected: &KvIdentity) -> Result<(), KvError> {
     let database = |doing| move |source| KvError::Database { dir: dir.to_owned(), doing, source };
     // Group 0 is no group: its keys are about the store as a whole.
-    let key = group_key(GroupId(0), b'i');
+    let key = identity_key();
     let Some(value) = db.get_pinned(key).map_err(database("reading the identity"))? else {
         if db.iterator(IteratorMode::Start).next().is_some() {
             return Err(KvError::NotOurs {
@@ -167,7 +168,7 @@ fn check_identity(db: &DB, dir: &Path, expected: &KvIdentity) -> Result<(), KvEr
             });
         }
         let mut batch = WriteBatch::default();
-        batch.put(key, encode_identity(expected));
+        batch.put(key, encode(NEW, expected));
         db.write_opt(batch, &write_options()).map_err(database("writing the identity"))?;
         // There is no write-ahead log: flushed is what makes it last.
         return db.flush().map_err(database("flushing the identity"));
@@ -187,8 +188,17 @@ fn check_identity(db: &DB, dir: &Path, expected: &KvIdentity) -> Result<(), KvEr
     Ok(())
 }
 
-fn encode_identity(identity: &KvIdentity) -> Vec<u8> {
-    [&FORMAT.to_be_bytes()[..], &identity.node.0.to_be_bytes(), identity.cluster.as_bytes()].concat()
+pub(super) fn identity_key() -> [u8; PREFIX] {
+    group_key(GroupId(0), b'i')
+}
+
+/// The identity of a store of the newest format.
+pub(super) fn encode_identity(identity: &KvIdentity) -> Vec<u8> {
+    encode(FORMAT, identity)
+}
+
+fn encode(format: u32, identity: &KvIdentity) -> Vec<u8> {
+    [&format.to_be_bytes()[..], &identity.node.0.to_be_bytes(), identity.cluster.as_bytes()].concat()
 }
 
 fn database_options(options: &KvOptions) -> Options {

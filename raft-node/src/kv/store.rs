@@ -9,16 +9,21 @@
 //! ```text
 //! key                              value
 //! 0 u64 BE     | 'i'               format u32 BE | node u64 BE | cluster
-//! group u64 BE | 'a'               applied term u64 BE | applied index u64 BE
-//! group u64 BE | 'd' | user's key  revision u64 BE | user's value
-//! group u64 BE | 's' | session u64 BE  what is remembered of it (postcard)
+//! 0 u64 BE     | 'r'               space u64 BE | term u64 BE | index u64 BE | membership
+//! space u64 BE | 'a'               applied term u64 BE | applied index u64 BE
+//! space u64 BE | 'd' | user's key  revision u64 BE | user's value
+//! space u64 BE | 's' | session u64 BE  what is remembered of it (postcard)
 //! ```
+//!
+//! The *space* is the group's number, until the store is first restored from a snapshot: that fills another space, and then the value under 'r', which
+//! says which space counts and what it came from, is switched together with the applied index. Every other space is garbage.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use raft_core::{Entries, EntryKind, EntryRef, GroupId, LogId, LogIndex, Term};
+use raft_core::{Entries, EntryKind, EntryRef, GroupId, LogId, LogIndex, SnapshotMeta, Term};
 use rocksdb::{DB, Direction, IteratorMode, ReadOptions, WriteOptions};
 
 use super::buffer::Buffer;
@@ -27,23 +32,30 @@ use super::flush::{Flusher, Full};
 use super::open::{self, KvError, KvIdentity, KvOptions};
 use super::scan::Merged;
 use super::sessions::{Sessions, Ticket};
+use super::snapshot::{self, KvCut};
 use super::{Answer, Command, Item, MAX_SCAN_BYTES, MAX_SCAN_ITEMS, MAX_VALUE_BYTES, Query, Refusal, Reply};
-use crate::state_machine::{Replies, StateMachine, Work};
+use crate::state_machine::{Cut, Replies, RestoreError, StateMachine, Work};
 
-const DATA: u8 = b'd';
+pub(super) const DATA: u8 = b'd';
 const APPLIED: u8 = b'a';
-const SESSION: u8 = b's';
-const PREFIX: usize = 9;
+pub(super) const SESSION: u8 = b's';
+pub(super) const PREFIX: usize = 9;
 
 /// The key-value store as a [`StateMachine`].
 ///
 /// A key's newest change is in `active`, else in `flushing`, else in the database. `applied` covers all three, the applied index in
 /// the database only what is in the database.
 pub struct KvStore {
-    db: Arc<DB>,
+    pub(super) db: Arc<DB>,
     dir: PathBuf,
-    group: GroupId,
+    identity: KvIdentity,
+    /// Where the data are, and where they came from.
+    pub(super) space: GroupId,
+    restored: Option<SnapshotMeta>,
     applied: LogId,
+    /// What is durable, and what will be when the buffer that is being flushed is written.
+    flushed: LogIndex,
+    flushing_to: LogIndex,
     /// Takes the changes.
     active: Buffer,
     /// Is being written to the database.
@@ -72,8 +84,12 @@ impl KvStore {
         let mut store = KvStore {
             db,
             dir: dir.to_owned(),
-            group: GroupId::FIRST,
+            identity: identity.clone(),
+            space: GroupId::FIRST,
+            restored: None,
             applied: LogId::ZERO,
+            flushed: LogIndex::ZERO,
+            flushing_to: LogIndex::ZERO,
             active: Buffer::default(),
             flushing: None,
             flusher,
@@ -83,8 +99,11 @@ impl KvStore {
             options: options.clone(),
             key: Vec::new(),
         };
+        (store.space, store.restored) = store.read_space()?;
         store.applied = store.read_applied()?;
+        store.flushed = store.applied.index;
         store.read_sessions()?;
+        snapshot::clear_other_spaces(&store.db, store.space).map_err(|e| store.database("clearing away", e))?;
         Ok(store)
     }
 
@@ -111,14 +130,31 @@ impl KvStore {
         self.active.set_sessions(self.sessions.take_changed());
         let buffer = Arc::new(std::mem::take(&mut self.active));
         self.replay_bytes = 0;
-        self.flusher.begin(Full { group: self.group, buffer: buffer.clone(), applied: self.applied });
+        self.flushing_to = self.applied.index;
+        self.flusher.begin(Full { space: self.space, buffer: buffer.clone(), applied: self.applied });
         self.flushing = Some(buffer);
     }
 
     fn finish_flush(&mut self) -> Result<(), KvError> {
         if self.flushing.is_some() {
             self.flusher.wait()?;
-            self.flushing = None;
+            self.flush_done();
+        }
+        Ok(())
+    }
+
+    fn flush_done(&mut self) {
+        self.flushing = None;
+        self.flushed = self.flushing_to;
+    }
+
+    /// Takes note of a flush that is done.
+    fn poll_flush(&mut self) -> Result<(), KvError> {
+        if self.flushing.is_some()
+            && let Some(result) = self.flusher.poll()
+        {
+            result?;
+            self.flush_done();
         }
         Ok(())
     }
@@ -126,12 +162,7 @@ impl KvStore {
     /// Writes out the active buffer when it is large, or when much would have to be replayed without. Waits only when
     /// the one before is not written by the time that this one is twice as large as it should be.
     fn flush_if_due(&mut self) -> Result<(), KvError> {
-        if self.flushing.is_some()
-            && let Some(result) = self.flusher.poll()
-        {
-            result?;
-            self.flushing = None;
-        }
+        self.poll_flush()?;
         let (buffer, replay) = (self.options.write_buffer_bytes, self.options.max_replay_bytes);
         if self.active.bytes() >= buffer.saturating_mul(2) || self.replay_bytes >= replay.saturating_mul(2) {
             self.finish_flush()?;
@@ -142,8 +173,18 @@ impl KvStore {
         Ok(())
     }
 
+    fn read_space(&self) -> Result<(GroupId, Option<SnapshotMeta>), KvError> {
+        match self.db.get_pinned(snapshot::RESTORED_KEY).map_err(|e| self.database("reading where it came from", e))? {
+            None => Ok((GroupId::FIRST, None)),
+            Some(value) => match snapshot::decode_restored(&value) {
+                Some((space, meta)) => Ok((space, Some(meta))),
+                None => Err(self.damaged("where it came from cannot be decoded")),
+            },
+        }
+    }
+
     fn read_applied(&self) -> Result<LogId, KvError> {
-        let key = group_key(self.group, APPLIED);
+        let key = group_key(self.space, APPLIED);
         let value = self.db.get_pinned(key).map_err(|e| self.database("reading the applied index", e))?;
         let Some(value) = value else { return Ok(LogId::ZERO) };
         let Ok(bytes) = <[u8; 16]>::try_from(&value[..]) else {
@@ -155,8 +196,8 @@ impl KvStore {
 
     fn read_sessions(&mut self) -> Result<(), KvError> {
         let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(group_key(self.group, SESSION + 1));
-        let from = group_key(self.group, SESSION);
+        options.set_iterate_upper_bound(group_key(self.space, SESSION + 1));
+        let from = group_key(self.space, SESSION);
         let stored = self.db.iterator_opt(IteratorMode::From(&from, Direction::Forward), options);
         for item in stored {
             let (key, value) =
@@ -249,7 +290,7 @@ impl KvStore {
         if let Some(change) = self.active.get(key).or_else(flushing) {
             return Ok(found(change.value.as_ref().map(|value| (change.revision, &value[..]))));
         }
-        data_key(self.group, key, &mut self.key);
+        data_key(self.space, key, &mut self.key);
         match self.db.get_pinned(&self.key).map_err(|e| self.database("reading a key", e))? {
             None => Ok(found(None)),
             Some(stored) => Ok(found(Some(self.split(&stored)?))),
@@ -259,9 +300,9 @@ impl KvStore {
     fn scan(&self, start: &[u8], end: Option<&[u8]>, limit: u32, answer: &mut BytesMut) -> Result<(), KvError> {
         let limit = limit.min(MAX_SCAN_ITEMS) as usize;
         let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(group_key(self.group, DATA + 1));
+        options.set_iterate_upper_bound(group_key(self.space, DATA + 1));
         let mut stored = self.db.raw_iterator_opt(options);
-        stored.seek([&group_key(self.group, DATA)[..], start].concat());
+        stored.seek([&group_key(self.space, DATA)[..], start].concat());
         let mut merged = Merged::new(self.active.from(start), self.flushing.as_deref().map(|b| b.from(start)), stored);
         let (mut found, mut bytes, mut more) = (Vec::new(), 0, false);
         while let Some((key, value)) = merged.next_item(PREFIX) {
@@ -290,11 +331,11 @@ impl KvStore {
         Ok((u64::from_be_bytes(*revision), value))
     }
 
-    fn damaged(&self, what: &str) -> KvError {
+    pub(super) fn damaged(&self, what: &str) -> KvError {
         KvError::Damaged { dir: self.dir.clone(), what: what.to_owned() }
     }
 
-    fn database(&self, doing: &'static str, source: rocksdb::Error) -> KvError {
+    pub(super) fn database(&self, doing: &'static str, source: rocksdb::Error) -> KvError {
         KvError::Database { dir: self.dir.clone(), doing, source }
     }
 }
@@ -337,6 +378,57 @@ impl StateMachine for KvStore {
             }
             Work::Query(query) => matches!(Query::decode(query), Ok(Query::Get { .. })),
         }
+    }
+
+    fn durable(&mut self) -> Option<LogIndex> {
+        if let Err(error) = self.poll_flush() {
+            // The thread is gone, as whoever applies next will find.
+            tracing::error!(%error, "a flush failed");
+        }
+        Some(self.flushed)
+    }
+
+    fn persist(&mut self) -> Result<(), KvError> {
+        self.poll_flush()?;
+        if self.flushing.is_none() {
+            self.begin_flush();
+        }
+        Ok(())
+    }
+
+    /// While a buffer is being written, the changes since then cannot be put aside without a copy.
+    fn can_cut(&mut self) -> Result<bool, KvError> {
+        self.poll_flush()?;
+        Ok(self.flushing.is_none())
+    }
+
+    /// What is in memory begins its way to the database, and belongs to the cut whether it is there yet or not.
+    fn cut(&mut self) -> Result<Option<Box<dyn Cut>>, KvError> {
+        self.finish_flush()?;
+        self.begin_flush();
+        let cut = KvCut::begin(self.db.clone(), self.space, self.flushing.clone())
+            .map_err(|source| KvError::Directory { dir: self.dir.clone(), source })?;
+        Ok(Some(Box::new(cut)))
+    }
+
+    fn restore(&mut self, meta: &SnapshotMeta, data: &mut dyn Read) -> Result<(), RestoreError<KvError>> {
+        self.finish_flush().map_err(RestoreError::Machine)?;
+        let space = snapshot::next_space(self.space);
+        snapshot::fill(self, space, data)?;
+        let failed = |error: KvError| RestoreError::Machine(error);
+        snapshot::switch(self, &self.identity, space, meta).map_err(failed)?;
+        // From here on the new state counts, and nothing of the old one must be written any more.
+        self.active = Buffer::default();
+        (self.replay_bytes, self.torn) = (0, false);
+        (self.space, self.restored) = (space, Some(meta.clone()));
+        (self.applied, self.flushed) = (meta.last, meta.last.index);
+        self.sessions = Sessions::default();
+        self.read_sessions().map_err(failed)?;
+        snapshot::clear_other_spaces(&self.db, space).map_err(|e| failed(self.database("clearing away", e)))
+    }
+
+    fn restored(&self) -> Option<SnapshotMeta> {
+        self.restored.clone()
     }
 
     fn query(&mut self, query: &[u8], answer: &mut BytesMut) -> Result<(), KvError> {

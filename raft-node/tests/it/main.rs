@@ -13,4 +13,5 @@ mod history;
 mod members;
 mod review;
 mod sessions;
+mod snapshots;
 mod transfer;

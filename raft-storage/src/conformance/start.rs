@@ -178,7 +178,7 @@ fn memberships_are_recovered<F: Factory>(factory: &mut F) {
     append(&mut storage, 1, false, 12);
     append(&mut storage, 4, false, 15);
     append(&mut storage, 7, false, 18);
-    let mut changes = |factory: &mut F, mut storage: F::Storage, start: Option<u64>, expected: &[u64]| {
+    let changes = |factory: &mut F, mut storage: F::Storage, start: Option<u64>, expected: &[u64]| {
         for _ in 0..2 {
             let recovered = recover(&mut storage, GROUP);
             let expected: Vec<_> = expected.iter().map(|&index| (LogIndex(index), of(10 + index))).collect();

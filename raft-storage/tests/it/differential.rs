@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use raft_core::sim::disk::Disk;
 use raft_core::sim::schedule::Dice;
 use raft_core::{
-    Entries, EntryKind, Fetch, FetchId, HardState, LogId, LogIndex, Membership, NodeId, Segment, Term, Write, WriteSeq,
+    Entries, EntryKind, Fetch, FetchId, HardState, LogId, LogIndex, Membership, NodeId, Segment, SnapshotMeta, Term,
+    Write, WriteSeq,
 };
 use raft_storage::{MemoryStorage, Options, RocksStorage, Storage, StorageReader};
 use tempfile::TempDir;
@@ -48,8 +49,8 @@ fn the_model_of_a_disk_and_the_real_stores_do_the_same() {
     }
     eprintln!("{} seeds: {seen:?}", seeds.len());
     if seeds.len() >= SEEDS as usize {
-        let Seen { lost, kept, torn, truncations, reads, reopened } = seen;
-        let rare = [lost, kept, torn, truncations, reads, reopened].into_iter().min();
+        let Seen { lost, kept, torn, truncations, starts, reads, reopened } = seen;
+        let rare = [lost, kept, torn, truncations, starts, reads, reopened].into_iter().min();
         assert!(rare >= Some(SEEDS), "some situations hardly occur: {seen:?}");
     }
 }
@@ -63,6 +64,8 @@ struct Seen {
     /// Crashes in the middle of a write.
     torn: u64,
     truncations: u64,
+    /// Writes that let the log begin elsewhere.
+    starts: u64,
     reads: u64,
     reopened: u64,
 }
@@ -73,6 +76,7 @@ impl Seen {
         self.kept += other.kept;
         self.torn += other.torn;
         self.truncations += other.truncations;
+        self.starts += other.starts;
         self.reads += other.reads;
         self.reopened += other.reopened;
     }
@@ -142,18 +146,34 @@ impl Three {
         if self.dice.chance(1, 3) {
             now.voted_for = now.voted_for.or(Some(NodeId(self.dice.between(1, 5))));
         }
-        let back = if self.dice.chance(1, 3) { self.dice.between(0, 12).min(last.index.0) } else { 0 };
+        let log_start = self.log_start(now.current_term);
+        self.seen.starts += u64::from(log_start.is_some());
+        // The start comes first; what is left of the log after it may be truncated.
+        let (start, last) = match &log_start {
+            Some(meta) if self.disk.live().id_at(meta.last.index) == Some(meta.last) => (meta.last, last),
+            Some(meta) => (meta.last, meta.last),
+            None => (self.disk.live().start(), last),
+        };
+        let length = last.index.0 - start.index.0;
+        let back = if self.dice.chance(1, 3) { self.dice.between(0, 12).min(length) } else { 0 };
         let truncate_from = (back > 0 || self.dice.chance(1, 20)).then(|| LogIndex(last.index.0 + 1 - back));
         let prev = LogIndex(last.index.0 - back);
-        let prev = self.disk.live().id_at(prev).unwrap_or(LogId::ZERO);
+        let prev = if prev == start.index { start } else { self.disk.live().id_at(prev).unwrap_or(LogId::ZERO) };
         let entries = if self.dice.chance(1, 6) { Entries::new() } else { self.entries(prev, now.current_term) };
-        Write {
-            seq: WriteSeq(self.seq),
-            hard_state: (now != before).then_some(now),
-            log_start: None,
-            truncate_from,
-            entries,
+        Write { seq: WriteSeq(self.seq), hard_state: (now != before).then_some(now), log_start, truncate_from, entries }
+    }
+
+    /// Now and then the log is to begin elsewhere: where it has an entry, beyond its end, or at an entry that it has in another term.
+    fn log_start(&mut self, term: Term) -> Option<SnapshotMeta> {
+        let (start, last) = (self.disk.live().start().index.0, self.disk.live().last().index.0);
+        if !self.dice.chance(1, 6) {
+            return None;
         }
+        let beyond = if self.dice.chance(1, 5) { 20 } else { 0 };
+        let index = LogIndex(self.dice.between(start, last + beyond));
+        let held = self.disk.live().id_at(index).filter(|_| index.0 == start || !self.dice.chance(1, 5));
+        let last = held.unwrap_or(LogId::new(term, index));
+        Some(SnapshotMeta { last, membership: Membership::of_voters([NodeId(self.seq)]) })
     }
 
     /// Entries that follow on `prev`, in rising terms up to `term`.
@@ -190,8 +210,9 @@ impl Three {
     fn read_live(&mut self) {
         let synced = self.disk.pending().len() == 0;
         for _ in 0..4 {
-            let end = self.disk.live().last().index.0 + 3;
-            let (first, last) = (LogIndex(self.dice.between(0, end)), LogIndex(self.dice.between(0, end)));
+            let (begin, end) =
+                (self.disk.live().start().index.0.saturating_sub(3), self.disk.live().last().index.0 + 3);
+            let (first, last) = (LogIndex(self.dice.between(begin, end)), LogIndex(self.dice.between(begin, end)));
             let max_bytes = if self.dice.chance(1, 3) { usize::MAX } else { self.dice.between(0, 3000) as usize };
             let expected = self.disk.read(&Fetch { id: FetchId(1), first, last, max_bytes });
             let what = format!("entries {first} to {last}, {max_bytes} bytes");
@@ -265,19 +286,21 @@ impl Three {
 
     /// Nothing is under way: all three tell the same about everything.
     fn compare(&mut self) {
-        let model = self.disk.recover(Membership::default());
+        let founders = Membership::of_voters([NodeId(77)]);
+        let model = self.disk.recover(founders.clone());
+        let first = model.log_start.index.next();
+        let all = self.disk.read(&Fetch { id: FetchId(1), first, last: LogIndex::MAX, max_bytes: usize::MAX });
+        assert_eq!(all.len() as u64, model.last_index.0 - model.log_start.index.0);
         for found in [self.memory.recover(GROUP).unwrap(), self.rocks().recover(GROUP).unwrap()] {
             assert_eq!(found.hard_state, model.hard_state);
             assert_eq!((found.log_start, &found.runs), (model.log_start, &model.runs));
-            assert_eq!(found.last_index, model.last_index);
-            let bytes = self.disk.durable().byte_len() - size_of::<HardState>();
-            assert_eq!(found.bytes, bytes as u64);
+            assert_eq!((found.last_index, found.bytes), (model.last_index, all.byte_len() as u64));
+            assert_eq!(found.membership.unwrap_or(founders.clone()), model.membership);
         }
-        let (first, last) = (LogIndex(1), LogIndex::MAX);
-        let all = self.disk.read(&Fetch { id: FetchId(1), first, last, max_bytes: usize::MAX });
-        assert_eq!(all.len() as u64, model.last_index.0);
-        assert_eq!(self.memory.reader().entries(GROUP, first, last, usize::MAX).unwrap(), all);
-        assert_eq!(self.rocks().reader().entries(GROUP, first, last, usize::MAX).unwrap(), all);
+        let (whole, max) = (LogIndex::MAX, usize::MAX);
+        assert_eq!(self.memory.reader().entries(GROUP, first, whole, max).unwrap(), all);
+        assert_eq!(self.rocks().reader().entries(GROUP, first, whole, max).unwrap(), all);
+        assert!(self.rocks().reader().entries(GROUP, model.log_start.index, whole, max).unwrap().is_empty());
     }
 
     /// A write that breaks a rule is refused by all three. The last thing in a run: afterwards they take no more.

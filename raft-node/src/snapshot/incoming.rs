@@ -1,0 +1,240 @@
+//! Snapshots that others send: collected in a file, checked, and announced to the core.
+
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use raft_core::{Input, NodeId, SnapshotReceived};
+use raft_net::snapshot::{Refusal, SnapshotHeader, SnapshotProgress, SnapshotReceiver, SnapshotSink};
+
+use super::directory::{Directory, remove};
+use super::file::{FileHeader, FileReader};
+use super::{SnapshotMetrics, count, lock};
+use crate::event_loop::{Inbox, Internal};
+
+/// Takes what the transport delivers.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    directory: Arc<Directory>,
+    inbox: Inbox,
+    metrics: Arc<SnapshotMetrics>,
+    /// Files that are being written to.
+    busy: Arc<Mutex<BTreeSet<PathBuf>>>,
+}
+
+impl Incoming {
+    pub(crate) fn new(directory: Arc<Directory>, inbox: Inbox, metrics: Arc<SnapshotMetrics>) -> Self {
+        Incoming { directory, inbox, metrics, busy: Arc::default() }
+    }
+}
+
+impl SnapshotReceiver for Incoming {
+    fn begin(&self, from: NodeId, header: &SnapshotHeader) -> Result<(u64, Box<dyn SnapshotSink>), Refusal> {
+        if header.group != self.directory.group() {
+            return Err(format!("group {} is not here", header.group).into());
+        }
+        let expected = FileHeader { group: header.group, id: header.id, meta: header.meta.clone() };
+        let part = self.directory.part(&expected);
+        let mut busy = lock(&self.busy);
+        if !busy.insert(part.clone()) {
+            return Err("it is being received already".into());
+        }
+        self.directory.forget_parts(&busy);
+        drop(busy);
+        let claim = Claim { part, busy: self.busy.clone(), from, metrics: self.metrics.clone() };
+        let progress = SnapshotProgress::of(header.size);
+        let (file, offset) = match self.directory.whole(&expected) {
+            // The last answer was lost, it seems.
+            Some(stored) if stored.size == header.size => (None, header.size),
+            _ => {
+                let file = OpenOptions::new().create(true).truncate(false).write(true).open(&claim.part)?;
+                let here = file.metadata()?.len();
+                // More than there is: it cannot be a part of it.
+                if here > header.size {
+                    file.set_len(0)?;
+                }
+                (Some(file), if here > header.size { 0 } else { here })
+            }
+        };
+        progress.reach(offset);
+        lock(&self.metrics.incoming).insert(from, progress.clone());
+        tracing::info!(%from, last = %header.meta.last, bytes = header.size, offset, "a snapshot arrives");
+        let (directory, inbox, header) = (self.directory.clone(), self.inbox.clone(), header.clone());
+        Ok((offset, Box::new(Sink { directory, inbox, header, expected, file, offset, progress, claim })))
+    }
+}
+
+/// The file is ours as long as this lives.
+struct Claim {
+    part: PathBuf,
+    busy: Arc<Mutex<BTreeSet<PathBuf>>>,
+    from: NodeId,
+    metrics: Arc<SnapshotMetrics>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        lock(&self.busy).remove(&self.part);
+        lock(&self.metrics.incoming).remove(&self.from);
+    }
+}
+
+struct Sink {
+    directory: Arc<Directory>,
+    inbox: Inbox,
+    header: SnapshotHeader,
+    expected: FileHeader,
+    /// `None` when all of it is here already, under its final name.
+    file: Option<File>,
+    offset: u64,
+    progress: Arc<SnapshotProgress>,
+    claim: Claim,
+}
+
+impl SnapshotSink for Sink {
+    fn write(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
+        if let Some(file) = &self.file {
+            file.write_all_at(chunk, self.offset)?;
+        }
+        self.offset += chunk.len() as u64;
+        self.progress.reach(self.offset);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<(), Refusal> {
+        let Sink { directory, inbox, header, expected, file, claim, .. } = *self;
+        if let Some(file) = file {
+            file.sync_all()?;
+            match FileReader::check(&claim.part) {
+                Ok(found) if found == expected => {}
+                Ok(_) => {
+                    remove(&claim.part);
+                    return Err("the file is not what was announced".into());
+                }
+                Err(error) => {
+                    // Next time all of it is sent.
+                    remove(&claim.part);
+                    return Err(error.into());
+                }
+            }
+        }
+        let id = directory.arrived(&claim.part, expected, header.size)?;
+        count(&claim.metrics.received);
+        let SnapshotHeader { term, epoch, meta, .. } = header;
+        tracing::info!(from = %claim.from, last = %meta.last, "a snapshot has arrived");
+        let received = SnapshotReceived { from: claim.from, term, epoch, meta, id };
+        inbox.send(Internal::Core(Input::SnapshotReceived(received)));
+        Ok(())
+    }
+}
+
+/// The bytes of a file that is sent. It may lose its name meanwhile.
+pub(crate) struct Source(pub(crate) File);
+
+impl raft_net::snapshot::SnapshotSource for Source {
+    fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use raft_core::{GroupId, LogId, LogIndex, Membership, SnapshotMeta, Term};
+    use raft_net::snapshot::SnapshotSource;
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+    use super::*;
+
+    /// A snapshot to be sent, as bytes; and whoever receives it.
+    struct Bench {
+        bytes: Vec<u8>,
+        header: SnapshotHeader,
+        incoming: Incoming,
+        inbox: UnboundedReceiver<Internal>,
+        dir: tempfile::TempDir,
+    }
+
+    fn bench() -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |name: &str| Directory::open(&dir.path().join(name), GroupId(1)).unwrap();
+        let membership = Membership::of_voters([NodeId(1), NodeId(2)]);
+        let meta = SnapshotMeta { last: LogId::new(Term(2), LogIndex(50)), membership };
+        let stored = open("sender").make(meta.clone(), |file| file.write_all(&[7; 1000])).unwrap();
+        let bytes = std::fs::read(&stored.path).unwrap();
+        let (id, size) = (stored.header.id, bytes.len() as u64);
+        let header = SnapshotHeader { group: GroupId(1), term: Term(3), epoch: 4, meta, id, size };
+        let (sender, inbox) = unbounded_channel();
+        let incoming = Incoming::new(Arc::new(open("receiver")), Inbox(sender), Arc::default());
+        Bench { bytes, header, incoming, inbox, dir }
+    }
+
+    fn announced(inbox: &mut UnboundedReceiver<Internal>) -> Option<SnapshotReceived> {
+        match inbox.try_recv() {
+            Ok(Internal::Core(Input::SnapshotReceived(received))) => Some(received),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_transfer_that_broke_off_goes_on_where_it_was() {
+        let mut bench = bench();
+        let (offset, mut sink) = bench.incoming.begin(NodeId(1), &bench.header).unwrap();
+        assert_eq!(offset, 0);
+        assert!(bench.incoming.begin(NodeId(1), &bench.header).is_err(), "one at a time");
+        sink.write(&bench.bytes[..300]).unwrap();
+        assert_eq!(bench.incoming.metrics.snapshot().incoming[&NodeId(1)], (300, bench.bytes.len() as u64));
+        drop(sink);
+        let (offset, mut sink) = bench.incoming.begin(NodeId(1), &bench.header).unwrap();
+        assert_eq!(offset, 300);
+        sink.write(&bench.bytes[300..]).unwrap();
+        assert!(announced(&mut bench.inbox).is_none());
+        sink.finish().unwrap();
+        let first = announced(&mut bench.inbox).unwrap();
+        assert_eq!((first.from, first.term, first.epoch, &first.meta), (NodeId(1), Term(3), 4, &bench.header.meta));
+        let path = bench.incoming.directory.find(first.id).unwrap();
+        assert_eq!(std::fs::read(path).unwrap(), bench.bytes);
+        // The last answer was lost: nothing is sent again.
+        let (offset, sink) = bench.incoming.begin(NodeId(1), &bench.header).unwrap();
+        assert_eq!(offset, bench.header.size);
+        sink.finish().unwrap();
+        assert!(announced(&mut bench.inbox).unwrap().id > first.id);
+        let stats = bench.incoming.metrics.snapshot();
+        assert_eq!((stats.received, stats.incoming.len()), (2, 0));
+        let mut source = Source(File::open(bench.incoming.directory.newest().unwrap().path).unwrap());
+        let mut buf = [0; 10];
+        assert_eq!(
+            (source.read_at(bench.header.size - 3, &mut buf).unwrap(), source.read_at(0, &mut buf).unwrap()),
+            (3, 10)
+        );
+    }
+
+    #[test]
+    fn what_is_not_what_was_announced_is_thrown_away() {
+        let mut bench = bench();
+        let refuse = |bench: &mut Bench, header: &SnapshotHeader, bytes: &[u8]| {
+            let (_, mut sink) = bench.incoming.begin(NodeId(1), header).unwrap();
+            sink.write(bytes).unwrap();
+            let reason = sink.finish().unwrap_err().to_string();
+            assert!(announced(&mut bench.inbox).is_none());
+            assert_eq!(bench.dir.path().join("receiver").read_dir().unwrap().count(), 0, "nothing stays");
+            reason
+        };
+        let (good, header) = (bench.bytes.clone(), bench.header.clone());
+        let mut bad = good.clone();
+        bad[600] ^= 1;
+        assert!(refuse(&mut bench, &header, &bad).contains("checksum"));
+        assert!(refuse(&mut bench, &header, &good[..900]).contains("too early"));
+        let other = SnapshotHeader { id: header.id ^ 1, ..header.clone() };
+        assert!(refuse(&mut bench, &other, &good).contains("not what was announced"));
+        let foreign = SnapshotHeader { group: GroupId(2), ..header.clone() };
+        assert!(bench.incoming.begin(NodeId(1), &foreign).is_err());
+        // Another one comes: what is left of this one makes room.
+        drop(bench.incoming.begin(NodeId(1), &header).unwrap());
+        drop(bench.incoming.begin(NodeId(1), &other).unwrap());
+        assert_eq!(bench.dir.path().join("receiver").read_dir().unwrap().count(), 1);
+    }
+}
