@@ -199,14 +199,15 @@ impl World {
             26 => self.start(i),
             27 => self.link_reset(i, choices.pick(self.servers.len())),
             28 => self.hold(i, choices.flip()),
-            29 => self.settle(choices.pick(1 << self.servers.len()), 12),
-            30 => self.transfer(i, choices.pick(self.servers.len() + 1)),
-            _ if choices.flip() => self.change_membership(i, choices),
-            _ => match choices.between(0, 7) {
+            29..=30 => self.settle(choices.pick(1 << self.servers.len()), 12),
+            // What happens seldom shares a number, so that it does not keep the rest from happening.
+            _ => match choices.between(0, 11) {
                 0 => self.wake(i),
-                1..=2 => self.compact(i, choices.between(0, 3)),
-                3 => self.end_transfer(choices.pick(self.transfers.len()), false, true),
-                4..=5 => {
+                1 => self.transfer(i, choices.pick(self.servers.len() + 1)),
+                2..=4 => self.change_membership(i, choices),
+                5..=6 => self.compact(i, choices.between(0, 3)),
+                7 => self.end_transfer(choices.pick(self.transfers.len()), false, true),
+                8..=9 => {
                     let (n, heard) = (choices.pick(self.transfers.len()), !choices.chance(1, 4));
                     self.end_transfer(n, true, heard)
                 }

@@ -34,9 +34,10 @@ fn arbitrary_clusters_keep_every_promise() {
         sum.changes += changes;
         sum.restored += restored;
     }
-    let often = [sum.elected, sum.committed as usize, sum.lost_writes, sum.reads, sum.fetched, sum.changes];
+    let often = [sum.elected, sum.committed as usize, sum.lost_writes, sum.reads, sum.fetched];
+    let seldom = [sum.truncated, sum.changes, sum.restored];
     assert!(
-        often.iter().all(|count| *count >= 200) && sum.truncated >= 10 && sum.restored >= 3,
+        often.iter().all(|count| *count >= 200) && seldom.iter().all(|count| *count >= 8),
         "some situations hardly occur: {sum:?}"
     );
 }
