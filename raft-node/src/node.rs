@@ -74,6 +74,9 @@ pub enum StartError {
 type ClientService =
     Box<dyn FnOnce(Raft, mpsc::Receiver<ClientConnection>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
+/// Changes settings of the protocol.
+type Tune = Box<dyn FnOnce(&mut Config) + Send>;
+
 /// Collects what a node needs. [`Raft::builder`] makes one.
 #[must_use = "a builder does nothing until it is started"]
 pub struct Builder<M> {
@@ -88,7 +91,7 @@ pub struct Builder<M> {
     limits: raft_net::Limits,
     storage: Options,
     snapshots: SnapshotPolicy,
-    tune: Box<dyn FnOnce(&mut Config) + Send>,
+    tune: Tune,
     clients: Option<ClientService>,
 }
 
@@ -311,7 +314,7 @@ async fn launch<M, S, T, O>(
     id: NodeId,
     mut peers: BTreeMap<NodeId, String>,
     machine: M,
-    (policy, tune): (SnapshotPolicy, Box<dyn FnOnce(&mut Config) + Send>),
+    (policy, tune): (SnapshotPolicy, Tune),
     service: Option<ClientService>,
     open: O,
 ) -> Result<Raft, StartError>

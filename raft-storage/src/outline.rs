@@ -224,7 +224,8 @@ mod tests {
 
     #[test]
     fn a_log_that_holds_the_new_start_loses_what_is_before_it() {
-        let cases: [((u64, u64), &[LogId], &[u64]); 6] = [
+        type Case<'a> = ((u64, u64), &'a [LogId], &'a [u64]);
+        let cases: [Case<'_>; 6] = [
             ((0, 0), &[id(1, 1), id(2, 3), id(3, 4)], &[2, 4]),
             ((1, 1), &[id(1, 2), id(2, 3), id(3, 4)], &[2, 4]),
             ((1, 2), &[id(2, 3), id(3, 4)], &[4]),

@@ -336,8 +336,8 @@ mod tests {
         assert!(FileReader::check(&path).unwrap_err().to_string().contains("behind the footer"));
         // Chunks that change places, each of them whole.
         let mut writer = FileWriter::create(&path, &header()).unwrap();
-        writer.write_all(&[1; CHUNK]).unwrap();
-        writer.write_all(&[2; CHUNK]).unwrap();
+        writer.write_all(&vec![1; CHUNK]).unwrap();
+        writer.write_all(&vec![2; CHUNK]).unwrap();
         writer.finish().unwrap();
         let whole = std::fs::read(&path).unwrap();
         let (begin, size) = (header().encode().len(), CHUNK + 8);

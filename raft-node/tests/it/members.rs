@@ -173,7 +173,7 @@ async fn add_when_up(cluster: &Cluster, id: NodeId) {
         match member(cluster, &["add", &id.to_string(), &cluster.address(id)]).await {
             Ok(_) => return,
             Err(text) => {
-                assert!(text.contains("start it first") && start.elapsed() < Duration::from_secs(30), "{text}")
+                assert!(text.contains("start it first") && start.elapsed() < Duration::from_secs(30), "{text}");
             }
         }
     }

@@ -157,7 +157,7 @@ impl<'a> Changes<'a> {
         }
         self.purged += state.positions.begin(first, skipped, before);
         state.first = first;
-        self.put_start(group, LogStart { id: start.last, link, first, membership: Some(start.membership) });
+        self.put_start(group, &LogStart { id: start.last, link, first, membership: Some(start.membership) });
         Ok(())
     }
 
@@ -170,12 +170,12 @@ impl<'a> Changes<'a> {
         // The first record must say that it was written after this start, and not after another one.
         state.link = start_link(start.last);
         let (first, link) = (state.first, state.link);
-        self.put_start(group, LogStart { id: start.last, link, first, membership: Some(start.membership) });
+        self.put_start(group, &LogStart { id: start.last, link, first, membership: Some(start.membership) });
     }
 
-    fn put_start(&mut self, group: GroupId, start: LogStart) {
+    fn put_start(&mut self, group: GroupId, start: &LogStart) {
         let key = meta::key(group, Tag::LogStart);
-        self.batch.put_cf(self.meta, key, meta::encode_log_start(&key, &start));
+        self.batch.put_cf(self.meta, key, meta::encode_log_start(&key, start));
     }
 }
 

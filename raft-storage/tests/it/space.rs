@@ -21,7 +21,7 @@ fn bytes_to_disk() -> u64 {
 fn grow(dir: &Path, options: &Options, total: u64, keep: u64, step: u64) -> u64 {
     const ENTRY: usize = 16 << 10;
     let mut storage = RocksStorage::open(dir, &me(), options).unwrap();
-    let payload: Vec<u8> = (0..ENTRY).map(|n| (n * 31 ^ n >> 7) as u8).collect();
+    let payload: Vec<u8> = (0..ENTRY).map(|n| ((n * 31) ^ (n >> 7)) as u8).collect();
     let payloads = [payload.as_slice(); 16];
     let (mut last, mut purged, mut largest) = (0u64, 0u64, 0);
     while last * (ENTRY as u64) < total {
