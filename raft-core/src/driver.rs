@@ -3,7 +3,7 @@
 //! [`Raft`] says what must be done; a [`Driver`] also keeps those who wait (for a command to be applied, for a read to be confirmed) until
 //! their answer is known or it is certain that there will be none. It is as pure as the core: it has no thread, no clock and no queue of
 //! its own. Whoever owns it feeds it what has come in, calls [`Driver::turn`], and carries things through its [`Ports`]. So the same code
-//! orders events in a node, where ports are threads and sockets, and in the [simulator](crate::sim), where they are events in virtual time.
+//! orders events in a node, where ports are threads and sockets, and in the simulator (`sim`), where they are events in virtual time.
 //!
 //! ```
 //! use raft_core::driver::{Driver, Job, Ports, RequestError, settle};
