@@ -136,9 +136,14 @@ async fn a_learner_gets_everything_and_its_vote_is_not_needed() {
 /// A disk that was lost took with it what the node had promised. Under its old id it is nobody, until it has been removed and added again.
 #[tokio::test]
 async fn a_node_with_an_emptied_disk_is_refused_until_it_is_added_anew() {
-    let mut cluster = Cluster::start(3).await;
+    // The beginning of the log is soon gone: who has nothing needs a snapshot.
+    let often = "[snapshot]\nbytes = 65536\nkeep_entries = 10\nkeep_bytes = 16384\n";
+    let mut cluster = Cluster::start_with(3, often).await;
     let client = cluster.client();
     client.put(b"k", b"1").await.expect("written");
+    for n in 0..300_u32 {
+        client.put(&n.to_be_bytes(), &[7; 1024]).await.expect("written");
+    }
     let leader = cluster.leader().await;
     let lost = cluster.ids().into_iter().find(|id| *id != leader).expect("a follower");
     catches_up(&client, lost).await;
@@ -159,6 +164,9 @@ async fn a_node_with_an_emptied_disk_is_refused_until_it_is_added_anew() {
     cluster.spawn_joining(lost);
     add_when_up(&cluster, lost).await;
     catches_up(&client, lost).await;
+    let status = cluster.client().status(lost).await.expect("it answers");
+    assert!(status.metrics["snapshot.restored"] >= 1, "by a snapshot: {status:?}");
+    assert_eq!(status.members.len(), 3, "which says who belongs to the cluster");
     let found = client.get(b"k", Consistency::Linearizable).await.expect("read").expect("kept");
     assert_eq!(&found.value[..], b"2");
     let other = cluster.ids().into_iter().find(|id| *id != leader && *id != lost).expect("a third");
