@@ -105,8 +105,8 @@ situations! {
     SnapshotSent: 100, "a snapshot was sent";
     SnapshotFailed: 100, "a transfer of a snapshot failed";
     Installed: 100, "a snapshot was installed";
-    InstallOvertaken: 0, "a snapshot was installed, and appends were quicker";
-    InstallUnfinished: 300, "a crash came between a snapshot and its log";
+    InstallOvertaken: 1500, "a snapshot was installed, and appends were quicker";
+    InstallUnfinished: 900, "a crash came between a snapshot and its log";
     SnapshotsInSuccession: 300, "a snapshot came while another was being installed";
     Backlog: 100, "the log of a server that came back had to be caught up";
 }
