@@ -14,7 +14,8 @@ use raft_node::kv::MAX_VALUE_BYTES;
 use serde_json::json;
 
 use super::{
-    CasArgs, ClientArgs, DeleteArgs, Done, Freshness, FreshnessArgs, GetArgs, PutArgs, ScanArgs, TransferArgs, output,
+    CasArgs, ClientArgs, DeleteArgs, Done, Freshness, FreshnessArgs, GetArgs, PutArgs, ScanArgs, SnapshotArgs,
+    TransferArgs, output,
 };
 
 /// Keys asked for at a time.
@@ -104,6 +105,18 @@ pub(super) fn transfer(args: &TransferArgs) -> Result<Done> {
     with_client(&args.client, false, async |client| {
         let leader = client.transfer_leadership(args.to.map(NodeId)).await?;
         output::line(&args.client, &json!({ "leader": leader.0 }), &format!("node {leader} leads"))?;
+        Ok(Done::Ok)
+    })
+}
+
+pub(super) fn snapshot(args: &SnapshotArgs) -> Result<Done> {
+    with_client(&args.client, false, async |client| {
+        let nodes = args.node.map_or_else(|| client.nodes(), |id| vec![NodeId(id)]);
+        for node in nodes {
+            let index = client.snapshot(node).await?;
+            let text = format!("node {node}: everything up to index {index}");
+            output::line(&args.client, &json!({ "node": node.0, "index": index }), &text)?;
+        }
         Ok(Done::Ok)
     })
 }

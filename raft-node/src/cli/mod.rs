@@ -60,6 +60,8 @@ enum Command {
     /// Show or change who belongs to the cluster
     #[command(subcommand)]
     Member(MemberCommand),
+    /// Have nodes make a snapshot of their state, and compact their logs
+    Snapshot(SnapshotArgs),
     /// Have the leader hand over to another node, without a failed write
     Transfer(TransferArgs),
 }
@@ -204,6 +206,15 @@ enum Freshness {
 }
 
 #[derive(Debug, Args)]
+struct SnapshotArgs {
+    /// Only this node [default: all of them, one after the other]
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+    node: Option<u64>,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Args)]
 struct TransferArgs {
     /// Id of the node that is to lead [default: the one that has most of the log]
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
@@ -281,6 +292,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Member(command) => member::run(&command),
         Command::Transfer(args) => commands::transfer(&args),
+        Command::Snapshot(args) => commands::snapshot(&args),
     };
     match outcome {
         Ok(Done::Ok) => ExitCode::SUCCESS,
@@ -314,6 +326,7 @@ impl Command {
             | Command::Cas(CasArgs { client, .. })
             | Command::Scan(ScanArgs { client, .. })
             | Command::Transfer(TransferArgs { client, .. })
+            | Command::Snapshot(SnapshotArgs { client, .. })
             | Command::Status(client) => client.json,
         }
     }

@@ -172,12 +172,26 @@ impl Client {
     /// # Errors
     /// [`Error::Timeout`] when it cannot be reached.
     pub async fn status(&self, node: NodeId) -> Result<NodeStatus, Error> {
+        let body = self.ask(node, &Request::Status { group: GroupId::FIRST }).await?;
+        postcard::from_bytes(&body).map_err(|e| Error::BadAnswer(e.to_string()))
+    }
+
+    /// Has one node make a snapshot of what it has applied, and compact its log. Returns the index of the last entry in it.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`] says why there is none; [`Error::Timeout`] when the node cannot be reached, or takes longer.
+    pub async fn snapshot(&self, node: NodeId) -> Result<u64, Error> {
+        let body = self.ask(node, &Request::Snapshot { group: GroupId::FIRST }).await?;
+        let index = <[u8; 8]>::try_from(&body[..]).map_err(|_| Error::BadAnswer("no index".into()))?;
+        Ok(u64::from_le_bytes(index))
+    }
+
+    /// Asks this node, and no other.
+    async fn ask(&self, node: NodeId, request: &Request) -> Result<Bytes, Error> {
         let start = Instant::now();
-        let request = Request::Status { group: GroupId::FIRST };
-        let why = match self.attempt(node, &request, start + self.inner.timeout).await {
-            Attempt::Response(Response::Done(body)) => {
-                return postcard::from_bytes(&body).map_err(|e| Error::BadAnswer(e.to_string()));
-            }
+        let why = match self.attempt(node, request, start + self.inner.timeout).await {
+            Attempt::Response(Response::Done(body)) => return Ok(body),
+            Attempt::Response(Response::BadRequest(why)) => return Err(Error::BadRequest(why)),
             Attempt::Response(other) => format!("{other:?}"),
             Attempt::NotSent(why) | Attempt::MaybeSent(why) => why,
         };

@@ -8,8 +8,9 @@
 //!          3 status   group u64 LE
 //!          4 transfer group u64 LE | node id u64 LE, 0 for the best
 //!          5 member   group u64 LE | postcard [`MemberChange`]
+//!          6 snapshot group u64 LE
 //! response 128 done           reply of the state machine, or a postcard [`NodeStatus`]; to a change of the membership, postcard: its index; after a
-//!                             transfer the leader's id u64 LE
+//!                             transfer the leader's id u64 LE; after a snapshot the index of its last entry u64 LE
 //!          129 not leader     postcard: option of (node id, address)
 //!          130 busy
 //!          131 too large      postcard: (size, limit)
@@ -43,6 +44,7 @@ const READ: u8 = 2;
 const STATUS: u8 = 3;
 const TRANSFER: u8 = 4;
 const MEMBER: u8 = 5;
+const SNAPSHOT: u8 = 6;
 const DONE: u8 = 128;
 const NOT_LEADER: u8 = 129;
 const BUSY: u8 = 130;
@@ -82,6 +84,11 @@ pub enum Request {
         group: GroupId,
         /// To whom; to the best, if that is left open.
         to: Option<NodeId>,
+    },
+    /// Make a snapshot, and compact the log.
+    Snapshot {
+        /// In which group.
+        group: GroupId,
     },
     /// Change who belongs to the cluster.
     Member {
@@ -275,7 +282,7 @@ impl Frame {
     pub fn into_request(self) -> Result<Request, FrameError> {
         let Frame { kind, mut body, .. } = self;
         let too_short = |_| FrameError::TooShort(kind);
-        if !(WRITE..=MEMBER).contains(&kind) {
+        if !(WRITE..=SNAPSHOT).contains(&kind) {
             return Err(FrameError::Kind(kind));
         }
         let group = GroupId(body.try_get_u64_le().map_err(too_short)?);
@@ -301,7 +308,8 @@ impl Frame {
                 }
                 Request::Transfer { group, to: Some(NodeId(to)).filter(|to| to.0 != 0) }
             }
-            _ if body.is_empty() => Request::Status { group },
+            STATUS if body.is_empty() => Request::Status { group },
+            SNAPSHOT if body.is_empty() => Request::Snapshot { group },
             _ => return Err(FrameError::Body(kind)),
         })
     }
@@ -348,6 +356,7 @@ impl Request {
                 frame(out, id, READ, &[&group.0.to_le_bytes(), &[consistency], query])
             }
             Request::Status { group } => frame(out, id, STATUS, &[&group.0.to_le_bytes()]),
+            Request::Snapshot { group } => frame(out, id, SNAPSHOT, &[&group.0.to_le_bytes()]),
             Request::Member { group, change } => {
                 let change = postcard::to_stdvec(change).ok()?;
                 frame(out, id, MEMBER, &[&group.0.to_le_bytes(), &change])
@@ -456,7 +465,7 @@ mod tests {
             addresses: vec![(NodeId(4), "h:1".into())],
             ..MemberChange::default()
         };
-        let requests: [(Request, &[u8]); 8] = [
+        let requests: [(Request, &[u8]); 9] = [
             (
                 Request::Write { group: GROUP, command: Bytes::from_static(b"cmd") },
                 b"\x14\0\0\0\x07\0\0\0\0\0\0\0\x01\x01\0\0\0\0\0\0\0cmd",
@@ -478,6 +487,7 @@ mod tests {
                 b"\x12\0\0\0\x07\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0\0\x02",
             ),
             (Request::Status { group: GROUP }, b"\x11\0\0\0\x07\0\0\0\0\0\0\0\x03\x01\0\0\0\0\0\0\0"),
+            (Request::Snapshot { group: GROUP }, b"\x11\0\0\0\x07\0\0\0\0\0\0\0\x06\x01\0\0\0\0\0\0\0"),
             (
                 Request::Transfer { group: GROUP, to: None },
                 b"\x19\0\0\0\x07\0\0\0\0\0\0\0\x04\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
@@ -561,7 +571,7 @@ mod tests {
         assert_eq!(frame(STATUS, b"\x01\0\0\0\0\0\0\0x").into_request(), Err(FrameError::Body(STATUS)));
         assert_eq!(frame(TRANSFER, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::TooShort(TRANSFER)));
         assert_eq!(frame(MEMBER, b"\x01\0\0\0\0\0\0\0\x01").into_request(), Err(FrameError::Body(MEMBER)));
-        assert_eq!(frame(6, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::Kind(6)));
+        assert_eq!(frame(7, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::Kind(7)));
         assert_eq!(frame(NOT_LEADER, b"\x02").into_response(), Err(FrameError::Body(NOT_LEADER)));
         assert_eq!(frame(BUSY, b"x").into_response(), Err(FrameError::Body(BUSY)));
         assert_eq!(frame(200, b"").into_response(), Err(FrameError::Kind(200)));

@@ -17,6 +17,7 @@ use super::sink::{ConnectionSink, SinkLimits};
 use crate::handle::{Proposal, Raft, ReadRequest, TransferFailure};
 use crate::member::MemberInfo;
 use crate::reply::{ReplySink as _, RequestError, Responder};
+use crate::snapshot::SnapshotError;
 
 /// How long a connection may take to open its stream.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -201,6 +202,7 @@ impl Service {
                         answered = true;
                     }
                     Request::Transfer { to, .. } => self.transfer(to, id, sink),
+                    Request::Snapshot { .. } => self.snapshot(id, sink),
                 },
             }
         }
@@ -220,6 +222,7 @@ impl Service {
             Request::Write { group, .. }
             | Request::Read { group, .. }
             | Request::Status { group }
+            | Request::Snapshot { group }
             | Request::Transfer { group, .. }
             | Request::Member { group, .. } => *group,
         };
@@ -231,7 +234,11 @@ impl Service {
             Request::Read { query, .. } if query.len() > self.limits.query_bytes => {
                 Err(Response::TooLarge { size: query.len() as u64, limit: self.limits.query_bytes as u64 })
             }
-            Request::Read { .. } | Request::Status { .. } | Request::Transfer { .. } | Request::Member { .. } => Ok(()),
+            Request::Read { .. }
+            | Request::Status { .. }
+            | Request::Snapshot { .. }
+            | Request::Transfer { .. }
+            | Request::Member { .. } => Ok(()),
         }
     }
 
@@ -248,6 +255,20 @@ impl Service {
                 Err(TransferFailure::Refused(TransferError::NotLeader { hint })) => {
                     Response::from_error(&RequestError::NotLeader { hint }, |id| addresses.borrow().get(&id).cloned())
                 }
+                Err(why) => Response::BadRequest(why.to_string()),
+            };
+            sink.respond(id, &response);
+            sink.flush();
+        });
+    }
+
+    /// Takes as long as writing all of the state: other requests go on meanwhile.
+    fn snapshot(&self, id: u64, sink: &Arc<ConnectionSink>) {
+        let (raft, sink) = (self.raft.clone(), sink.clone());
+        tokio::spawn(async move {
+            let response = match raft.snapshot().await {
+                Ok(last) => Response::Done(last.0.to_le_bytes().to_vec().into()),
+                Err(SnapshotError::ShuttingDown) => Response::ShuttingDown,
                 Err(why) => Response::BadRequest(why.to_string()),
             };
             sink.respond(id, &response);

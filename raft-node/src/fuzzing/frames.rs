@@ -13,7 +13,7 @@ const LENGTH: usize = 4;
 
 /// The node's side. What is read as a request, and written again, has the same bytes.
 pub fn requests(data: &[u8]) -> bool {
-    let (stream, frames) = cut(data, 1..=6);
+    let (stream, frames) = cut(data, 1..=7);
     let mut good = false;
     let mut at = 0;
     for frame in frames {

@@ -204,3 +204,20 @@ async fn a_client_needs_a_certificate_of_its_own() {
     let (code, _, error) = run(cluster.command("get").arg("k"));
     assert!(code == 1 && error.contains("is for node 1 of cluster `test`, not for a client"), "{error}");
 }
+
+/// On demand, the log is compacted without waiting for it to grow.
+#[tokio::test]
+async fn a_snapshot_can_be_asked_for() {
+    let cluster = Cluster::start_with(1, "[snapshot]\nkeep_entries = 1\nkeep_bytes = 1\n").await;
+    for value in ["1", "2", "3", "4"] {
+        assert_eq!(run(cluster.command("put").args(["k", value])).0, 0);
+    }
+    let (code, made) = run_json(&mut cluster.command("snapshot"));
+    assert_eq!((code, &made["node"]), (0, &json!(1)));
+    let index = made["index"].as_u64().expect("an index");
+    assert!(index >= 4, "{made}");
+    let (_, status) = run_json(&mut cluster.command("status"));
+    assert!(status["nodes"][0]["metrics"]["log.start"].as_u64() > Some(0), "{status}");
+    let (code, _, text) = run(cluster.command("snapshot").args(["--node", "9"]));
+    assert_eq!((code, text.contains("node 9")), (4, true), "{text}");
+}
