@@ -339,7 +339,7 @@ mod tests {
             value[..29],
             [&[2][..], &7u64.to_be_bytes(), &3u64.to_be_bytes(), &99u32.to_be_bytes(), &4u64.to_be_bytes()].concat()
         );
-        assert_eq!(value[29..value.len() - CRC], [&[1][..], &[0; 16]].concat());
+        assert_eq!(value[29..value.len() - CRC], [&[1][..], &[0; 20]].concat(), "an empty membership");
     }
 
     #[test]
