@@ -22,7 +22,7 @@ fn bytes(dice: &mut Dice, len: usize) -> Vec<u8> {
 fn arbitrary_clusters_keep_every_promise() {
     let mut dice = Dice::new(1, 17);
     let mut sum = Reached::default();
-    for _ in 0..800 {
+    for _ in 0..2400 {
         let Reached { elected, committed, truncated, lost_writes, reads, fetched, changes, restored } =
             fuzzing::cluster(&bytes(&mut dice, 2000));
         sum.elected += elected;
@@ -34,10 +34,10 @@ fn arbitrary_clusters_keep_every_promise() {
         sum.changes += changes;
         sum.restored += restored;
     }
-    let often = [sum.elected, sum.committed as usize, sum.lost_writes, sum.reads, sum.fetched];
-    let seldom = [sum.truncated, sum.changes, sum.restored];
+    let often = [sum.elected, sum.committed as usize, sum.lost_writes, sum.reads, sum.fetched, sum.changes];
+    let seldom = [sum.truncated, sum.restored];
     assert!(
-        often.iter().all(|count| *count >= 200) && seldom.iter().all(|count| *count >= 8),
+        often.iter().all(|count| *count >= 200) && seldom.iter().all(|count| *count >= 20),
         "some situations hardly occur: {sum:?}"
     );
 }
