@@ -203,7 +203,9 @@ impl NodeConfig {
             })?,
         };
         let peers = source.addresses("peers", peers)?;
-        if !peers.contains_key(&id) {
+        let join = overrides.join || node.join;
+        // Where the others reach a node that joins, `member add` says.
+        if !join && !peers.contains_key(&id) {
             let problem = format!("must also name this node: add {id} = \"host:port\", as the others reach it");
             return Err(source.invalid("peers", problem));
         }
@@ -218,7 +220,7 @@ impl NodeConfig {
             cluster: node.cluster,
             data_dir: overrides.data_dir.unwrap_or_else(|| beside(source.path, &node.data_dir)),
             listen,
-            join: overrides.join || node.join,
+            join,
             peers,
             tls: tls.relative_to(source.path),
             raft,
@@ -437,6 +439,14 @@ mod tests {
             assert!(error.starts_with("/etc/raft/node.toml: "), "{error}");
             assert!(error.contains(expected), "{replacement}: {error}");
         }
+    }
+
+    #[test]
+    fn a_node_that_joins_need_not_say_where_it_is_reached() {
+        let others = GOOD.replace("        1 = \"127.0.0.1:7401\"", "        3 = \"127.0.0.1:7401\"");
+        assert_ne!(others, GOOD);
+        let config = parse(&others.replace("[peers]", "join = true\n[peers]")).unwrap();
+        assert!(config.join && !config.peers.contains_key(&NodeId(1)));
     }
 
     #[test]

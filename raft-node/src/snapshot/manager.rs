@@ -77,6 +77,10 @@ impl Manager {
         let directory = self.directory.as_ref()?;
         let durable = if self.machine_is_durable { durable } else { directory.newest()?.index() };
         let up_to = self.ledger.compact(durable)?;
+        if up_to == LogIndex::ZERO {
+            tracing::info!(%durable, "the state is durable; the log is short enough to be kept whole");
+            return None;
+        }
         count(&self.metrics.compactions);
         tracing::info!(%up_to, %durable, "the log is compacted");
         Some(up_to)
