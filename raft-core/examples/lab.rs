@@ -1,4 +1,4 @@
-//! Runs the tests of MIT's labs 2A to 2D and 3A in virtual time, over many seeds, and prints what they took beside the course's own figures.
+//! Runs the tests of MIT's labs 2A to 2D, 3A and 3B in virtual time, over many seeds, and prints what they took beside the course's own figures.
 //!
 //! ```text
 //! cargo xtask sim [--seeds N] [--test NAME] [--seed S] [--trace]
@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use raft_core::sim::lab::{self, Figures, LabTest, TESTS, Variant};
 
 const USAGE: &str = "\
-Runs the tests of MIT's Raft labs 2A to 2D and 3A on the core, in virtual time.
+Runs the tests of MIT's Raft labs 2A to 2D, 3A and 3B on the core, in virtual time.
 
   --seeds N     run every test with the seeds 0 to N-1 (default 200)
   --seed S      run only this seed

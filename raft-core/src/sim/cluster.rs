@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::checker::Checker;
+use super::disk::Disk;
 use super::network::{self, Call, CallKind, Fate, Network};
 use super::node::Node;
 use super::schedule::{Dice, Schedule};
@@ -79,9 +80,14 @@ pub trait Applier {
     /// What is wrong with that; ends the simulation.
     fn apply(&mut self, server: usize, entry: &EntryRef<'_>) -> Result<(), Failure>;
 
+    /// Server `server` starts: what it kept in memory is gone. [`Applier::restore`] follows if a state was kept on its disk.
+    fn start(&mut self, server: usize) {
+        let _ = server;
+    }
+
     /// Server `server` has applied the entry at `index`: its state, if it is to be kept now in the place of the log (the lab's `Snapshot`).
-    fn snapshot(&mut self, server: usize, index: LogIndex) -> Option<Bytes> {
-        let _ = (server, index);
+    fn snapshot(&mut self, server: usize, index: LogIndex, disk: &Disk) -> Option<Bytes> {
+        let _ = (server, index, disk);
         None
     }
 
@@ -230,6 +236,7 @@ impl Cluster {
         if let Err(error) = self.nodes[i].start(&self.options.config, self.membership.clone(), now) {
             self.failed(format!("n{} cannot start: {error}", i + 1));
         }
+        self.applier.start(i);
         if let Some(saved) = self.nodes[i].disk().saved() {
             let index = saved.meta.last.index;
             self.checker.started(id_of(i), index);
@@ -411,7 +418,7 @@ impl Cluster {
                     let applied = self.checker.applied(id_of(i), entry.id());
                     let applied = applied.and_then(|()| self.applier.apply(i, &entry));
                     self.check(applied);
-                    if let Some(state) = self.applier.snapshot(i, entry.index) {
+                    if let Some(state) = self.applier.snapshot(i, entry.index, self.nodes[i].disk()) {
                         trace!(self, "n{} saves its state as of {}", i + 1, entry.id());
                         let meta = SnapshotMeta { last: entry.id(), membership: self.membership.clone() };
                         self.nodes[i].disk_mut().save(meta, state);

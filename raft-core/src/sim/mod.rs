@@ -10,7 +10,7 @@
 //! - [`cluster`]: what connects servers, disks and network.
 //! - [`checker`]: Raft's promises, checked after every event.
 //! - [`task`]: scripts on virtual time.
-//! - [`lab`]: the tests of MIT's course on distributed systems, labs 2A to 2C and 3A, written on all of this.
+//! - [`lab`]: the tests of MIT's course on distributed systems, labs 2A to 2D, 3A and 3B, written on all of this.
 //! - [`linearizability`]: whether what clients saw can be explained.
 //! - [`swarm`]: clusters under every mix of faults, with clients and a state machine; each seed another mix.
 //! - [`explore`]: no dice: every order of events, up to a bound.

@@ -1,4 +1,4 @@
-//! The tests of MIT's labs 2A to 2D and 3A, each over many seeds: 200, or as many as `RAFT_TEST_SEEDS` says.
+//! The tests of MIT's labs 2A to 2D, 3A and 3B, each over many seeds: 200, or as many as `RAFT_TEST_SEEDS` says.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -87,6 +87,15 @@ lab_tests!(
     lab_3a_persist_partition,
     lab_3a_persist_partition_unreliable,
     lab_3a_persist_partition_unreliable_linearizable,
+    lab_3b_snapshot_rpc,
+    lab_3b_snapshot_size,
+    lab_3b_speed,
+    lab_3b_recover_one_client,
+    lab_3b_recover_many_clients,
+    lab_3b_unreliable,
+    lab_3b_unreliable_recover,
+    lab_3b_unreliable_recover_partition,
+    lab_3b_unreliable_recover_partition_linearizable,
 );
 
 /// A failure can be repeated only if a run is a function of its seed.

@@ -10,6 +10,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use super::Outcome;
 use crate::entries::{EntryKind, EntryRef};
 use crate::sim::cluster::{Applier, Cluster};
+use crate::sim::disk::Disk;
 use crate::sim::network::Traffic;
 use crate::sim::schedule::Dice;
 use crate::sim::task::{Failure, Joining, Sim};
@@ -76,7 +77,7 @@ impl Applier for Rc<RefCell<Record>> {
     }
 
     /// After every tenth command, as in the course: all values so far.
-    fn snapshot(&mut self, server: usize, index: LogIndex) -> Option<Bytes> {
+    fn snapshot(&mut self, server: usize, index: LogIndex, _: &Disk) -> Option<Bytes> {
         let record = self.borrow();
         if !record.snapshots || !(index.0 + 1).is_multiple_of(SNAPSHOT_INTERVAL) {
             return None;

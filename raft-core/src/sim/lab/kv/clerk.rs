@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::service::{Op, Request, Service, Text};
-use crate::sim::lab::Outcome;
-use crate::sim::lab::harness::Lab;
+use crate::sim::lab::harness::{Lab, ensure};
+use crate::sim::lab::{Outcome, Snapshots};
 use crate::sim::linearizability::{Timed, Verdict, check_model};
 use crate::types::Instant;
 
@@ -72,6 +72,27 @@ impl Kv {
             }
         }
         Ok(())
+    }
+
+    /// The most bytes of term, vote and log that a server may have saved where servers keep snapshots; and where they do not, there is none.
+    pub(super) fn check_sizes(&self) -> Outcome {
+        const MAX_LOG_SIZE: usize = 8000;
+        if self.service.snapshots() == Snapshots::Never {
+            let largest = self.service.largest_snapshot();
+            return ensure(largest == 0, || format!("a snapshot of {largest} bytes that nobody asked for"));
+        }
+        let size = self.lab.log_size();
+        ensure(size <= MAX_LOG_SIZE, || format!("{size} bytes of log are saved"))
+    }
+
+    /// Size in bytes of the largest snapshot so far.
+    pub(super) fn largest_snapshot(&self) -> usize {
+        self.service.largest_snapshot()
+    }
+
+    /// Whether a server has begun with a snapshot or taken one over, in its present life.
+    pub(super) fn restored(&self, server: usize) -> bool {
+        self.service.look(server, |machine| machine.restored)
     }
 
     /// A call to a server, with its reply: what came of the operation, or `None` if the server does not lead, or the network lost something.

@@ -31,6 +31,7 @@ generic!(
     partitions_one_client: Generic { partitions: true, ..CALM },
     partitions_many_clients: Generic { partitions: true, ..FIVE },
     persist_one_client: Generic { crash: true, ..CALM },
+    persist_twenty_clients: Generic { clients: 20, crash: true, ..CALM },
     persist_many_clients: Generic { crash: true, ..FIVE },
     persist_partition: Generic { crash: true, partitions: true, ..FIVE },
     persist_partition_random_keys: RANDOM,
@@ -38,6 +39,14 @@ generic!(
 
 pub(super) async fn speed(t: Kv) -> Outcome {
     scripts::speed(t).await
+}
+
+pub(super) async fn left_behind(t: Kv) -> Outcome {
+    scripts::left_behind(t).await
+}
+
+pub(super) async fn small_state(t: Kv) -> Outcome {
+    scripts::small_state(t).await
 }
 
 pub(super) async fn one_key(t: Kv) -> Outcome {

@@ -51,6 +51,7 @@ pub(super) async fn generic(t: Kv, how: Generic) -> Outcome {
                 check_values(c, &found, appended)?;
             }
         }
+        t.check_sizes()?;
     }
     t.check_history()
 }
@@ -119,7 +120,57 @@ pub(super) async fn speed(t: Kv) -> Outcome {
     let each = t.lab.now().since(begin) / OPERATIONS;
     check_values(0, &clerk.get("x").await, OPERATIONS as usize)?;
     let limit = Duration::from_millis(100) / 3;
-    ensure(each <= limit, || format!("an operation took {each:?}, {limit:?} are allowed"))
+    ensure(each <= limit, || format!("an operation took {each:?}, {limit:?} are allowed"))?;
+    t.check_sizes()
+}
+
+/// A server that was cut off needs a snapshot, and then serves what is in it.
+pub(super) async fn left_behind(t: Kv) -> Outcome {
+    let mut first = t.clerk_of_all();
+    first.put("a", "A").await;
+    expect(&mut first, "a", "A").await?;
+    t.lab.partition(&[true, true, false]);
+    let mut others = t.clerk([0, 1]);
+    for i in 0..50 {
+        others.put(&i.to_string(), &i.to_string()).await;
+    }
+    t.lab.sleep(1000).await;
+    others.put("b", "B").await;
+    t.check_sizes()?;
+    t.lab.partition(&[true, false, true]);
+    let mut late = t.clerk([0, 2]);
+    late.put("c", "C").await;
+    late.put("d", "D").await;
+    for (key, value) in [("a", "A"), ("b", "B"), ("1", "1"), ("49", "49")] {
+        expect(&mut late, key, value).await?;
+    }
+    ensure(t.restored(2), || "n3 has caught up without a snapshot".to_owned())?;
+    t.lab.link_all();
+    first.put("e", "E").await;
+    for (key, value) in [("c", "C"), ("e", "E"), ("1", "1")] {
+        expect(&mut first, key, value).await?;
+    }
+    t.check_history()
+}
+
+/// The state is small, however many operations there were: so are logs and snapshots.
+pub(super) async fn small_state(t: Kv) -> Outcome {
+    const MAX_SNAPSHOT_SIZE: usize = 500;
+    const LIMIT: Duration = Duration::from_secs(20);
+    let begin = t.lab.now();
+    let mut clerk = t.clerk_of_all();
+    for _ in 0..200 {
+        for value in ["0", "1"] {
+            clerk.put("x", value).await;
+            expect(&mut clerk, "x", value).await?;
+        }
+    }
+    t.check_sizes()?;
+    let largest = t.largest_snapshot();
+    ensure((1..=MAX_SNAPSHOT_SIZE).contains(&largest), || format!("the largest snapshot has {largest} bytes"))?;
+    let took = t.lab.now().since(begin);
+    ensure(took <= LIMIT, || format!("800 operations took {took:?}"))?;
+    t.check_history()
 }
 
 /// Several clients append to one key.

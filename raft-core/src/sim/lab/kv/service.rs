@@ -1,13 +1,18 @@
 //! Lab 3's key-value service: what the servers' state machines do, and what the history of a key must look like.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
 use crate::entries::{EntryKind, EntryRef};
 use crate::sim::cluster::Applier;
+use crate::sim::disk::Disk;
+use crate::sim::lab::Snapshots;
 use crate::sim::linearizability::Model;
 use crate::sim::task::Failure;
+use crate::types::LogIndex;
 
 /// What a clerk wants done with a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +73,8 @@ pub(super) struct Machine {
     /// Each clerk's newest operation, and what came of it: a copy that comes later is answered the same, and does nothing.
     newest: BTreeMap<u64, (u64, String)>,
     pub(super) applied: u64,
+    /// Whether it came out of a snapshot.
+    pub(super) restored: bool,
     /// Whose operation is at which index. Not part of the replicated state: for those who wait at this server.
     at: BTreeMap<u64, (u64, u64)>,
 }
@@ -92,6 +99,36 @@ impl Machine {
         self.newest.insert(request.clerk, (request.serial, found));
     }
 
+    /// As a snapshot: the number of keys, each with its value; then, to the end, each clerk with its newest operation and what came of it.
+    fn encode(&self) -> Bytes {
+        let mut bytes = BytesMut::new();
+        bytes.put_u32(self.data.len() as u32);
+        for (key, value) in &self.data {
+            put_text(&mut bytes, key);
+            put_text(&mut bytes, value);
+        }
+        for (clerk, (serial, found)) in &self.newest {
+            bytes.put_u32(*clerk as u32);
+            bytes.put_u32(*serial as u32);
+            put_text(&mut bytes, found);
+        }
+        bytes.freeze()
+    }
+
+    /// The machine as of the entry at `applied`; `None` if this is no snapshot.
+    fn decode(applied: u64, mut bytes: &[u8]) -> Option<Machine> {
+        let mut machine = Machine { applied, restored: true, ..Machine::default() };
+        for _ in 0..bytes.try_get_u32().ok()? {
+            let key = take_text(&mut bytes)?;
+            machine.data.insert(key, take_text(&mut bytes)?);
+        }
+        while bytes.has_remaining() {
+            let (clerk, serial) = (bytes.try_get_u32().ok()?.into(), bytes.try_get_u32().ok()?.into());
+            machine.newest.insert(clerk, (serial, take_text(&mut bytes)?));
+        }
+        Some(machine)
+    }
+
     /// What came of this very operation, if it was applied.
     pub(super) fn outcome(&self, request: &Request) -> Option<String> {
         let (serial, found) = self.newest.get(&request.clerk)?;
@@ -104,33 +141,86 @@ impl Machine {
     }
 }
 
+fn put_text(bytes: &mut BytesMut, text: &str) {
+    bytes.put_u32(text.len() as u32);
+    bytes.put_slice(text.as_bytes());
+}
+
+fn take_text(bytes: &mut &[u8]) -> Option<String> {
+    let len = bytes.try_get_u32().ok()?;
+    String::from_utf8(bytes.split_off(..len as usize)?.to_vec()).ok()
+}
+
 /// The state machines of all servers.
 #[derive(Clone)]
-pub(in crate::sim::lab) struct Service(Rc<RefCell<Vec<Machine>>>);
+pub(in crate::sim::lab) struct Service {
+    snapshots: Snapshots,
+    machines: Rc<RefCell<Vec<Machine>>>,
+    /// Size in bytes of the largest snapshot that any server has kept; 0 if there was none.
+    largest: Rc<Cell<usize>>,
+}
 
 impl Service {
-    pub(in crate::sim::lab) fn new(servers: usize) -> Self {
-        Service(Rc::new(RefCell::new(vec![Machine::default(); servers])))
+    pub(in crate::sim::lab) fn new(servers: usize, snapshots: Snapshots) -> Self {
+        let machines = Rc::new(RefCell::new(vec![Machine::default(); servers]));
+        Service { snapshots, machines, largest: Rc::default() }
     }
 
     /// Looks at the machine of one server.
     pub(super) fn look<T>(&self, server: usize, look: impl FnOnce(&Machine) -> T) -> T {
-        look(&self.0.borrow()[server])
+        look(&self.machines.borrow()[server])
     }
 
     pub(in crate::sim::lab) fn highest(&self) -> u64 {
-        self.0.borrow().iter().map(|machine| machine.applied).max().unwrap_or(0)
+        self.machines.borrow().iter().map(|machine| machine.applied).max().unwrap_or(0)
+    }
+
+    pub(super) fn snapshots(&self) -> Snapshots {
+        self.snapshots
+    }
+
+    pub(super) fn largest_snapshot(&self) -> usize {
+        self.largest.get()
+    }
+
+    /// Whether a server that has applied `index` keeps a snapshot. While its log has yet to hear of the last one, another would not make it shorter.
+    fn is_time(&self, index: LogIndex, disk: &Disk) -> bool {
+        match self.snapshots {
+            Snapshots::Never => false,
+            Snapshots::EveryTenth => (index.0 + 1).is_multiple_of(10),
+            Snapshots::Beyond(bytes) => {
+                let log = disk.durable();
+                let told = disk.saved().is_none_or(|saved| saved.meta.last.index <= log.start().index);
+                told && log.byte_len() > bytes
+            }
+        }
     }
 }
 
 impl Applier for Service {
-    fn apply(&mut self, server: usize, entry: &EntryRef<'_>) -> Result<(), Failure> {
-        let machine = &mut self.0.borrow_mut()[server];
-        let index = entry.index.0;
-        if index == 1 {
-            // The server has restarted, with an empty machine.
-            *machine = Machine::default();
+    fn start(&mut self, server: usize) {
+        self.machines.borrow_mut()[server] = Machine::default();
+    }
+
+    fn snapshot(&mut self, server: usize, index: LogIndex, disk: &Disk) -> Option<Bytes> {
+        let state = self.is_time(index, disk).then(|| self.machines.borrow()[server].encode())?;
+        self.largest.set(self.largest.get().max(state.len()));
+        Some(state)
+    }
+
+    fn restore(&mut self, server: usize, index: LogIndex, state: &[u8]) -> Result<(), Failure> {
+        let machine = &mut self.machines.borrow_mut()[server];
+        let restored = Machine::decode(index.0, state).ok_or_else(|| format!("no snapshot: {state:?}"))?;
+        if index.0 <= machine.applied {
+            return Err(format!("n{} goes back from {} to a snapshot up to {index}", server + 1, machine.applied));
         }
+        *machine = restored;
+        Ok(())
+    }
+
+    fn apply(&mut self, server: usize, entry: &EntryRef<'_>) -> Result<(), Failure> {
+        let machine = &mut self.machines.borrow_mut()[server];
+        let index = entry.index.0;
         if index != machine.applied + 1 {
             return Err(format!("n{} applies {index} after {}", server + 1, machine.applied));
         }
@@ -182,6 +272,23 @@ mod tests {
         machine.apply(5, &get);
         assert_eq!(machine.outcome(&get), Some("xx".into()));
         assert!(machine.holds(4, &append(1)) && !machine.holds(4, &append(2)) && machine.outcome(&append(1)).is_none());
+    }
+
+    /// Else a write whose reply was lost would be done again by who took over a snapshot.
+    #[test]
+    fn a_snapshot_remembers_what_was_done_for_whom() {
+        let mut machine = Machine::default();
+        machine.apply(1, &request(1, 1, Op::Put("a".into())));
+        machine.apply(2, &request(2, 7, Op::Get));
+        machine.applied = 2;
+        let bytes = machine.encode();
+        let mut other = Machine::decode(2, &bytes).unwrap();
+        other.apply(3, &request(1, 1, Op::Put("b".into())));
+        assert_eq!((&other.data, &other.newest, other.applied), (&machine.data, &machine.newest, 2));
+        assert_eq!(other.outcome(&request(2, 7, Op::Get)), Some("a".into()));
+        for cut in (0..bytes.len()).filter(|cut| ![14, 26].contains(cut)) {
+            assert_eq!(Machine::decode(2, &bytes[..cut]), None, "cut at {cut}");
+        }
     }
 
     #[test]
