@@ -102,5 +102,7 @@ pub use metrics::StorageMetrics;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use rocks::fuzzing;
-pub use rocks::{Acquaintance, Health, Identity, KnownPeers, Options, RocksReader, RocksStorage};
+pub use rocks::{
+    Acquaintance, FramingError, Health, Identity, KnownPeers, Options, RocksReader, RocksStorage, check_framing,
+};
 pub use storage::{RecoveredLog, Storage, StorageReader};

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use raft_core::{GroupId, LogIndex, NodeId};
+use raft_storage::{FramingError, check_framing};
 use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, IteratorMode, LogLevel, Options, WriteBatch};
 
 use super::store::{PREFIX, group_key, write_options};
@@ -126,7 +127,9 @@ pub enum KvError {
 pub(super) fn open(dir: &Path, identity: &KvIdentity, options: &KvOptions) -> Result<DB, KvError> {
     let directory = |source| KvError::Directory { dir: dir.to_owned(), source };
     fs::create_dir_all(dir).map_err(directory)?;
-    if !dir.join("CURRENT").exists() {
+    if dir.join("CURRENT").exists() {
+        check_frames(dir)?;
+    } else {
         refuse_foreign_files(dir)?;
     }
     let db = DB::open(&database_options(options), dir).map_err(|source| {
@@ -139,6 +142,14 @@ pub(super) fn open(dir: &Path, identity: &KvIdentity, options: &KvOptions) -> Re
     })?;
     check_identity(&db, dir, identity)?;
     Ok(db)
+}
+
+/// A flipped bit in the MANIFEST may make RocksDB forget files, and with them applied entries that the log does not hold any more.
+fn check_frames(dir: &Path) -> Result<(), KvError> {
+    check_framing(dir).map_err(|error| match error {
+        FramingError::Unreadable { path, source } => KvError::Directory { dir: path, source },
+        damaged => KvError::Damaged { dir: dir.to_owned(), what: damaged.to_string() },
+    })
 }
 
 /// A crash while RocksDB makes a new database leaves files of its own; anything else is somebody's data.

@@ -1,7 +1,9 @@
+use std::path::PathBuf;
+
+use bytes::Bytes;
 use raft_core::{NodeId, Segment};
 
 use super::*;
-use bytes::Bytes;
 
 fn identity() -> KvIdentity {
     KvIdentity { cluster: "test".into(), node: NodeId(1) }
@@ -385,4 +387,57 @@ fn a_batch_that_breaks_off_is_never_written() {
     let mut store = open(dir.path());
     let before = (store.applied(), get(&mut store, b"a"));
     assert!(matches!(before, (LogIndex(1), Some((1, _))) | (LogIndex::ZERO, None)), "{before:?}");
+}
+
+/// The newest file of the directory whose name passes.
+fn newest(dir: &Path, wanted: impl Fn(&str) -> bool) -> PathBuf {
+    let files = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
+    files.filter(|path| wanted(path.file_name().unwrap().to_str().unwrap())).max().unwrap()
+}
+
+/// Where the frames of a MANIFEST or a write-ahead log of less than a block begin. A header: checksum u32, length u16, kind u8.
+fn frames(bytes: &[u8]) -> Vec<usize> {
+    let next = |at: &usize| {
+        let length = u16::from_le_bytes([*bytes.get(at + 4)?, *bytes.get(at + 5)?]);
+        Some(at + 7 + usize::from(length))
+    };
+    std::iter::successors(Some(0), next).filter(|at| *at < bytes.len()).collect()
+}
+
+/// RocksDB alone would take some of these for the end of the MANIFEST and open the store without its newest files, or read on for ever. The
+/// applied index would go back, to entries that the log does not hold any more.
+#[test]
+fn a_flipped_bit_in_the_header_of_a_frame_is_refused_or_does_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    for n in 0..4_u8 {
+        apply(&mut store, &[put(&[n], b"value"), delete(&[n.wrapping_sub(1)])]);
+        store.flush().unwrap();
+    }
+    drop(store);
+    let manifest = newest(dir.path(), |name| name.starts_with("MANIFEST-"));
+    let wal = newest(dir.path(), |name| Path::new(name).extension().is_some_and(|extension| extension == "log"));
+    // Every change is in a file; if that is no longer so, the frames of the write-ahead log need to be tried as well.
+    assert_eq!(std::fs::read(&wal).unwrap(), b"", "{}", wal.display());
+    let good = std::fs::read(&manifest).unwrap();
+    let frames = frames(&good);
+    assert!(frames.len() > 4 && good.len() < 32 << 10, "{frames:?}");
+    let mut refused = 0;
+    for (at, bit) in frames.iter().flat_map(|at| (32..56).map(move |bit| (*at, bit))) {
+        let mut bad = good.clone();
+        bad[at + bit / 8] ^= 1 << (bit % 8);
+        std::fs::write(&manifest, &bad).unwrap();
+        match KvStore::open(dir.path(), &identity(), &KvOptions::default()) {
+            Err(KvError::Damaged { what, .. }) => {
+                assert!(what.contains("MANIFEST-"), "{what}");
+                refused += 1;
+            }
+            Err(error) => assert!(matches!(error, KvError::Database { .. }), "frame at {at}, bit {bit}: {error}"),
+            Ok(store) => panic!("frame at {at}, bit {bit}: opened, with {} applied", store.applied()),
+        }
+    }
+    assert!(refused > 0);
+    std::fs::write(&manifest, &good).unwrap();
+    let mut store = open(dir.path());
+    assert_eq!((store.applied(), get(&mut store, &[3])), (LogIndex(8), Some((7, b"value".to_vec()))));
 }

@@ -10,32 +10,65 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::path::Path;
-
-use crate::error::StorageError;
+use std::path::{Path, PathBuf};
 
 const BLOCK: usize = 32 << 10;
 pub(super) const HEADER: usize = 7;
 /// Whole, first, middle, last part of a record: the only ones that RocksDB writes with our options.
 const KINDS: std::ops::RangeInclusive<u8> = 1..=4;
 
-/// Looks at every write-ahead log in `dir`, and at the MANIFEST that is in force.
-pub(super) fn check(dir: &Path) -> Result<(), StorageError> {
-    let failed = |error| StorageError::engine("look at the files of the log", error);
-    let current = fs::read(dir.join("CURRENT")).map_err(failed)?;
-    let manifest = String::from_utf8_lossy(&current).trim_end().to_owned();
-    for entry in fs::read_dir(dir).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
+/// What is wrong with the files of a RocksDB database before RocksDB has seen them. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FramingError {
+    /// A frame cannot have been written like that: opening the database would lose what comes after it, or never come to an end.
+    #[error("{}: {what}", file.display())]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong, and at which byte.
+        what: String,
+    },
+    /// A file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Unreadable {
+        /// The file, or the directory.
+        path: PathBuf,
+        /// What the operating system says.
+        source: io::Error,
+    },
+}
+
+/// Looks at every write-ahead log of the RocksDB database in `dir`, and at the MANIFEST that is in force, for what RocksDB would not
+/// notice: to be called before it opens them. `dir` holds a database already (a file `CURRENT`).
+///
+/// RocksDB takes a frame whose length points behind the end of the file for one that a power failure tore, and drops it and all that follows
+/// without a word; a frame of a kind that it has no use for can make it read on for ever. It takes one flipped bit.
+///
+/// Each file is read once, in blocks of 32 KiB. Frames are understood as RocksDB writes them while its option `recycle_log_file_num` is 0, which is
+/// the default.
+///
+/// # Errors
+/// What is wrong, and where; or a file cannot be read.
+pub fn check_framing(dir: &Path) -> Result<(), FramingError> {
+    let unreadable = |path: &Path| {
+        let path = path.to_owned();
+        move |source| FramingError::Unreadable { path, source }
+    };
+    let current = dir.join("CURRENT");
+    let manifest = String::from_utf8_lossy(&fs::read(&current).map_err(unreadable(&current))?).trim_end().to_owned();
+    for entry in fs::read_dir(dir).map_err(unreadable(dir))? {
+        let path = entry.map_err(unreadable(dir))?.path();
         let is_manifest = path.file_name().is_some_and(|name| *name == *manifest);
         if !is_manifest && path.extension().is_none_or(|extension| extension != "log") {
             continue;
         }
         match File::open(&path).and_then(check_file) {
             Ok(None) => {}
-            Ok(Some(what)) => return Err(StorageError::Damaged { place: path.display().to_string(), what }),
+            Ok(Some(what)) => return Err(FramingError::Damaged { file: path, what }),
             // Another process is at work here. That is for RocksDB to say, which locks the directory.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
+            Err(error) => return Err(unreadable(&path)(error)),
         }
     }
     Ok(())

@@ -23,6 +23,7 @@ use raft_core::{GroupId, LogIndex, NodeId, Write};
 use rocksdb::{ColumnFamily, DB, DBRawIterator, ErrorKind, ReadOptions, WriteOptions};
 
 use changes::Changes;
+pub use framing::{FramingError, check_framing};
 pub use meta::Identity;
 pub use options::Options;
 pub use peers::{Acquaintance, KnownPeers};

@@ -8,7 +8,8 @@ use rand::TryRngCore;
 use rand::rngs::OsRng;
 use rocksdb::{ColumnFamilyDescriptor, DB, DEFAULT_COLUMN_FAMILY_NAME, ErrorKind, IteratorMode, WriteOptions};
 
-use super::{Identity, LOG, META, Options, column, framing, meta, read_error};
+use super::framing::{FramingError, check_framing};
+use super::{Identity, LOG, META, Options, column, meta, read_error};
 use crate::error::StorageError;
 
 /// Opens the database and returns it with its incarnation.
@@ -18,7 +19,10 @@ pub(super) fn open(dir: &Path, identity: &Identity, options: &Options) -> Result
     }
     create_dir(dir).map_err(|error| StorageError::engine("create the log's directory", error))?;
     if dir.join("CURRENT").exists() {
-        framing::check(dir)?;
+        check_framing(dir).map_err(|error| match error {
+            FramingError::Damaged { file, what } => StorageError::Damaged { place: file.display().to_string(), what },
+            error => StorageError::engine("look at the files of the log", error),
+        })?;
         check_column_families(dir, options)?;
     } else {
         check_leftovers(dir)?;
