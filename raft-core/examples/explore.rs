@@ -32,6 +32,7 @@ and, instead of what an exploration says itself:
   --commands C   commands proposed, in all
   --reads R      reads asked for, in all
   --crashes C    crashes, in all
+  --compactions C  times that a log is compacted, in all
   --rounds R     heartbeat rounds of a leadership
   --appends A    appends to a follower in a leadership
   --start LOGS   terms of the entries on the disks at the start, as in \"1 2/1/1 3\"
@@ -122,6 +123,7 @@ fn option(args: &mut Args, word: &str, value: &str) -> Result<(), String> {
         "--commands" => set(all, number()?, |s| &mut s.commands),
         "--reads" => set(all, number()?, |s| &mut s.reads),
         "--crashes" => set(all, number()?, |s| &mut s.crashes),
+        "--compactions" => set(all, number()?, |s| &mut s.compactions),
         "--rounds" => set(all, number()?, |s| &mut s.rounds),
         "--appends" => set(all, number()?, |s| &mut s.appends),
         "--start" => set(all, logs(value)?, |s| &mut s.start),
@@ -151,7 +153,7 @@ fn logs(text: &str) -> Result<Vec<Vec<u64>>, String> {
 fn bounds(s: &Settings) -> String {
     let on = |name, on| if on { name } else { "" };
     format!(
-        "{}: {} servers{}{}{}{}{}{}, {}, at most {} terms, {} entries in a log, {} commands, {} reads, {} crashes, {} heartbeat rounds, {} appends",
+        "{}: {} servers{}{}{}{}{}{}, {}, at most {} terms, {} entries in a log, {} commands, {} reads, {} crashes, {} compactions, {} heartbeat rounds, {} appends",
         s.name,
         s.servers,
         on(", the first elected", s.led),
@@ -166,6 +168,7 @@ fn bounds(s: &Settings) -> String {
         s.commands,
         s.reads,
         s.crashes,
+        s.compactions,
         s.rounds,
         s.appends,
     )
@@ -219,7 +222,7 @@ fn finish(report: &Report, elapsed: Duration, terminal: bool) {
     let seconds = elapsed.as_secs_f64().max(1e-9);
     println!(
         "{}  {states} states ({}), {transitions} transitions, depth {depth}, frontier {frontier}, {} beyond the bounds, {seconds:.1} s, \
-         {:.0} states/s\n  {} states of single servers, {} messages; at most {} entries committed, {} terms led, {} kinds of truncation",
+         {:.0} states/s\n  {} states of single servers, {} messages; at most {} entries committed, {} terms led, {} kinds of truncation, {} of taking over a snapshot",
         if terminal { "\r" } else { "" },
         if report.complete { "all there are" } else { "stopped" },
         report.cut,
@@ -229,5 +232,6 @@ fn finish(report: &Report, elapsed: Duration, terminal: bool) {
         report.most_committed,
         report.leaders,
         report.truncations,
+        report.restores,
     );
 }

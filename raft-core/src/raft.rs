@@ -522,6 +522,16 @@ impl Raft {
         }
     }
 
+    /// Who is being sent a snapshot, and the epoch that names it.
+    pub(crate) fn transfers(&self) -> impl Iterator<Item = (NodeId, u64)> {
+        let progress = match &self.role {
+            RoleState::Leader(leader) => Some(&leader.progress),
+            _ => None,
+        };
+        let under_way = progress.into_iter().flatten().filter(|(_, progress)| progress.snapshot().is_some());
+        under_way.map(|(id, progress)| (*id, progress.epoch))
+    }
+
     /// Reads asked for in this life of the server.
     pub(crate) fn reads_asked(&self) -> u64 {
         self.next_read - 1

@@ -26,6 +26,7 @@ fn every_exploration_of_the_suite_keeps_raft_s_promises() {
     assert!(most(|report| report.most_committed as u64) >= 3, "{reports:#?}");
     assert!(most(|report| report.leaders as u64) >= 2, "{reports:#?}");
     assert!(most(|report| report.truncations) >= 10, "{reports:#?}");
+    assert!(most(|report| report.restores) >= 5, "{reports:#?}");
     assert!(reports.iter().all(|report| report.cut > 0 && report.progress.depth > 5), "{reports:#?}");
 }
 

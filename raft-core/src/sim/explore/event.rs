@@ -2,15 +2,68 @@
 
 use std::fmt;
 
-use crate::types::Instant;
-
 use super::settings::{Settings, WRITE_STALL};
+use crate::entries::Segment;
+use crate::io::SnapshotMeta;
+use crate::message::Envelope;
+use crate::types::{Instant, LogId, NodeId, Term};
 
 /// Number of a message, in the order in which messages were first sent.
 pub(super) type MessageId = u32;
 
 /// Time stands still, at this moment, between the events: see [`Raft::forget_time`](crate::Raft::forget_time).
 pub(super) const NOW: Instant = Instant::from_millis(3_600_000);
+
+/// What is on its way to a server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Sent {
+    /// A message of the protocol.
+    Message(Envelope),
+    /// A snapshot, all of it.
+    Snapshot(Snapshot),
+    /// The news, for the sender of a snapshot, that it has arrived.
+    Arrived(Arrived),
+}
+
+/// A snapshot, as the transport brings it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Snapshot {
+    pub(super) from: NodeId,
+    pub(super) to: NodeId,
+    pub(super) term: Term,
+    pub(super) epoch: u64,
+    pub(super) meta: SnapshotMeta,
+    /// The entries that lead to the state that it holds.
+    pub(super) state: Vec<Segment>,
+}
+
+/// Who has received which snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Arrived {
+    pub(super) from: NodeId,
+    pub(super) to: NodeId,
+    pub(super) term: Term,
+    pub(super) epoch: u64,
+    pub(super) last: LogId,
+}
+
+impl Sent {
+    pub(super) fn from(&self) -> NodeId {
+        match self {
+            Sent::Message(envelope) => envelope.from,
+            Sent::Snapshot(snapshot) => snapshot.from,
+            Sent::Arrived(arrived) => arrived.from,
+        }
+    }
+
+    pub(super) fn to(&self) -> NodeId {
+        match self {
+            Sent::Message(envelope) => envelope.to,
+            Sent::Snapshot(snapshot) => snapshot.to,
+            Sent::Arrived(arrived) => arrived.to,
+        }
+    }
+}
 
 /// A step of an exploration: it happens to one server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,6 +94,12 @@ pub(super) enum Event {
     Read,
     /// Entries that were asked for are read from the disk.
     Fetched,
+    /// The state machine keeps what it has applied, and the log may be forgotten up to there.
+    Compact,
+    /// The state machine has taken over a snapshot.
+    Restored,
+    /// A leader is told that its snapshot did not reach this server, which may be wrong.
+    TransferFails(u8),
     /// The server crashes and starts again. Of the pending writes the oldest `kept` have reached the disk, and of the next one
     /// all but the entries after the first `torn`.
     Crash {
@@ -91,6 +150,9 @@ impl fmt::Display for Event {
             Event::Change => f.write_str("begins to change the membership"),
             Event::Read => f.write_str("a client asks to read"),
             Event::Fetched => f.write_str("entries are read from its disk"),
+            Event::Compact => f.write_str("its state machine keeps what it has, and the log is compacted"),
+            Event::Restored => f.write_str("its state machine has taken over the snapshot"),
+            Event::TransferFails(to) => write!(f, "hears that its snapshot did not reach n{to}"),
             Event::Crash { kept, torn: None } => {
                 write!(f, "crashes and restarts; {kept} of the pending writes are kept")
             }

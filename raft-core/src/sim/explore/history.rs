@@ -21,6 +21,7 @@ pub(super) struct History {
     pub(super) commands: u64,
     pub(super) reads_asked: u64,
     pub(super) crashes: u64,
+    pub(super) compactions: u64,
 }
 
 /// What the promises are about, of one server.
@@ -30,9 +31,11 @@ pub(super) struct View {
     pub(super) term: Term,
     pub(super) leads: bool,
     pub(super) commit: usize,
-    /// The log in memory.
+    /// What the state machine keeps durably: the entries whose effects are in it.
+    pub(super) kept: Vec<EntryId>,
+    /// The log in memory, and before it, what of it was forgotten.
     pub(super) log: Vec<EntryId>,
-    /// The log on the disk.
+    /// The log on the disk, and before it, what of it was forgotten.
     pub(super) durable: Vec<EntryId>,
     /// Who votes by the memberships in the log in memory, and their places.
     pub(super) voters: Vec<(usize, Vec<NodeId>)>,
@@ -101,6 +104,9 @@ pub(super) fn judge(history: &History, views: &[&View]) -> Result<(), String> {
         for b in &views[..i] {
             log_matching(a, b)?;
         }
+        if !history.committed.iter().map(|(entry, _)| entry).take(a.kept.len()).eq(&a.kept) {
+            return Err(format!("snapshots: {:?} keeps {:?}, and not all of that was committed", a.id, a.kept));
+        }
         let committed = a.log.iter().take(a.commit).zip(&history.committed);
         if let Some((own, (first, _))) = committed.into_iter().find(|(own, (first, _))| *own != first) {
             return Err(format!("state machine safety: {:?} commits {own:?}, and {first:?} was committed there", a.id));
@@ -144,7 +150,16 @@ mod tests {
 
     fn view(id: u64, term: u64, commit: usize, entries: &[(u64, u8)]) -> View {
         let log = log(entries);
-        View { id: NodeId(id), term: Term(term), leads: false, commit, durable: log.clone(), log, voters: Vec::new() }
+        View {
+            id: NodeId(id),
+            term: Term(term),
+            leads: false,
+            commit,
+            kept: Vec::new(),
+            durable: log.clone(),
+            log,
+            voters: Vec::new(),
+        }
     }
 
     fn verdict(history: &History, views: &[View]) -> String {
@@ -166,6 +181,11 @@ mod tests {
 
         let leader = View { leads: true, ..view(3, 3, 1, &[(1, 0), (3, 0)]) };
         assert!(verdict(&history, &[good[0].clone(), good[1].clone(), leader]).starts_with("leader completeness"));
+
+        let kept = View { kept: log(&[(1, 0), (1, 0)]), ..good[2].clone() };
+        assert!(verdict(&history, &[good[0].clone(), good[1].clone(), kept]).starts_with("snapshots"));
+        let kept = View { kept: log(&[(1, 0), (2, 0), (2, 0)]), ..good[2].clone() };
+        assert!(verdict(&history, &[good[0].clone(), good[1].clone(), kept]).starts_with("snapshots"));
 
         let lost = View { durable: log(&[(1, 0)]), ..good[1].clone() };
         assert!(verdict(&history, &[good[0].clone(), lost, good[2].clone()]).starts_with("durability"));

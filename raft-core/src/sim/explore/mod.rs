@@ -11,8 +11,13 @@
 //! time stands still: what is awaited begins anew after each (`Raft::forget_time`), so states that differ only in what time
 //! it is are one.
 //!
+//! **Snapshots.** A state machine may keep its state at any moment, and its log is then forgotten up to there, which takes a write like any other. A
+//! snapshot is a message; that it has arrived, or has not, its sender hears sooner or later or never, and may hear wrongly that it has not. Taking it over
+//! takes the state machine's time, and then a write of the log; a crash may come before, between and after.
+//!
 //! **What is held against every state:** Election Safety, one vote a term, Log Matching, Leader Completeness, State Machine Safety, what is
-//! committed is on the disks of a majority, reads see what was committed when they were asked; and of each step: the
+//! committed is on the disks of a majority, reads see what was committed when they were asked, what a log has forgotten is durable in its server's
+//! state machine, which keeps nothing but what was committed; and of each step: the
 //! invariants of the core, its debug assertions, no anomaly is reported, what is said is backed by the disk, memory and disk agree,
 //! terms, votes and commit indices are never taken back, entries are applied in order and as they are on the disk.
 //!
@@ -21,6 +26,7 @@
 
 mod event;
 mod history;
+mod machine;
 mod search;
 mod server;
 mod settings;
@@ -31,7 +37,7 @@ pub use search::{Limits, Progress, Report, Violation, explore};
 pub use settings::{Settings, suite};
 
 /// What every state is held against, in words.
-pub const PROPERTIES: [&str; 8] = [
+pub const PROPERTIES: [&str; 10] = [
     "election safety",
     "one vote a term, kept through crashes",
     "log matching",
@@ -39,5 +45,7 @@ pub const PROPERTIES: [&str; 8] = [
     "state machine safety",
     "what is committed is on the disks of a majority",
     "reads see what was committed when they were asked",
+    "what a log has forgotten is in the durable state of its server's state machine",
+    "nobody keeps, sends or takes over a snapshot of anything but what was committed",
     "per step: the core's own invariants, promises backed by the disk, nothing taken back",
 ];

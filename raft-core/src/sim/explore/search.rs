@@ -49,6 +49,8 @@ pub struct Report {
     pub leaders: usize,
     /// Different steps of single servers that cut a log back.
     pub truncations: u64,
+    /// Different steps of single servers with which a state machine had taken over a snapshot.
+    pub restores: u64,
     /// What went wrong, if anything did.
     pub violation: Option<Violation>,
 }
@@ -162,8 +164,8 @@ pub fn explore(
     let Search { world, progress, cut, most_committed, leaders, .. } = search;
     let (servers, messages, _) = world.sizes();
     let complete = progress.frontier == 0 && violation.is_none();
-    let truncations = world.truncations;
-    Ok(Report { progress, complete, cut, servers, messages, most_committed, leaders, truncations, violation })
+    let (truncations, restores) = (world.truncations, world.restores);
+    Ok(Report { progress, complete, cut, servers, messages, most_committed, leaders, truncations, restores, violation })
 }
 
 impl Search {

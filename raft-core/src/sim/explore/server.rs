@@ -2,21 +2,26 @@
 
 use std::hash::{DefaultHasher, Hasher};
 
-use super::event::{Event, NOW};
+use super::event::{Arrived, Event, NOW, Sent, Snapshot};
+use super::machine::Machine;
 use super::settings::Settings;
 use crate::entries::{Entries, EntryKind, Segment};
-use crate::io::{Fetch, Input, Output, ReadId, ReadOutcome, Recovered, Write};
+use crate::io::{
+    Fetch, Input, Output, ReadId, ReadOutcome, Recovered, SendSnapshot, SnapshotId, SnapshotMeta, SnapshotReceived,
+    Write,
+};
 use crate::message::{AppendAck, Envelope, HeartbeatReply, Message};
 use crate::raft::Raft;
 use crate::sim::disk::{Disk, Image};
 use crate::status::{Role, Status};
-use crate::types::{HardState, LogIndex, NodeId, Term, WriteSeq};
+use crate::types::{HardState, Instant, LogId, LogIndex, NodeId, Term, WriteSeq};
 
-/// A server between two steps. It has no output that was not carried out, and its state machine is up to date.
+/// A server between two steps. It has no output that was not carried out, and its state machine is up to date, or is taking over a snapshot.
 #[derive(Clone, Debug)]
 pub(super) struct Server {
     raft: Raft,
     disk: Disk,
+    machine: Machine,
     /// What the core has asked the disk for.
     fetches: Vec<Fetch>,
 }
@@ -24,7 +29,7 @@ pub(super) struct Server {
 /// What a step brought about outside the server.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
-    pub(super) messages: Vec<Envelope>,
+    pub(super) messages: Vec<Sent>,
     /// It has become the leader of this term.
     pub(super) led: Option<Term>,
     pub(super) read_asked: Option<ReadId>,
@@ -32,7 +37,7 @@ pub(super) struct Effects {
     /// For the story.
     pub(super) events: Vec<crate::io::Event>,
     pub(super) writes: Vec<Write>,
-    pub(super) applied: Vec<crate::LogId>,
+    pub(super) applied: Vec<LogId>,
 }
 
 impl Server {
@@ -53,8 +58,18 @@ impl Server {
             disk.accept(Write { seq: WriteSeq(1), hard_state, log_start: None, truncate_from: None, entries })?;
             disk.complete(WriteSeq(1))?;
         }
+        let mut machine = Machine::default();
+        let forgotten = settings.forgotten.get(id.0 as usize - 1).copied().unwrap_or(0);
+        if forgotten > 0 {
+            let last = disk.live().id_at(LogIndex(forgotten)).ok_or("what is forgotten was never there")?;
+            let meta = SnapshotMeta { last, membership: settings.founders(id) };
+            machine.keep(&mut disk, meta.clone())?;
+            let (entries, log_start) = (Entries::new(), Some(meta));
+            disk.accept(Write { seq: WriteSeq(2), hard_state: None, log_start, truncate_from: None, entries })?;
+            disk.complete(WriteSeq(2))?;
+        }
         let raft = start(settings, id, &disk, LogIndex::ZERO)?;
-        let mut server = Server { raft, disk, fetches: Vec::new() };
+        let mut server = Server { raft, disk, machine, fetches: Vec::new() };
         server.forget_time();
         Ok(server)
     }
@@ -72,6 +87,7 @@ impl Server {
             events.extend((self.raft.reads_asked() < settings.reads).then_some(Event::Read));
             events.extend(settings.check_quorum.then_some(Event::QuorumLost));
             events.extend((busy && !settings.check_quorum).then_some(Event::WriteStalled));
+            events.extend(self.raft.transfers().map(|(to, _)| Event::TransferFails(to.0 as u8)));
         } else {
             if status.current_term < settings.last_term() {
                 events.push(Event::ElectionTimeout);
@@ -80,6 +96,8 @@ impl Server {
             events.extend(self.raft.protects_leader().then_some(Event::LeaseExpires));
         }
         events.extend((!self.fetches.is_empty()).then_some(Event::Fetched));
+        events.extend((status.applied_index > self.machine.last().index).then_some(Event::Compact));
+        events.extend(self.machine.is_taking_over().then_some(Event::Restored));
         if settings.crashes > 0 {
             events.push(Event::Crash { kept: pending as u8, torn: None });
             for (kept, write) in (0..).zip(self.disk.pending()) {
@@ -100,7 +118,7 @@ impl Server {
         &self,
         settings: &Settings,
         event: Event,
-        message: Option<&Envelope>,
+        message: Option<&Sent>,
     ) -> Result<Option<(Server, Effects)>, String> {
         let before = self.raft.status();
         let mut next = self.clone();
@@ -110,6 +128,7 @@ impl Server {
             Event::Crash { kept, torn } => {
                 next.disk.crash_keeping(kept.into(), torn.map(usize::from))?;
                 next.fetches.clear();
+                next.machine.crash();
                 let applied = if settings.remembers_applied { before.applied_index } else { LogIndex::ZERO };
                 next.raft = start(settings, before.id, &next.disk, applied)?;
             }
@@ -136,9 +155,18 @@ impl Server {
                 let entries = next.disk.read(&fetch);
                 next.raft.step(at, Input::Fetched { id: fetch.id, entries });
             }
-            Event::Deliver(_) | Event::DeliverLate(_) => {
-                let message = message.ok_or("no such message")?.clone();
-                next.raft.step(at, Input::Message(message));
+            Event::Compact => next.compact()?,
+            Event::Restored => {
+                let id = next.machine.finish(&mut next.disk)?;
+                next.raft.step(at, Input::Restored(id));
+            }
+            Event::TransferFails(to) => {
+                let to = NodeId(to.into());
+                let epoch = next.raft.transfers().find(|(peer, _)| *peer == to).ok_or("sends it no snapshot")?.1;
+                next.raft.step(at, Input::SnapshotSent { to, epoch, last: None });
+            }
+            Event::Deliver(id) | Event::DeliverLate(id) => {
+                next.receive(at, SnapshotId(id.into()), message.ok_or("no such message")?, &mut effects);
             }
             Event::ElectionTimeout
             | Event::ElectionTimeoutStalled
@@ -148,6 +176,7 @@ impl Server {
             | Event::WriteStalled => next.raft.step(at, Input::Wake),
         }
         next.carry_out(settings, before.commit_index, &mut effects)?;
+        next.machine.forget_unwanted();
         next.raft.check_invariants();
         next.check(&before, event)?;
         if next.is_beyond(settings) {
@@ -155,6 +184,42 @@ impl Server {
         }
         next.forget_time();
         Ok(Some((next, effects)))
+    }
+
+    /// What the state machine has applied is kept, and then the log is not needed any more.
+    fn compact(&mut self) -> Result<(), String> {
+        let index = self.raft.status().applied_index;
+        let last = self.disk.live().id_at(index).ok_or("has applied what is not in the log")?;
+        let membership = self.raft.membership_at(index).ok_or("does not know who belonged to it")?.clone();
+        self.machine.keep(&mut self.disk, SnapshotMeta { last, membership })?;
+        self.raft.compact(index);
+        Ok(())
+    }
+
+    /// Something arrives; a snapshot is to be known as `id`.
+    fn receive(&mut self, at: Instant, id: SnapshotId, sent: &Sent, effects: &mut Effects) {
+        match sent {
+            Sent::Message(message) => self.raft.step(at, Input::Message(message.clone())),
+            Sent::Snapshot(snapshot) => {
+                let Snapshot { from, to, term, epoch, ref meta, state: _ } = *snapshot;
+                self.machine.receive(id, snapshot);
+                self.raft
+                    .step(at, Input::SnapshotReceived(SnapshotReceived { from, term, epoch, meta: meta.clone(), id }));
+                effects.messages.push(Sent::Arrived(Arrived { from: to, to: from, term, epoch, last: meta.last }));
+            }
+            Sent::Arrived(Arrived { from, epoch, last, .. }) => {
+                self.raft.step(at, Input::SnapshotSent { to: *from, epoch: *epoch, last: Some(*last) });
+            }
+        }
+    }
+
+    /// The snapshot that a follower is to get: what the state machine keeps.
+    fn snapshot_for(&self, wanted: SendSnapshot) -> Result<Snapshot, String> {
+        let SendSnapshot { to, term, epoch, at_least } = wanted;
+        let saved = self.disk.saved().filter(|saved| saved.meta.last.index >= at_least);
+        let meta =
+            saved.ok_or_else(|| format!("is to send a snapshot that it does not have: {wanted:?}"))?.meta.clone();
+        Ok(Snapshot { from: self.raft.status().id, to, term, epoch, meta, state: self.machine.kept().to_vec() })
     }
 
     /// Takes output until there is none. The state machine is done at once; the disk, the network and readers take their time. `commit` was
@@ -165,7 +230,7 @@ impl Server {
             if output.is_empty() {
                 return Ok(());
             }
-            let Output { messages, write, apply, fetches, reads, events, snapshots: _, restore: _ } = output;
+            let Output { messages, write, apply, fetches, reads, events, snapshots, restore } = output;
             let written = write.as_ref().map(|write| write.seq);
             if let Some(write) = write {
                 if write.truncate_from.is_some_and(|from| from <= commit) {
@@ -176,7 +241,10 @@ impl Server {
             }
             for message in messages {
                 self.check_promise(&message)?;
-                effects.messages.push(message);
+                effects.messages.push(Sent::Message(message));
+            }
+            for wanted in snapshots {
+                effects.messages.push(Sent::Snapshot(self.snapshot_for(wanted)?));
             }
             if let Some(seq) = written.filter(|_| settings.prompt_disks) {
                 self.disk.complete(seq)?;
@@ -192,6 +260,9 @@ impl Server {
                 }
             }
             self.apply(&apply, effects)?;
+            if let Some(restore) = restore {
+                self.machine.begin(restore, self.raft.status().applied_index)?;
+            }
             self.fetches.extend(fetches);
             effects.reads.extend(reads);
             effects.events.extend(events);
@@ -201,6 +272,9 @@ impl Server {
     /// Gives entries to the state machine: in order, and as they are on the disk.
     fn apply(&mut self, entries: &Entries, effects: &mut Effects) -> Result<(), String> {
         let mut applied = self.raft.status().applied_index;
+        if self.machine.is_taking_over() && !entries.is_empty() {
+            return Err(format!("applies entries after {applied} while it takes over a snapshot"));
+        }
         for entry in entries.iter() {
             if entry.index != applied.next() {
                 return Err(format!("applies {} after {applied}", entry.id()));
@@ -233,11 +307,16 @@ impl Server {
             | Message::HeartbeatReply(HeartbeatReply { match_index, .. }) => {
                 *match_index <= durable.last().index
                     && (self.disk.live().hard_state().current_term > envelope.term
-                        || durable.id_at(*match_index) == self.disk.live().id_at(*match_index))
+                        || self.id_at(durable, *match_index) == self.id_at(self.disk.live(), *match_index))
             }
             _ => true,
         };
         if kept { Ok(()) } else { Err(format!("says what its disk does not back: {envelope:?}")) }
+    }
+
+    /// What one of its logs has at `index`, or had before that was forgotten.
+    fn id_at(&self, log: &Image, index: LogIndex) -> Option<LogId> {
+        if index < log.start().index { self.machine.id_at(index) } else { log.id_at(index) }
     }
 
     fn is_beyond(&self, settings: &Settings) -> bool {
@@ -257,11 +336,16 @@ impl Server {
         if now.last_log != live.last() || hard_state != live.hard_state() {
             return Err(format!("has not written what it has in memory: {now:?}, {live:?}"));
         }
-        let end = durable.id_at(now.durable_index);
-        if end.is_none() || end != live.id_at(now.durable_index) {
+        let end = self.id_at(durable, now.durable_index);
+        if end.is_none() || end != self.id_at(live, now.durable_index) {
             return Err(format!("is wrong about what is durable: {now:?}, {durable:?}"));
         }
-        if self.fetches.is_empty() && now.applied_index != now.commit_index.min(now.durable_index) {
+        self.machine.check(live)?;
+        self.machine.check(durable)?;
+        let idle = self.fetches.is_empty() && !self.machine.is_taking_over();
+        // A snapshot is taken over before the log has been told.
+        let appliable = now.commit_index.min(now.durable_index).max(self.machine.last().index);
+        if idle && now.applied_index != appliable {
             return Err(format!("does not apply what is committed and durable: {now:?}"));
         }
         if matches!(event, Event::Crash { .. }) {
@@ -287,16 +371,22 @@ impl Server {
     /// Equal for servers that are in the same state.
     pub(super) fn fingerprint(&self) -> u64 {
         // Names every field, so that a new one has to be thought of here.
-        let Server { raft, disk, fetches } = self;
+        let Server { raft, disk, machine, fetches } = self;
         let mut hasher = DefaultHasher::new();
         raft.fingerprint(&mut hasher);
         disk.fingerprint(&mut hasher);
+        machine.fingerprint(&mut hasher);
         std::hash::Hash::hash(fetches, &mut hasher);
         hasher.finish()
     }
 
     pub(super) fn status(&self) -> Status {
         self.raft.status()
+    }
+
+    /// The entries whose effects its state machine keeps durably.
+    pub(super) fn kept(&self) -> &[Segment] {
+        self.machine.kept()
     }
 
     /// The log in memory, and the one that a crash would leave.
@@ -306,6 +396,7 @@ impl Server {
 }
 
 fn start(settings: &Settings, id: NodeId, disk: &Disk, applied: LogIndex) -> Result<Raft, String> {
-    let found = Recovered { applied, ..disk.recover(settings.founders(id)) };
+    let found = disk.recover(settings.founders(id));
+    let found = Recovered { applied: applied.max(found.applied), ..found };
     Raft::new(settings.config(id), found, NOW).map_err(|error| format!("does not start: {error}"))
 }

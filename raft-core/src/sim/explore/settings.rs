@@ -23,6 +23,9 @@ pub struct Settings {
     /// The terms of the entries on each server's disk at the start, after a restart of all of them; missing logs are empty. The terms
     /// must be such as real elections could have left.
     pub start: Vec<Vec<u64>>,
+    /// How many entries at the beginning of each server's log are forgotten at the start, because its state machine keeps what came of them. Missing
+    /// numbers are 0. Those entries must be committed.
+    pub forgotten: Vec<u64>,
     /// Server 1 is elected first, without a fault; bounds count from there on.
     pub led: bool,
     /// Writes take no time, so that a crash loses none.
@@ -49,6 +52,8 @@ pub struct Settings {
     pub reads: u64,
     /// Crashes in all, of any servers.
     pub crashes: u64,
+    /// How often, in all, a state machine keeps what it has, so that its log is forgotten.
+    pub compactions: u64,
     /// Heartbeat rounds of one leadership.
     pub rounds: u64,
     /// Appends to one follower in one leadership.
@@ -66,6 +71,7 @@ impl Settings {
             newcomers: 0,
             change: None,
             start: Vec::new(),
+            forgotten: Vec::new(),
             led: false,
             prompt_disks: false,
             pre_vote: false,
@@ -79,6 +85,7 @@ impl Settings {
             commands: 2,
             reads: 0,
             crashes: 1,
+            compactions: 0,
             rounds: 0,
             appends: 4,
             wanted: None,
@@ -184,6 +191,14 @@ pub fn suite() -> Vec<Settings> {
             commands: 0,
             crashes: 0,
             ..led("two servers; the leader is replaced by a third")
+        },
+        Settings {
+            start: vec![vec![1, 1], vec![1, 1], vec![]],
+            forgotten: vec![1, 1],
+            log_length: 3,
+            commands: 1,
+            compactions: 1,
+            ..led("a follower that needs a snapshot, and perhaps a newer one")
         },
         Settings {
             terms: 3,

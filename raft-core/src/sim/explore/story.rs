@@ -1,6 +1,6 @@
 //! A way through the states, for people.
 
-use super::event::Event;
+use super::event::{Event, Sent};
 use super::server::{Effects, Server};
 use super::settings::Settings;
 use super::world::World;
@@ -13,7 +13,7 @@ pub(super) fn tell(settings: &Settings, world: &World, start: &[u32], way: &[(us
     let mut lines = Vec::new();
     let mut servers: Vec<Server> = (0..settings.servers).map(|at| world.server(start, at).clone()).collect();
     for (number, (at, event)) in (1..).zip(way) {
-        let message = event.message().map(|id| format!(" {}", words(world.message(id)))).unwrap_or_default();
+        let message = event.message().map(|id| format!(" {}", sent(world.message(id)))).unwrap_or_default();
         let status = servers[*at].status();
         lines.push(format!("{number:3}. n{} ({}, {:?}) {event}{message}", at + 1, status.role, status.current_term));
         match world.step(&servers[*at], *event) {
@@ -36,15 +36,25 @@ pub(super) fn tell(settings: &Settings, world: &World, start: &[u32], way: &[(us
 fn consequences(effects: &Effects) -> Vec<String> {
     let mut lines = Vec::new();
     lines.extend(effects.events.iter().map(|event| format!("{event:?}")));
-    for Write { seq, hard_state, log_start: _, truncate_from, entries } in &effects.writes {
+    for Write { seq, hard_state, log_start, truncate_from, entries } in &effects.writes {
+        let start = log_start.as_ref().map(|start| format!(" begins after {}", start.last)).unwrap_or_default();
         let hard_state = hard_state.map(|h| format!(" {:?} vote {:?}", h.current_term, h.voted_for));
         let cut = truncate_from.map(|from| format!(" cut from {from}")).unwrap_or_default();
-        lines.push(format!("writes ({seq:?}){}{cut}{}", hard_state.unwrap_or_default(), list(entries)));
+        lines.push(format!("writes ({seq:?}){}{start}{cut}{}", hard_state.unwrap_or_default(), list(entries)));
     }
-    lines.extend(effects.messages.iter().map(|message| format!("sends {}", words(message))));
+    lines.extend(effects.messages.iter().map(|message| format!("sends {}", sent(message))));
     lines.extend(effects.applied.iter().map(|entry| format!("applies {entry}")));
     lines.extend(effects.reads.iter().map(|read| format!("{read:?}")));
     lines
+}
+
+/// What is on its way, in a few words.
+fn sent(sent: &Sent) -> String {
+    match sent {
+        Sent::Message(envelope) => words(envelope),
+        Sent::Snapshot(s) => format!("{:?}->{:?} {:?} snapshot up to {}", s.from, s.to, s.term, s.meta.last),
+        Sent::Arrived(a) => format!("{:?}->{:?} {:?} the snapshot up to {} has arrived", a.from, a.to, a.term, a.last),
+    }
 }
 
 /// A message in a few words.

@@ -4,10 +4,11 @@
 use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::event::{Event, MessageId};
+use super::event::{Event, MessageId, Sent};
 use super::history::{History, View, judge};
 use super::server::{Effects, Server};
 use super::settings::Settings;
+use crate::entries::Segment;
 use crate::io::ReadOutcome;
 use crate::message::{Envelope, Message};
 use crate::sim::disk::Image;
@@ -94,7 +95,7 @@ pub(super) struct World {
     servers: Vec<Known>,
     /// By fingerprint.
     numbers: Map<u64, u32>,
-    messages: Numbered<Envelope>,
+    messages: Numbered<Sent>,
     /// Of each message: the term in which it says something to its receiver for the last time, if it is a reply.
     last_terms: Vec<Option<Term>>,
     histories: Numbered<History>,
@@ -104,6 +105,8 @@ pub(super) struct World {
     transitions: Vec<Transition>,
     /// How often logs were cut, servers stepped down, and so on: in states of single servers.
     pub(super) truncations: u64,
+    /// And how often snapshots were taken over.
+    pub(super) restores: u64,
 }
 
 /// A server's state, with what is asked of it again and again.
@@ -129,6 +132,7 @@ impl World {
             memo: Map::default(),
             transitions: Vec::new(),
             truncations: 0,
+            restores: 0,
         }
     }
 
@@ -142,7 +146,7 @@ impl World {
     }
 
     /// The first server's timer runs out, and everything goes well until there is nothing left to do. What was sent has then arrived, and
-    /// does not arrive again.
+    /// does not arrive again; but snapshots are on their way.
     fn elect(&mut self, state: &mut Words) -> Result<(), String> {
         let (mut events, mut next) = (Vec::new(), Words::new());
         let mut delivered = std::collections::BTreeSet::new();
@@ -156,12 +160,15 @@ impl World {
             }
             self.events(state, &mut events);
             due = events.iter().copied().find(|(_, event)| match event {
-                Event::Deliver(id) => !delivered.contains(id),
+                Event::Deliver(id) => !delivered.contains(id) && !self.is_snapshot(*id),
                 event => *event == Event::Persisted(1),
             });
         }
         let led = self.server(state, 0).status().role == Role::Leader;
-        state.truncate(self.settings.servers + 1);
+        let first = self.settings.servers + 1;
+        let snapshots = state[first..].iter().copied().filter(|id| self.is_snapshot(*id)).collect::<Words>();
+        state.truncate(first);
+        state.extend(snapshots);
         if led { Ok(()) } else { Err("the first server cannot win the election".into()) }
     }
 
@@ -172,10 +179,11 @@ impl World {
             let server = Server::new(&self.settings, NodeId(id))?;
             words.push(self.add(server));
         }
-        let history = History { voters: self.settings.founders(NodeId(1)).voters().to_vec(), ..History::default() };
-        words.push(self.histories.number(&history));
-        let views: Vec<&View> = words[..self.settings.servers].iter().map(|s| self.view_of(*s)).collect();
+        let mut history = History { voters: self.settings.founders(NodeId(1)).voters().to_vec(), ..History::default() };
+        let views: Vec<&View> = words.iter().map(|s| self.view_of(*s)).collect();
+        views.iter().for_each(|view| history.commits(view));
         judge(&history, &views)?;
+        words.push(self.histories.number(&history));
         Ok(words)
     }
 
@@ -184,8 +192,12 @@ impl World {
         (self.servers.len(), self.messages.all.len(), self.histories.all.len())
     }
 
-    pub(super) fn message(&self, id: MessageId) -> &Envelope {
+    pub(super) fn message(&self, id: MessageId) -> &Sent {
         &self.messages.all[id as usize]
+    }
+
+    fn is_snapshot(&self, id: MessageId) -> bool {
+        matches!(self.message(id), Sent::Snapshot(_))
     }
 
     pub(super) fn server(&self, state: &[u32], at: usize) -> &Server {
@@ -214,16 +226,17 @@ impl World {
                 Event::Crash { .. } => history.crashes < self.settings.crashes,
                 Event::Propose => history.commands < self.settings.commands,
                 Event::Change => !history.changed,
+                Event::Compact => history.compactions < self.settings.compactions,
                 Event::Read => history.reads_asked < self.settings.reads,
                 _ => true,
             });
             events.extend(own.map(|event| (at, *event)));
         }
         for id in self.on_the_way(state) {
-            let envelope = self.message(*id);
-            let at = envelope.to.0 as usize - 1;
+            let sent = self.message(*id);
+            let at = sent.to().0 as usize - 1;
             events.push((at, Event::Deliver(*id)));
-            if matches!(envelope.body, Message::HeartbeatReply(_)) {
+            if matches!(sent, Sent::Message(Envelope { body: Message::HeartbeatReply(_), .. })) {
                 events.push((at, Event::DeliverLate(*id)));
             }
         }
@@ -252,9 +265,13 @@ impl World {
         next.extend_from_slice(&state[..=servers]);
         next[at] = server;
         let gone = event.message().filter(|_| !self.settings.repeats);
-        let old = state[servers + 1..].iter().copied().filter(|id| Some(*id) != gone);
+        let crashed = matches!(event, Event::Crash { .. });
+        // What became of a snapshot is told to the very process that sent it.
+        let over =
+            |id| crashed && matches!(self.message(id), Sent::Arrived(arrived) if arrived.to.0 as usize == at + 1);
+        let old = state[servers + 1..].iter().copied().filter(|id| Some(*id) != gone && !over(*id));
         merge(old, messages, next);
-        let own = matches!(event, Event::Crash { .. } | Event::Propose | Event::Change);
+        let own = crashed || matches!(event, Event::Propose | Event::Change | Event::Compact);
         if news.is_some() || own {
             let mut history = self.history(state).clone();
             add_news(&mut history, self.view_of(server), event, news)?;
@@ -272,7 +289,7 @@ impl World {
         let mut kept = first;
         for at in first..state.len() {
             let id = state[at];
-            let server = state[self.message(id).to.0 as usize - 1];
+            let server = state[self.message(id).to().0 as usize - 1];
             let over = self.last_terms[id as usize].is_some_and(|last| self.servers[server as usize].term > last);
             let number = if over { Some(self.transition(server, Event::Deliver(id))?) } else { None };
             if !number.is_some_and(|number| matches!(self.transitions[number as usize], Transition::Nothing)) {
@@ -328,7 +345,8 @@ impl World {
         news.votes.dedup();
         let truncated = |event: &crate::io::Event| matches!(event, crate::io::Event::Truncated { .. });
         self.truncations += effects.events.iter().filter(|event| truncated(event)).count() as u64;
-        debug_assert!(effects.messages.iter().all(|message| message.from == id), "a server speaks for itself");
+        self.restores += u64::from(event == Event::Restored);
+        debug_assert!(effects.messages.iter().all(|message| message.from() == id), "a server speaks for itself");
         let mut messages: Vec<MessageId> = effects.messages.iter().map(|m| self.messages.number(m)).collect();
         let unseen = &self.messages.all[self.last_terms.len()..];
         self.last_terms.extend(unseen.iter().map(last_term));
@@ -376,24 +394,33 @@ impl World {
             term: status.current_term,
             leads: status.role == Role::Leader,
             commit: status.commit_index.0 as usize,
-            log: self.entries(live),
-            durable: self.entries(durable),
+            kept: self.entries(server.kept(), None),
+            log: self.entries(server.kept(), Some(live)),
+            durable: self.entries(server.kept(), Some(durable)),
             voters: live.memberships().into_iter().map(|(at, m)| (at.0 as usize, m.voters().to_vec())).collect(),
         };
         self.views.number(&view)
     }
 
-    fn entries(&mut self, image: &Image) -> Vec<EntryId> {
-        let mut entries = Vec::new();
-        let mut index = crate::LogIndex(1);
-        while let Some(entry) = image.entry(index).and_then(|segment| segment.get(index)) {
-            let mut content = vec![entry.kind as u8];
-            content.extend_from_slice(entry.payload);
-            let content = self.contents.number(&content) as u8;
-            entries.push(EntryId { index: index.0 as u8, term: entry.term.0 as u8, content });
+    /// What a state machine keeps; or a log, and before it what of that was forgotten.
+    fn entries(&mut self, kept: &[Segment], log: Option<&Image>) -> Vec<EntryId> {
+        let before = log.map_or(kept.len(), |log| (log.start().index.0 as usize).min(kept.len()));
+        let mut entries: Vec<EntryId> = kept[..before].iter().filter_map(|segment| self.entry(segment)).collect();
+        let Some(log) = log else { return entries };
+        let mut index = log.start().index.next();
+        while let Some(entry) = log.entry(index).and_then(|segment| self.entry(segment)) {
+            entries.push(entry);
             index = index.next();
         }
         entries
+    }
+
+    fn entry(&mut self, segment: &Segment) -> Option<EntryId> {
+        let entry = segment.get(segment.first_index())?;
+        let mut content = vec![entry.kind as u8];
+        content.extend_from_slice(entry.payload);
+        let content = self.contents.number(&content) as u8;
+        Some(EntryId { index: entry.index.0 as u8, term: entry.term.0 as u8, content })
     }
 }
 
@@ -421,6 +448,7 @@ fn add_news(history: &mut History, view: &View, event: Event, news: Option<&News
     }
     history.commands += u64::from(event == Event::Propose);
     history.changed |= event == Event::Change;
+    history.compactions += u64::from(event == Event::Compact);
     let Some(News { led, votes, commits, read_asked, reads }) = news else { return Ok(()) };
     for (term, candidate) in votes {
         history.voted(id, *term, *candidate)?;
@@ -444,8 +472,13 @@ fn add_news(history: &mut History, view: &View, event: Event, news: Option<&News
     Ok(())
 }
 
-/// After which term of its receiver a reply is of no interest to it any more.
-fn last_term(envelope: &Envelope) -> Option<Term> {
+/// After which term of its receiver a reply, or a snapshot, is of no interest to it any more.
+fn last_term(sent: &Sent) -> Option<Term> {
+    let envelope = match sent {
+        Sent::Message(envelope) => envelope,
+        Sent::Snapshot(snapshot) => return Some(snapshot.term),
+        Sent::Arrived(arrived) => return Some(arrived.term),
+    };
     match &envelope.body {
         // An answer about the election of term t is for those who are in term t - 1.
         Message::PreVoteReply(reply) => Some(Term(reply.election.0 - 1)),
@@ -461,7 +494,8 @@ fn last_term(envelope: &Envelope) -> Option<Term> {
 }
 
 /// For whom the sender of a message has voted, if it says so.
-fn vote(envelope: &Envelope) -> Option<(Term, NodeId)> {
+fn vote(sent: &Sent) -> Option<(Term, NodeId)> {
+    let Sent::Message(envelope) = sent else { return None };
     match &envelope.body {
         Message::RequestVote(_) => Some((envelope.term, envelope.from)),
         Message::RequestVoteReply(reply) if reply.granted => Some((reply.election, envelope.to)),
