@@ -120,6 +120,7 @@ async fn answer(far: &mut End) {
                     match_index: beat.commit,
                     promise_ms: 0,
                     priority: 0,
+                    vigil: 1,
                 }),
                 Message::AppendEntries(append) => {
                     Message::AppendAck(AppendAck { epoch: append.epoch, match_index: append.entries.last_index()? })

@@ -48,6 +48,12 @@ pub struct Config {
     pub max_promotion_lag: u64,
     /// Reads without a round trip, at the leader: see [`Lease`]. Off by default, because it trusts clocks. Must be the same on all servers.
     pub lease: Option<Lease>,
+    /// A group in which nothing has happened for this long goes to sleep: no heartbeats, no election timers, nothing on the wire, until something
+    /// happens again. `None`, the default, is never; otherwise it is at least twice `heartbeat_interval`. Must be the same on all servers.
+    ///
+    /// Who sleeps hears of a dead leader only from the transport, so the driver must see to it that [`Input::LinkReset`](crate::Input::LinkReset) comes
+    /// within a bounded time after a peer has died or cannot be reached.
+    pub quiesce_after: Option<Duration>,
     /// How much this server should lead: a leader hands over to a voter of higher priority once that has kept up for a while. Votes do
     /// not depend on it, so it costs no safety, and no availability when the preferred servers are down.
     pub priority: u8,
@@ -89,6 +95,7 @@ impl Config {
             max_reject_runs: 256,
             max_write_stall: Duration::from_millis(800),
             lease: None,
+            quiesce_after: None,
             priority: 0,
             max_members: 64,
             max_promotion_lag: 1000,
@@ -125,6 +132,9 @@ impl Config {
         if self.lease.is_some_and(|lease| !self.check_quorum || lease.drift_per_mille >= 1000) {
             return Err(ConfigError::Lease);
         }
+        if self.quiesce_after.is_some_and(|after| after < self.heartbeat_interval.saturating_mul(2)) {
+            return Err(ConfigError::Quiescence);
+        }
         Ok(())
     }
 }
@@ -141,6 +151,9 @@ pub enum ConfigError {
     /// Leases are promises not to vote, which only servers with CheckQuorum make; and of a promise something must be left.
     #[error("`lease` needs `check_quorum`, and a drift below 1000 thousandths")]
     Lease,
+    /// Before a group sleeps, everybody must have answered a heartbeat of the time in which nothing happened.
+    #[error("`quiesce_after` must be at least twice `heartbeat_interval`")]
+    Quiescence,
     /// The recovered log, hard state and applied index contradict one another.
     #[error("recovered state is inconsistent: {0}")]
     Recovered(&'static str),

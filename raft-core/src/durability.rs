@@ -77,6 +77,12 @@ impl Durability {
         self.hard_state_seq = WriteSeq(self.issued.0 + 1);
     }
 
+    /// Whether no write is on its way, or is to be made.
+    pub(crate) fn is_idle(&self) -> bool {
+        let log_moved = self.truncate_from.is_some() || self.log_start.is_some();
+        self.in_flight.is_empty() && !self.hard_state_dirty && !log_moved
+    }
+
     /// Whether the present term and vote are on the disk.
     pub(crate) fn hard_state_durable(&self) -> bool {
         self.persisted >= self.hard_state_seq

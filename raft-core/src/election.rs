@@ -1,6 +1,6 @@
 //! Elections: pre-vote, vote, and who may be elected (paper, sections 5.2 and 5.4.1; thesis, sections 4.2.3 and 9.6).
 
-use crate::io::{Event, StepDownReason};
+use crate::io::{Event, StepDownReason, WakeReason};
 use crate::message::{Envelope, Message, VoteReply, VoteRequest};
 use crate::raft::Raft;
 use crate::role::{RoleState, Votes};
@@ -12,18 +12,31 @@ impl Raft {
         self.reset_election_timer();
         self.forget_leader();
         if !self.may_stand() {
-            return;
+            return self.ask_without_standing();
         }
         let Some(term) = self.hard_state.current_term.next() else { return };
         self.out.events.push(Event::Campaigning { term, pre_vote: self.config.pre_vote });
         if self.config.pre_vote {
             self.role = RoleState::PreCandidate(Votes::default());
-            let request = VoteRequest { last_log: self.log.last_id(), transfer: false };
-            self.for_each_voter(|raft, peer| raft.send(peer, Message::PreVote(request)));
+            self.ask_all();
             self.tally();
         } else {
             self.stand(term, false);
         }
+    }
+
+    /// Who may not stand cannot win, but who sleeps must hear that someone misses the leader: it may have told everyone else to sleep, and nobody would
+    /// ever speak to this server again.
+    fn ask_without_standing(&mut self) {
+        let is_member = self.memberships.current().has_member(self.config.id, self.config.identity);
+        if self.config.quiesce_after.is_some() && is_member {
+            self.ask_all();
+        }
+    }
+
+    fn ask_all(&mut self) {
+        let request = VoteRequest { last_log: self.log.last_id(), transfer: false };
+        self.for_each_voter(|raft, peer| raft.send(peer, Message::PreVote(request)));
     }
 
     /// The leader hands over: stand at once. Whatever comes of it, the next election of this server is an ordinary one.
@@ -69,13 +82,13 @@ impl Raft {
         }
     }
 
-    /// Whether a leader was heard, or is led, within the shortest election timeout. Only with `CheckQuorum` does this protect the
+    /// Whether a leader was heard, or is led, within the shortest election timeout, or has said that it would be silent. Only with `CheckQuorum` does this protect the
     /// leader: without it a leader that lost its majority would go on being protected for ever.
     fn hears_leader(&self) -> bool {
         self.config.check_quorum
             && match self.role {
                 RoleState::Leader(_) => true,
-                _ => self.has_promised() || self.leader.is_some() && self.heard_within_timeout(),
+                _ => self.has_promised() || self.leader.is_some() && (self.quiesced || self.heard_within_timeout()),
             }
     }
 
@@ -111,6 +124,8 @@ impl Raft {
         // Answering changes nothing here, not even the timer: it is not a vote.
         let election = term.next().unwrap_or(term);
         self.send(from, Message::PreVoteReply(VoteReply { election, granted }));
+        // Except that someone misses the leader.
+        self.rouse(WakeReason::Message);
     }
 
     pub(crate) fn on_request_vote(&mut self, from: NodeId, term: Term, request: VoteRequest) {
@@ -130,6 +145,7 @@ impl Raft {
             self.reset_election_timer();
         }
         self.send_gated(from, Message::RequestVoteReply(VoteReply { election: term, granted }));
+        self.rouse(WakeReason::Message);
     }
 
     pub(crate) fn on_pre_vote_reply(&mut self, from: NodeId, reply: VoteReply) {

@@ -1,7 +1,7 @@
 //! The receiver's side of AppendEntries and heartbeats (paper, section 5.3 and Figure 2).
 
 use crate::entries::Entries;
-use crate::io::{Anomaly, Event, StepDownReason};
+use crate::io::{Anomaly, Event, StepDownReason, WakeReason};
 use crate::message::{AppendAck, AppendEntries, AppendReject, Heartbeat, HeartbeatReply, Message, NO_EPOCH};
 use crate::raft::Raft;
 use crate::role::RoleState;
@@ -15,6 +15,7 @@ impl Raft {
             self.reject(from, Anomaly::TwoLeaders);
             return false;
         }
+        self.rouse(WakeReason::Message);
         if self.leader.is_none() {
             self.leave_role(StepDownReason::NewerTerm);
             self.forget_leader();
@@ -166,6 +167,7 @@ impl Raft {
                     match_index,
                     promise_ms: self.promise_ms(),
                     priority: self.config.priority,
+                    vigil: self.vigil,
                 }),
             );
         }
@@ -175,8 +177,8 @@ impl Raft {
     pub(crate) fn refuse_stale_heartbeat(&mut self, from: NodeId, heartbeat: Heartbeat) {
         if let Some(round) = heartbeat.round {
             let zero = LogIndex::ZERO;
-            let (epoch, promise_ms, priority) = (NO_EPOCH, 0, self.config.priority);
-            let reply = HeartbeatReply { epoch, round, received: zero, match_index: zero, promise_ms, priority };
+            let (epoch, promise_ms, priority, vigil) = (NO_EPOCH, 0, self.config.priority, self.vigil);
+            let reply = HeartbeatReply { epoch, round, received: zero, match_index: zero, promise_ms, priority, vigil };
             self.send(from, Message::HeartbeatReply(reply));
         }
     }

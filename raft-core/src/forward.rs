@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::io::{Anomaly, ReadId, ReadOutcome};
+use crate::io::{Anomaly, ReadId, ReadOutcome, WakeReason};
 use crate::message::{Message, ReadIndex, ReadIndexReply};
 use crate::raft::Raft;
 use crate::role::{Reader, RoleState};
@@ -39,6 +39,11 @@ impl Forwarded {
     /// Nobody waits yet; requests are numbered from `first` on.
     pub(crate) fn new(first: u64) -> Self {
         Forwarded { first, next: first, waiting: VecDeque::new(), asked_at: Instant(0) }
+    }
+
+    /// Whether nobody waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
     }
 
     /// Whoever is a follower no more has to do with its reads itself.
@@ -105,6 +110,9 @@ impl Raft {
 
     /// A follower wants to read. If it has asked before and is in no round yet, this request stands for that one too.
     pub(crate) fn on_read_index(&mut self, from: NodeId, request: ReadIndex) {
+        if self.is_leader() {
+            self.rouse(WakeReason::Message);
+        }
         let RoleState::Leader(leader) = &mut self.role else { return };
         let arrived = &mut leader.reads.arrived;
         let reader = Reader::Follower(from, request.id);

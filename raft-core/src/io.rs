@@ -25,7 +25,9 @@ pub enum Input {
         entries: Entries,
     },
     /// The connection to a peer was lost or made anew: messages on their way may be gone. A hint that saves a timeout;
-    /// without it the core finds out by itself.
+    /// without it the core finds out by itself, unless the group [sleeps](crate::Config::quiesce_after). So with quiescence it is a duty: within a
+    /// bounded time after a peer has died, or messages have begun to get lost for good in either direction, whoever of the two is up hears
+    /// of it, once at least and after the fact. Telling too often does no harm.
     LinkReset(NodeId),
     /// A [`SendSnapshot`] has come to an end.
     SnapshotSent {
@@ -355,6 +357,18 @@ pub enum Event {
         /// The log held that entry by then, and keeps what comes after it; otherwise it begins anew.
         kept: bool,
     },
+    /// The group has gone to [sleep](crate::Config::quiesce_after), as far as this server knows: it has no deadline any more.
+    Quiesced {
+        /// The current term.
+        term: Term,
+    },
+    /// This server is awake again.
+    Woken {
+        /// The current term.
+        term: Term,
+        /// Why.
+        reason: WakeReason,
+    },
     /// An input contradicts the protocol and was ignored.
     Rejected {
         /// Who sent it.
@@ -375,6 +389,17 @@ pub enum StepDownReason {
     WriteStalled,
     /// It is not among the voters any more, and the membership that says so is committed (thesis, section 4.2.2).
     Removed,
+}
+
+/// Why a server that slept does not any more. See [`Event::Woken`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WakeReason {
+    /// Someone here has proposed, wants to read, to change the membership or to hand over.
+    Request,
+    /// Another server has said something that is no answer.
+    Message,
+    /// The link to a peer was [reset](Input::LinkReset): it may be down.
+    LinkReset,
 }
 
 /// What can be wrong with an input. None of these happens between honest, undamaged servers.

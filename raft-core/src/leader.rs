@@ -1,7 +1,7 @@
 //! The leader's side: proposals, replication, the commit rule and heartbeats (paper, sections 5.3 and 5.4.2).
 
 use crate::entries::{ENTRY_HEADER, Entries, EntryKind, Segment};
-use crate::io::{Anomaly, Event, FetchId, ProposeError, Proposed};
+use crate::io::{Anomaly, Event, FetchId, ProposeError, Proposed, WakeReason};
 use crate::message::{AppendAck, AppendEntries, AppendReject, Heartbeat, HeartbeatReply, Message};
 use crate::progress::Progress;
 use crate::raft::Raft;
@@ -17,8 +17,9 @@ impl Raft {
         let heartbeat_at = self.now + self.config.heartbeat_interval;
         let reads = Reads { arrived: self.forwarded.take().collect(), ..Reads::default() };
         let yield_at = self.first_yield_at();
-        let (transfer, lease_void) = (None, false);
-        self.role = RoleState::Leader(Leader { progress, heartbeat_at, reads, transfer, lease_void, yield_at });
+        let (transfer, lease_void, busy_at) = (None, false, self.now);
+        self.role =
+            RoleState::Leader(Leader { progress, heartbeat_at, reads, transfer, lease_void, busy_at, yield_at });
         (self.election_open, self.failed_elections) = (false, 0);
         self.forget_leader();
         self.leader = Some(self.config.id);
@@ -67,6 +68,7 @@ impl Raft {
         let term = self.hard_state.current_term;
         let segment = Segment::pack(first, term, EntryKind::Command, commands).ok_or(ProposeError::BadBatch)?;
         let last = segment.last_index();
+        self.rouse(WakeReason::Request);
         self.log.append(segment);
         Ok(Proposed { term, first, last })
     }
@@ -232,15 +234,10 @@ impl Raft {
         progress.promised_until = progress.promised_until.max(promised_until);
         if reply.round > progress.acked_round {
             progress.acked_round = reply.round;
+            progress.vigil = Some(reply.vigil);
             progress.heard(reply.received.min(last), now, limit);
         }
         self.confirm_reads();
-    }
-
-    pub(crate) fn link_reset(&mut self, peer: NodeId) {
-        if let Some(progress) = self.progress_mut(peer) {
-            progress.link_reset();
-        }
     }
 
     pub(crate) fn fetched_for_follower(&mut self, id: FetchId, entries: &Entries) {

@@ -95,6 +95,7 @@ mod membership;
 mod memberships;
 mod message;
 mod progress;
+mod quiescence;
 mod raft;
 mod read;
 mod reconfigure;
@@ -112,12 +113,13 @@ pub use config::{Config, ConfigError, Lease};
 pub use entries::{ENTRY_HEADER, Entries, EntryError, EntryKind, EntryRef, Segment};
 pub use io::{
     Anomaly, Event, Fetch, FetchId, Input, Output, ProposeError, Proposed, ReadError, ReadId, ReadOutcome, Recovered,
-    Restore, SendSnapshot, SnapshotId, SnapshotMeta, SnapshotReceived, StepDownReason, TransferError, Write,
+    Restore, SendSnapshot, SnapshotId, SnapshotMeta, SnapshotReceived, StepDownReason, TransferError, WakeReason,
+    Write,
 };
 pub use membership::{Membership, MembershipError};
 pub use message::{
-    AppendAck, AppendEntries, AppendReject, Envelope, Heartbeat, HeartbeatReply, Message, ReadIndex, ReadIndexReply,
-    TimeoutNow, VoteReply, VoteRequest,
+    AppendAck, AppendEntries, AppendReject, Envelope, Heartbeat, HeartbeatReply, Message, Quiesce, ReadIndex,
+    ReadIndexReply, TimeoutNow, VoteReply, VoteRequest,
 };
 pub use raft::Raft;
 pub use status::{FollowerStatus, MemberRole, Role, SnapshotStatus, Status};

@@ -53,6 +53,8 @@ pub enum Message {
     ReadIndex(ReadIndex),
     /// Answer to [`Message::ReadIndex`], once the leader has confirmed that it still leads.
     ReadIndexReply(ReadIndexReply),
+    /// "Nothing happens here: I shall be silent, and you need not miss me." See [`Config::quiesce_after`](crate::Config::quiesce_after).
+    Quiesce(Quiesce),
 }
 
 /// Arguments of RequestVote and of its pre-vote.
@@ -152,6 +154,8 @@ pub struct HeartbeatReply {
     pub promise_ms: u32,
     /// [`Config::priority`](crate::Config::priority) of this server.
     pub priority: u8,
+    /// Number of the time in which this server is awake; a [`Quiesce`] that does not name it is of the past.
+    pub vigil: u64,
 }
 
 /// Tells a follower that is to lead from now on that it must not wait for its election timer.
@@ -178,4 +182,16 @@ pub struct ReadIndexReply {
     pub id: u64,
     /// What must be applied before the reads of this request, and of all before it, are answered.
     pub index: LogIndex,
+}
+
+/// Sends a follower to sleep that has the whole log, all of it committed. Wants no answer: a follower to whom it does not apply goes on as
+/// before, and when its election timer runs out, the question who would vote for it wakes the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+pub struct Quiesce {
+    /// The leader's last entry, which is committed. A follower with another one stays awake.
+    pub last: LogId,
+    /// Echo of [`HeartbeatReply::vigil`]: a follower that has been woken or restarted since, or whose link was reset, stays awake. The leader may have died
+    /// meanwhile, and nobody would say so again.
+    pub vigil: u64,
 }

@@ -50,6 +50,8 @@ pub(crate) struct Progress {
     pub(crate) promised_until: Instant,
     /// How much it should lead, as it last told.
     pub(crate) priority: u8,
+    /// Number of the time in which it is awake, as it last told; `None` if it never did.
+    pub(crate) vigil: Option<u64>,
     /// The fetch that must come back before anything can be sent.
     pub(crate) fetch: Option<FetchId>,
     /// The snapshot that is being sent, or is to be sent again. While entries that the follower needs are gone from the log, nothing else can be;
@@ -106,6 +108,7 @@ impl Progress {
             acked_round: 0,
             promised_until: Instant(0),
             priority: 0,
+            vigil: None,
             fetch: None,
             snapshot: None,
         }
@@ -115,6 +118,18 @@ impl Progress {
     pub(crate) fn answered(&mut self, now: Instant) {
         self.last_contact = now;
         self.has_answered = true;
+    }
+
+    /// It was silent because it was told to be. Nobody has reported it lost, so it is taken to be there.
+    pub(crate) fn presumed_present(&mut self, now: Instant) {
+        self.last_contact = now;
+    }
+
+    /// Whether it has the whole log up to `last` on its disk, nothing is on its way to it, and it has answered the newest round of heartbeats or the one before.
+    pub(crate) fn is_settled(&self, last: LogIndex, round: u64) -> bool {
+        let nothing_under_way = self.inflight.is_empty() && self.fetch.is_none() && self.snapshot.is_none();
+        let stays = self.leaves_at.is_none() && self.vigil.is_some();
+        stays && nothing_under_way && !self.probing && self.match_index == last && self.acked_round + 1 >= round
     }
 
     /// Whether it has said anything within so much time.
@@ -273,6 +288,7 @@ impl Progress {
             acked_round: _,
             promised_until,
             priority: _,
+            vigil: _,
             fetch: _,
             snapshot,
         } = self;

@@ -7,7 +7,9 @@ use crate::config::{Config, ConfigError};
 use crate::durability::Durability;
 use crate::entries::Entries;
 use crate::forward::Forwarded;
-use crate::io::{Anomaly, Event, Fetch, FetchId, Input, Output, ReadId, ReadOutcome, Recovered, StepDownReason};
+use crate::io::{
+    Anomaly, Event, Fetch, FetchId, Input, Output, ReadId, ReadOutcome, Recovered, StepDownReason, WakeReason,
+};
 use crate::log::Log;
 use crate::memberships::Memberships;
 use crate::message::{Envelope, Message};
@@ -48,6 +50,10 @@ pub struct Raft {
     pub(crate) election_open: bool,
     /// How many elections have come to nothing since a leader was last heard.
     pub(crate) failed_elections: u32,
+    /// The group sleeps, as far as this server knows; it follows or leads. See [`Config::quiesce_after`].
+    pub(crate) quiesced: bool,
+    /// Number of the time since it last slept, or heard of a link that was reset. Drawn at the start.
+    pub(crate) vigil: u64,
     /// Reads that a leader must be asked about.
     pub(crate) forwarded: Forwarded,
     /// As a follower: up to here the log is known to equal the current leader's.
@@ -83,7 +89,8 @@ impl Raft {
             recovered;
         let seed = config.seed ^ config.id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         // Far from the end of the numbers.
-        let first_request = SmallRng::seed_from_u64(!seed).random_range(1..u64::MAX / 2);
+        let mut names = SmallRng::seed_from_u64(!seed);
+        let (first_request, first_vigil) = (names.random_range(1..u64::MAX / 2), names.random_range(1..u64::MAX / 2));
         let memberships = Memberships::new(log_start.index, membership, changes);
         let mut raft = Raft {
             settled: memberships.index().min(applied),
@@ -99,6 +106,8 @@ impl Raft {
             election_at: now,
             election_open: false,
             failed_elections: 0,
+            quiesced: false,
+            vigil: first_vigil,
             forwarded: Forwarded::new(first_request),
             verified: applied,
             owed_ack: None,
@@ -141,13 +150,14 @@ impl Raft {
         }
     }
 
-    /// When to [`step`](Self::step) with [`Input::Wake`] at the latest, if nothing else happens before. Ask again after every
-    /// [`take_output`](Self::take_output).
+    /// When to [`step`](Self::step) with [`Input::Wake`] at the latest, if nothing else happens before; [`Instant::NEVER`] while the group
+    /// [sleeps](Config::quiesce_after). Ask again after every [`take_output`](Self::take_output).
     pub fn deadline(&self) -> Instant {
         match &self.role {
+            RoleState::Follower if self.quiesced => Instant::NEVER,
             RoleState::Leader(leader) => {
-                let mut at = leader.heartbeat_at;
-                if self.config.check_quorum {
+                let mut at = if self.quiesced { Instant::NEVER } else { leader.heartbeat_at };
+                if self.config.check_quorum && !self.quiesced {
                     at = at.min(self.quorum_heard_at(leader) + self.config.election_timeout);
                 }
                 at = leader.transfer.map_or(at, |transfer| at.min(transfer.until));
@@ -225,6 +235,7 @@ impl Raft {
             Message::TimeoutNow(request) => self.on_timeout_now(from, request),
             Message::ReadIndex(request) => self.on_read_index(from, request),
             Message::ReadIndexReply(reply) => self.on_read_index_reply(from, reply),
+            Message::Quiesce(quiesce) => self.on_quiesce(from, quiesce),
         }
     }
 
@@ -234,6 +245,7 @@ impl Raft {
             Message::PreVote(request) | Message::RequestVote(request) => request.last_log,
             Message::AppendEntries(append) => append.prev_log,
             Message::TimeoutNow(request) => request.last_log,
+            Message::Quiesce(quiesce) => quiesce.last,
             _ => crate::LogId::ZERO,
         };
         if message.to != self.config.id {
@@ -285,6 +297,9 @@ impl Raft {
     /// No leader is known (any more); nothing is known about how the log compares to the next one's, except that
     /// committed entries will be in it (Leader Completeness).
     pub(crate) fn forget_leader(&mut self) {
+        if self.end_sleep(WakeReason::Message) {
+            self.reset_election_timer();
+        }
         self.verified = self.log.commit;
         self.told_match = LogIndex::ZERO;
         self.owed_ack = None;
@@ -308,14 +323,14 @@ impl Raft {
     fn check_timers(&mut self) {
         if let RoleState::Leader(leader) = &self.role {
             let stalled = self.durability.stalled_at(self.config.max_write_stall);
-            if self.config.check_quorum && self.now.since(self.quorum_heard_at(leader)) >= self.config.election_timeout
-            {
+            let counts = self.config.check_quorum && !self.quiesced;
+            if counts && self.now.since(self.quorum_heard_at(leader)) >= self.config.election_timeout {
                 self.become_follower(self.hard_state.current_term, StepDownReason::QuorumLost);
             } else if stalled.is_some_and(|at| self.now >= at) {
                 self.become_follower(self.hard_state.current_term, StepDownReason::WriteStalled);
             }
             self.check_transfer();
-        } else if self.now >= self.election_at {
+        } else if !self.quiesced && self.now >= self.election_at {
             if self.election_open && !self.durability.hard_state_durable() {
                 // Its request, or its vote, has not even left; what another term has to say would not leave sooner.
                 return self.reset_election_timer();
@@ -456,9 +471,10 @@ impl Raft {
         self.now = now;
         self.rng = SmallRng::seed_from_u64(0);
         if let RoleState::Leader(leader) = &mut self.role {
-            let crate::role::Leader { progress, heartbeat_at, reads, transfer, lease_void: _, yield_at } = leader;
+            let crate::role::Leader { progress, heartbeat_at, reads, transfer, lease_void: _, busy_at, yield_at } =
+                leader;
             *heartbeat_at = now + self.config.heartbeat_interval;
-            *yield_at = now;
+            (*busy_at, *yield_at) = (now, now);
             reads.begun.clear();
             if let Some(crate::transfer::Transfer { to: _, until, told_at }) = transfer {
                 *until = now + self.config.election_timeout;
@@ -488,6 +504,8 @@ impl Raft {
             election_at,
             election_open,
             failed_elections,
+            quiesced,
+            vigil,
             forwarded,
             verified,
             owed_ack,
@@ -507,7 +525,7 @@ impl Raft {
         debug_assert!(out.is_empty(), "the output belongs to the state until it is taken");
         (config, memberships, settled, belongs, hard_state, log, durability, role).hash(hasher);
         (leader, leader_heard_at, election_at, verified, owed_ack, told_match).hash(hasher);
-        (election_open, failed_elections, forwarded).hash(hasher);
+        (election_open, failed_elections, quiesced, vigil, forwarded).hash(hasher);
         (now, next_epoch, next_read, next_fetch, apply_fetch, applying, applying_bytes, restoring).hash(hasher);
     }
 

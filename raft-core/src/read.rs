@@ -1,6 +1,6 @@
 //! Linearizable reads without a log entry (ReadIndex and leases; thesis, section 6.4).
 
-use crate::io::{ReadError, ReadId, ReadOutcome};
+use crate::io::{ReadError, ReadId, ReadOutcome, WakeReason};
 use crate::message::{Message, ReadIndexReply};
 use crate::raft::Raft;
 use crate::role::{Reader, RoleState};
@@ -15,6 +15,7 @@ impl Raft {
     /// When this server neither leads nor knows a leader. A read has no effect, so it may be repeated anywhere.
     pub fn read_index(&mut self, now: Instant) -> Result<ReadId, ReadError> {
         self.now = self.now.max(now);
+        self.rouse(WakeReason::Request);
         let id = self.next_read_id();
         match &mut self.role {
             RoleState::Leader(leader) => leader.reads.arrived.push(Reader::Own(id)),
@@ -59,13 +60,16 @@ impl Raft {
         self.memberships.current().quorum_value(until).is_some_and(|until| self.now < until)
     }
 
-    fn own_term_committed(&self) -> bool {
+    pub(crate) fn own_term_committed(&self) -> bool {
         self.log.term_at(self.log.commit) == Some(self.hard_state.current_term)
     }
 
     /// Begins a heartbeat round when reads want one, or when it is time for a heartbeat. At most one round is under way for
     /// reads, so that many of them share it; one that got no answer is followed by the next heartbeat's.
     pub(crate) fn begin_read_round(&mut self) {
+        if self.quiesces() {
+            return;
+        }
         let own_term_committed = self.own_term_committed();
         let (now, commit) = (self.now, self.log.commit);
         let keep = self.config.lease.map(|_| self.config.election_timeout);

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::change::{ChangeError, MembershipChange};
 use crate::entries::{Entries, EntryKind, Segment};
-use crate::io::{Event, StepDownReason};
+use crate::io::{Event, StepDownReason, WakeReason};
 use crate::membership::Membership;
 use crate::progress::Progress;
 use crate::raft::Raft;
@@ -23,6 +23,7 @@ impl Raft {
     /// On any error nothing was appended.
     pub fn change_membership(&mut self, now: Instant, change: &MembershipChange) -> Result<LogId, ChangeError> {
         self.now = self.now.max(now);
+        self.rouse(WakeReason::Request);
         let RoleState::Leader(leader) = &self.role else {
             return Err(ChangeError::NotLeader { hint: self.leader });
         };

@@ -24,6 +24,11 @@ pub(crate) struct Restoring {
 }
 
 impl Restoring {
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.handed_out.is_none() && self.next.is_none()
+    }
+
     /// The last entry of what the state machine is taking over.
     pub(crate) fn handed_out(&self) -> Option<LogId> {
         self.handed_out.as_ref().map(|restore| restore.meta.last)

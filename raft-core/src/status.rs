@@ -100,6 +100,8 @@ pub struct Status {
     pub leader: Option<NodeId>,
     /// To whom this server, which leads, is handing over.
     pub transferring_to: Option<NodeId>,
+    /// Whether the group [sleeps](crate::Config::quiesce_after), as far as this server knows.
+    pub quiesced: bool,
     /// Whether it may answer reads by its [lease](crate::Lease).
     pub has_lease: bool,
     /// The entry before the first in the log.
@@ -161,6 +163,7 @@ impl Raft {
             voted_for: self.hard_state.voted_for,
             leader: self.leader,
             transferring_to: self.transferring_to(),
+            quiesced: self.quiesced,
             has_lease: self.has_lease(),
             log_start: self.log.start(),
             last_log: self.log.last_id(),
@@ -250,6 +253,7 @@ impl Raft {
             assert!(!incomplete || self.log.commit < last.index, "committed beside a snapshot: {self:?}");
             assert!(!incomplete || !self.is_leader(), "leads without what is committed: {self:?}");
         }
+        self.check_quiescence();
         assert!(self.log.last_id().term <= self.hard_state.current_term, "an entry is newer than the term: {self:?}");
         if let RoleState::Leader(leader) = &self.role {
             assert_eq!(self.leader, Some(self.config.id));

@@ -1,6 +1,6 @@
 //! Handing leadership over on purpose (thesis, section 3.10), and to whom it should belong.
 
-use crate::io::{Event, TransferError};
+use crate::io::{Event, TransferError, WakeReason};
 use crate::message::{Message, TimeoutNow};
 use crate::progress::Progress;
 use crate::raft::Raft;
@@ -33,6 +33,7 @@ impl Raft {
     /// When this server does not lead, or nobody can take over. Nothing has changed then.
     pub fn transfer_leadership(&mut self, now: Instant, to: Option<NodeId>) -> Result<NodeId, TransferError> {
         self.now = self.now.max(now);
+        self.rouse(WakeReason::Request);
         let RoleState::Leader(leader) = &self.role else {
             return Err(TransferError::NotLeader { hint: self.leader });
         };

@@ -158,6 +158,9 @@ pub struct HardState {
 pub struct Instant(pub u64);
 
 impl Instant {
+    /// Later than any moment that comes: a deadline that is none.
+    pub const NEVER: Instant = Instant(u64::MAX);
+
     /// The moment `millis` milliseconds after the origin.
     pub const fn from_millis(millis: u64) -> Instant {
         Instant(millis.saturating_mul(1_000_000))

@@ -8,7 +8,7 @@
 use bytes::{Bytes, BytesMut};
 use raft_core::{
     AppendAck, AppendEntries, AppendReject, Entries, Envelope, GroupId, Heartbeat, HeartbeatReply, LogId, LogIndex,
-    Message, NodeId, ReadIndex, ReadIndexReply, Segment, Term, TimeoutNow, VoteReply, VoteRequest,
+    Message, NodeId, Quiesce, ReadIndex, ReadIndexReply, Segment, Term, TimeoutNow, VoteReply, VoteRequest,
 };
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,7 @@ mod kind {
     pub(super) const TIMEOUT_NOW: u8 = 10;
     pub(super) const READ_INDEX: u8 = 11;
     pub(super) const READ_INDEX_REPLY: u8 = 12;
+    pub(super) const QUIESCE: u8 = 13;
 }
 
 /// Limit for the first frame of a stream, in bytes: nobody may make us buffer more before we know what the stream is
@@ -132,6 +133,7 @@ pub fn encode(envelope: &Envelope, group: GroupId, limit: usize, sink: &mut Fram
         Message::TimeoutNow(body) => plain(kind::TIMEOUT_NOW, &|out| put(out, body)),
         Message::ReadIndex(body) => plain(kind::READ_INDEX, &|out| put(out, body)),
         Message::ReadIndexReply(body) => plain(kind::READ_INDEX_REPLY, &|out| put(out, body)),
+        Message::Quiesce(body) => plain(kind::QUIESCE, &|out| put(out, body)),
         Message::AppendEntries(body) => {
             let AppendEntries { epoch, seq, prev_log, leader_commit, ref entries } = *body;
             let head = AppendHead { epoch, seq, prev_log, leader_commit };
@@ -163,7 +165,7 @@ pub fn decode(frame: &Bytes) -> Result<Decoded, FrameError> {
     if kind == kind::PREFACE {
         return Ok(Decoded::Preface(whole(kind, body)?));
     }
-    if kind > kind::READ_INDEX_REPLY {
+    if kind > kind::QUIESCE {
         return Err(FrameError::Kind(kind));
     }
     let (Address { from, to, term }, body) = part(kind, body)?;
@@ -180,6 +182,7 @@ pub fn decode(frame: &Bytes) -> Result<Decoded, FrameError> {
         kind::TIMEOUT_NOW => Message::TimeoutNow(whole::<TimeoutNow>(kind, body)?),
         kind::READ_INDEX => Message::ReadIndex(whole::<ReadIndex>(kind, body)?),
         kind::READ_INDEX_REPLY => Message::ReadIndexReply(whole::<ReadIndexReply>(kind, body)?),
+        kind::QUIESCE => Message::Quiesce(whole::<Quiesce>(kind, body)?),
         other => return Err(FrameError::Kind(other)),
     };
     Ok(Decoded::Message(group, Envelope { from, to, term, body }))
@@ -274,6 +277,7 @@ mod tests {
             (id(), any::<bool>())
                 .prop_map(|(last_log, transfer)| Message::RequestVote(VoteRequest { last_log, transfer })),
             id().prop_map(|last_log| Message::TimeoutNow(TimeoutNow { last_log })),
+            (id(), n()).prop_map(|(last, vigil)| Message::Quiesce(Quiesce { last, vigil })),
             n().prop_map(|id| Message::ReadIndex(ReadIndex { id })),
             (n(), n()).prop_map(|(id, i)| Message::ReadIndexReply(ReadIndexReply { id, index: LogIndex(i) })),
             any::<(u64, bool)>()
@@ -294,10 +298,20 @@ mod tests {
                 commit: LogIndex(i),
                 round
             })),
-            any::<(u64, u64, u64, u64, u32, u8)>().prop_map(|(epoch, round, i, m, promise_ms, priority)| {
-                let (received, match_index) = (LogIndex(i), LogIndex(m));
-                Message::HeartbeatReply(HeartbeatReply { epoch, round, received, match_index, promise_ms, priority })
-            }),
+            any::<(u64, u64, u64, u64, u32, u8, u64)>().prop_map(
+                |(epoch, round, i, m, promise_ms, priority, vigil)| {
+                    let (received, match_index) = (LogIndex(i), LogIndex(m));
+                    Message::HeartbeatReply(HeartbeatReply {
+                        epoch,
+                        round,
+                        received,
+                        match_index,
+                        promise_ms,
+                        priority,
+                        vigil,
+                    })
+                }
+            ),
         ]
     }
 

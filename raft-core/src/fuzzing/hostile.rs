@@ -292,6 +292,7 @@ impl Server {
                 match_index: index(choices, last),
                 promise_ms: choices.number(300) as u32,
                 priority: choices.between(0, 2) as u8,
+                vigil: 1,
             }),
             8 => Message::TimeoutNow(TimeoutNow { last_log: self.log_id(choices) }),
             9 => Message::ReadIndex(ReadIndex { id: choices.number(1) }),

@@ -496,6 +496,7 @@ mod tests {
     impl Three {
         fn new() -> Self {
             let status = |id| Status {
+                quiesced: false,
                 id: NodeId(id),
                 identity: 0,
                 role: Role::Follower,

@@ -218,7 +218,8 @@ pub(crate) fn answers(body: &Message) -> Option<CallKind> {
         | Message::Heartbeat(_)
         | Message::TimeoutNow(_)
         | Message::ReadIndex(_)
-        | Message::ReadIndexReply(_) => None,
+        | Message::ReadIndexReply(_)
+        | Message::Quiesce(_) => None,
     }
 }
 
@@ -246,7 +247,8 @@ pub fn encoded_len(envelope: &Envelope) -> usize {
         Message::AppendAck(_) => 2 * NUMBER,
         Message::AppendReject(reject) => 5 * NUMBER + 2 * NUMBER * reject.runs.len(),
         Message::Heartbeat(_) => 3 * NUMBER + FLAG,
-        Message::HeartbeatReply(_) => 4 * NUMBER + 4 + FLAG,
+        Message::HeartbeatReply(_) => 5 * NUMBER + 4 + FLAG,
+        Message::Quiesce(_) => 3 * NUMBER,
         Message::TimeoutNow(_) | Message::ReadIndexReply(_) => 2 * NUMBER,
         Message::ReadIndex(_) => NUMBER,
     };

@@ -130,7 +130,7 @@ impl Node {
     /// When to set the alarm, if none that is set goes off in time. Returns the present life with it.
     pub(crate) fn next_alarm(&mut self) -> Option<(Instant, u64)> {
         let deadline = self.driver.as_ref()?.deadline();
-        if self.alarm.is_some_and(|at| at <= deadline) {
+        if deadline == Instant::NEVER || self.alarm.is_some_and(|at| at <= deadline) {
             return None;
         }
         self.alarm = Some(deadline);

@@ -171,6 +171,7 @@ fn replies_to_nothing_are_dropped() {
             match_index: LogIndex(2),
             promise_ms: 0,
             priority: 0,
+            vigil: 1,
         }),
     ];
     for body in replies {
@@ -303,6 +304,7 @@ impl Fuzz {
                 match_index: LogIndex(self.small(last)),
                 promise_ms: self.small(300) as u32,
                 priority: self.dice.between(0, 2) as u8,
+                vigil: 1,
             }),
             8 => Message::TimeoutNow(TimeoutNow { last_log: self.log_id(server) }),
             9 => Message::ReadIndex(ReadIndex { id: self.small(1) }),

@@ -18,7 +18,7 @@ fn with_lease() -> Config {
 
 fn answer(round: u64, index: u64, promise_ms: u32, priority: u8) -> Message {
     let (received, match_index) = (LogIndex(index), LogIndex(index));
-    Message::HeartbeatReply(HeartbeatReply { epoch: 1, round, received, match_index, promise_ms, priority })
+    Message::HeartbeatReply(HeartbeatReply { epoch: 1, round, received, match_index, promise_ms, priority, vigil: 1 })
 }
 
 /// Server 1 of three, elected, with one committed entry of its term.

@@ -11,7 +11,15 @@ use crate::hand::{Server, ack, append, appends, config, entries, id, to};
 
 fn answer(epoch: u64, round: u64, index: u64) -> Message {
     let (received, match_index) = (LogIndex(index), LogIndex(index));
-    Message::HeartbeatReply(HeartbeatReply { epoch, round, received, match_index, promise_ms: 0, priority: 0 })
+    Message::HeartbeatReply(HeartbeatReply {
+        epoch,
+        round,
+        received,
+        match_index,
+        promise_ms: 0,
+        priority: 0,
+        vigil: 1,
+    })
 }
 
 /// Server 3 leads term 3, sends a heartbeat that travels for long, restarts, and leads term 5; its rounds and epochs begin anew.
@@ -131,7 +139,8 @@ fn an_index_received_beyond_the_log_does_not_stop_replication() {
     leader.receive(2, 1, ack(&appends(&sent, 2)[0]));
     leader.pass(100);
     let received = LogIndex(u64::MAX);
-    let reply = HeartbeatReply { epoch: 1, round: 1, received, match_index: LogIndex(0), promise_ms: 0, priority: 0 };
+    let reply =
+        HeartbeatReply { epoch: 1, round: 1, received, match_index: LogIndex(0), promise_ms: 0, priority: 0, vigil: 1 };
     leader.receive(2, 1, Message::HeartbeatReply(reply));
     leader.step(Input::LinkReset(NodeId(2)));
     let (_, sent) = leader.propose(&["x"]);

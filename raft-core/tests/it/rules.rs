@@ -135,6 +135,7 @@ fn rule_06_a_reply_first_aligns_the_term_and_then_is_looked_at() {
             match_index: LogIndex::ZERO,
             promise_ms: 0,
             priority: 0,
+            vigil: 1,
         }),
         Message::PreVoteReply(VoteReply { election: Term(1), granted: false }),
     ];

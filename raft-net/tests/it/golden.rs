@@ -7,7 +7,7 @@ use std::path::Path;
 use bytes::Bytes;
 use raft_core::{
     AppendAck, AppendEntries, AppendReject, Entries, EntryKind, Envelope, GroupId, Heartbeat, HeartbeatReply, LogId,
-    LogIndex, Message, NodeId, ReadIndex, ReadIndexReply, Segment, Term, TimeoutNow, VoteReply, VoteRequest,
+    LogIndex, Message, NodeId, Quiesce, ReadIndex, ReadIndexReply, Segment, Term, TimeoutNow, VoteReply, VoteRequest,
 };
 use raft_net::{Channel, Decoded, Decoder, FrameSink, Preface, decode, encode, encode_preface};
 
@@ -41,7 +41,7 @@ fn samples() -> Vec<(&'static str, Decoded)> {
         runs: vec![id(2, 1), id(5, 200), id(6, 290)],
     };
     let (received, match_index) = (LogIndex(300), LogIndex(299));
-    let reply = HeartbeatReply { epoch: 3, round: 41, received, match_index, promise_ms: 400, priority: 2 };
+    let reply = HeartbeatReply { epoch: 3, round: 41, received, match_index, promise_ms: 400, priority: 2, vigil: 129 };
     let preface =
         |channel| Decoded::Preface(Preface { channel, from: NodeId(1), to: NodeId(300), incarnation: 1 << 100 });
     vec![
@@ -60,6 +60,7 @@ fn samples() -> Vec<(&'static str, Decoded)> {
         ("heartbeat_silent", message(Message::Heartbeat(Heartbeat { epoch: 3, commit: LogIndex(299), round: None }))),
         ("heartbeat_reply", message(Message::HeartbeatReply(reply))),
         ("timeout_now", message(Message::TimeoutNow(TimeoutNow { last_log: id(6, 300) }))),
+        ("quiesce", message(Message::Quiesce(Quiesce { last: id(7, 303), vigil: 129 }))),
         ("read_index", message(Message::ReadIndex(ReadIndex { id: 77 }))),
         ("read_index_reply", message(Message::ReadIndexReply(ReadIndexReply { id: 77, index: LogIndex(299) }))),
     ]

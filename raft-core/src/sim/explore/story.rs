@@ -80,6 +80,7 @@ fn words(envelope: &Envelope) -> String {
         Message::TimeoutNow(request) => format!("TimeoutNow, last {}", request.last_log),
         Message::ReadIndex(request) => format!("ReadIndex {}", request.id),
         Message::ReadIndexReply(reply) => format!("ReadIndexReply {}, index {}", reply.id, reply.index),
+        Message::Quiesce(quiesce) => format!("Quiesce, last {}", quiesce.last),
     };
     format!("{from:?}->{to:?} {term:?} {body}")
 }

@@ -488,7 +488,8 @@ fn last_term(sent: &Sent) -> Option<Term> {
         | Message::HeartbeatReply(_)
         | Message::TimeoutNow(_)
         | Message::ReadIndex(_)
-        | Message::ReadIndexReply(_) => Some(envelope.term),
+        | Message::ReadIndexReply(_)
+        | Message::Quiesce(_) => Some(envelope.term),
         Message::PreVote(_) | Message::RequestVote(_) | Message::AppendEntries(_) | Message::Heartbeat(_) => None,
     }
 }

@@ -7,10 +7,10 @@ use super::server::{Answers, Item, Job, Outbox, told};
 use super::sometimes::Situation;
 use super::workload::Workload;
 use super::world::{Event, World};
-use crate::io::{self, Fetch, Input, StepDownReason, Write};
+use crate::io::{self, Fetch, Input, StepDownReason, WakeReason, Write};
 use crate::message::{Envelope, Message};
 use crate::sim::cluster::{id_of, index_of};
-use crate::types::WriteSeq;
+use crate::types::{Instant, WriteSeq};
 
 impl<W: Workload> World<'_, W> {
     /// A server works off its inbox; then what its driver hands out is carried out, until there is nothing more.
@@ -71,12 +71,25 @@ impl<W: Workload> World<'_, W> {
                 if self.handing_over.is_some_and(|(from, to)| term.0 == from.0 + 1 && to == id_of(i)) {
                     self.counts.saw(Situation::Transferred);
                 }
+                let sleepers = self.servers.iter().filter_map(super::server::Server::raft);
+                if sleepers.map(crate::Raft::status).any(|other| other.quiesced && other.role == crate::Role::Leader) {
+                    self.counts.saw(Situation::SleeperDeposed);
+                }
+                if self.died_asleep.take_if(|died| *died < *term).is_some() {
+                    self.counts.saw(Situation::SleeperReplaced);
+                }
                 Situation::Elected
             }
             io::Event::TransferBegun { term, to } => {
                 self.handing_over = Some((*term, *to));
                 Situation::TransferBegun
             }
+            io::Event::Quiesced { .. } => return self.count_sleepers(i),
+            io::Event::Woken { reason, .. } => match reason {
+                WakeReason::Request => Situation::WokenByRequest,
+                WakeReason::Message => Situation::WokenByMessage,
+                WakeReason::LinkReset => Situation::WokenByReset,
+            },
             io::Event::TransferFailed { .. } => Situation::TransferFailed,
             io::Event::Truncated { .. } => Situation::Truncated,
             io::Event::Restored { last, kept } => return self.count_restored(i, *last, *kept),
@@ -87,6 +100,16 @@ impl<W: Workload> World<'_, W> {
                 StepDownReason::Removed => Situation::LeaderRemoved,
             },
             _ => return,
+        };
+        self.counts.saw(situation);
+    }
+
+    fn count_sleepers(&mut self, i: usize) {
+        let sleeps = |server: &super::server::Server<W>| server.raft().is_none_or(|raft| raft.status().quiesced);
+        let situation = match self.servers[i].leads() {
+            true => Situation::LeaderSlept,
+            false if self.servers.iter().all(sleeps) => Situation::AllSlept,
+            false => return,
         };
         self.counts.saw(situation);
     }
@@ -288,8 +311,9 @@ impl<W: Workload> World<'_, W> {
     pub(super) fn set_alarm(&mut self, i: usize) {
         let server = &mut self.servers[i];
         let Some(driver) = &server.driver else { return };
-        let at = server.clock.when(driver.deadline()).max(self.schedule.now());
-        if server.alarm.is_none_or(|alarm| alarm > at) {
+        let deadline = driver.deadline();
+        let at = server.clock.when(deadline).max(self.schedule.now());
+        if deadline < Instant::NEVER && server.alarm.is_none_or(|alarm| alarm > at) {
             server.alarm = Some(at);
             let life = server.life;
             self.schedule.at(at, Event::Wake { server: i, life });

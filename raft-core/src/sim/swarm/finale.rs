@@ -9,7 +9,7 @@ use super::workload::{Operation, Workload};
 use super::world::{Event, World};
 use crate::sim::cluster::{id_of, index_of};
 use crate::sim::linearizability::Verdict;
-use crate::types::{LogId, LogIndex};
+use crate::types::{Instant, LogId, LogIndex};
 
 impl<W: Workload> World<'_, W> {
     /// Every fault ends: links work and are quick, disks sync, the frozen go on, the crashed start.
@@ -59,6 +59,7 @@ impl<W: Workload> World<'_, W> {
     /// clients fall silent, and all servers must come to the same state.
     pub(super) fn look(&mut self) {
         self.dismiss();
+        self.bring_back();
         let (now, bound) = (self.now(), self.bound());
         let Some(healed) = self.healed else { return };
         let late = now.since(healed) > bound;
@@ -69,11 +70,65 @@ impl<W: Workload> World<'_, W> {
                 return self.not_recovered("serve every client");
             }
         } else if self.clients.iter().all(super::client::Client::is_idle) && self.agree() {
-            self.over = true;
+            self.over = self.has_rested();
+            if !self.over && late {
+                return self.not_recovered("go to sleep");
+            }
         } else if late {
             return self.not_recovered("come to one state");
         }
         self.schedule.after(Self::LOOK_EVERY, Event::Look);
+    }
+
+    /// Where groups sleep: they do, since nobody wants anything, and then the leader dies, and they have a new one all the same. It comes back, and they
+    /// sleep again.
+    fn has_rested(&mut self) -> bool {
+        if self.mix.naps.is_none() || !self.can_sleep() {
+            return true;
+        }
+        let sleeps =
+            |server: &Server<W>| server.driver.as_ref().is_some_and(|driver| driver.deadline() == Instant::NEVER);
+        if !self.survivors().all(sleeps) {
+            return false;
+        }
+        let Some(leader) = self.leader() else { return false };
+        let term = self.servers[leader].term();
+        if let Some(died_in) = self.last_death {
+            return term > died_in;
+        }
+        let (_, members) = self.checker.membership();
+        let others_elect =
+            members.has_quorum(|id| id != id_of(leader) && self.survivors().any(|server| server.id == id));
+        if others_elect {
+            self.note(format_args!("all sleep, and the leader dies"));
+            self.last_death = Some(term);
+            // All that is promised begins anew.
+            self.healed = Some(self.now());
+            self.crash(leader);
+        }
+        !others_elect
+    }
+
+    /// Whether this cluster can come to rest: nobody is missing, the leader has something to show for its term, and nobody should rather lead.
+    fn can_sleep(&self) -> bool {
+        let (_, members) = self.checker.membership();
+        let missing = self.servers.iter().any(|server| server.lost && members.contains(server.id));
+        let leader = self.leader().and_then(|i| self.servers[i].raft());
+        let own = leader.is_some_and(|raft| raft.term_at(raft.commit_index()) == Some(raft.current_term()));
+        !missing && own
+    }
+
+    /// The leader that died in the end comes back when another leads.
+    fn bring_back(&mut self) {
+        let Some(died_in) = self.last_death else { return };
+        let replaced = self.leader().is_some_and(|leader| self.servers[leader].term() > died_in);
+        let down = (0..self.servers.len()).find(|i| {
+            let server = &self.servers[*i];
+            !server.is_up() && !server.lost && self.checker.membership().1.contains(server.id)
+        });
+        if let Some(i) = down.filter(|_| replaced) {
+            self.start(i);
+        }
     }
 
     fn not_recovered(&mut self, what: &str) {

@@ -107,6 +107,17 @@ pub struct Compaction {
     pub restore: Duration,
 }
 
+/// When clients and all others who want something leave the cluster alone, so that it can go to [sleep](Config::quiesce_after).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Naps {
+    /// Time from the beginning of one to that of the next,
+    pub every: Duration,
+    /// and how long one lasts.
+    pub length: Duration,
+    /// Within this time whoever is up at either end hears that a link is cut or mended, or that the other has died, started or is frozen.
+    pub noticed_within: Duration,
+}
+
 /// Everything that a seed decides beforehand.
 #[derive(Clone, Debug)]
 pub struct Mix {
@@ -160,6 +171,8 @@ pub struct Mix {
     pub late_progress: bool,
     /// Which servers should rather lead.
     pub priorities: Vec<u8>,
+    /// Whether groups sleep, and what for.
+    pub naps: Option<Naps>,
 }
 
 impl Mix {
@@ -186,6 +199,7 @@ impl Mix {
             let drift_per_mille = (2 * drift * 1000 / (1000 + drift) + 1) as u32;
             config.lease = Some(Lease { drift_per_mille });
         }
+        let naps = naps(seed, &mut config);
         let ranks = if dice.chance(1, 4) { 2 } else { 0 };
         Mix {
             servers,
@@ -212,6 +226,7 @@ impl Mix {
             late_progress: dice.chance(1, 2),
             priorities: (0..servers).map(|_| dice.between(0, ranks) as u8).collect(),
             compaction: compaction(&mut Dice::new(seed, 1001)),
+            naps,
             config,
         }
     }
@@ -233,6 +248,19 @@ fn changes(seed: u64, servers: usize) -> Option<Changes> {
     let spares = dice.between(u64::from(servers < 3), 4.min(8 - servers as u64)) as usize;
     let interval = dice.time(millis(100), millis(4000));
     dice.chance(1, 2).then_some(Changes { spares, interval })
+}
+
+/// In a quarter of the seeds groups sleep.
+fn naps(seed: u64, config: &mut Config) -> Option<Naps> {
+    if seed % 4 != 1 {
+        return None;
+    }
+    let mut dice = Dice::new(seed, 1002);
+    let after = config.heartbeat_interval * dice.between(2, 6) as u32;
+    config.quiesce_after = Some(after);
+    let length = after * 2 + dice.time(millis(500), millis(12_000));
+    let every = length + dice.time(millis(300), millis(4000));
+    Some(Naps { every, length, noticed_within: dice.time(millis(1), millis(3000)) })
 }
 
 fn millis(ms: u64) -> Duration {

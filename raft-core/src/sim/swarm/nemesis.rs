@@ -40,6 +40,7 @@ impl<W: Workload> World<'_, W> {
         }
         let fault = self.mix.faults[self.dice.pick(self.mix.faults.len())];
         match fault {
+            Fault::Transfer | Fault::Overload if self.nap_left().is_some() => {}
             Fault::Partition => self.partition(),
             Fault::OneWay => self.cut_one_way(),
             Fault::Flap => self.flap(),
@@ -113,18 +114,41 @@ impl<W: Workload> World<'_, W> {
 
     /// The servers at both ends of a link hear that their connection was lost.
     fn tell_resets(&mut self, links: &Links) {
+        if self.mix.naps.is_some() {
+            return links.iter().for_each(|(from, to)| self.tell_reset_soon(*from, *to));
+        }
         if !self.mix.tells_resets {
             return;
         }
         for (from, to) in links {
             for (here, there) in [(*from, *to), (*to, *from)] {
-                if self.servers[here].is_up() {
-                    let reset = super::server::Item::Input(Input::LinkReset(id_of(there)));
-                    self.servers[here].inbox.push_back(reset);
-                    self.ask_for_pump(here);
-                }
+                self.tell_reset(here, there);
             }
         }
+    }
+
+    /// A server hears that its connection to another was lost, or made anew.
+    pub(super) fn tell_reset(&mut self, here: usize, there: usize) {
+        if self.servers[here].is_up() {
+            let reset = super::server::Item::Input(Input::LinkReset(id_of(there)));
+            self.servers[here].inbox.push_back(reset);
+            self.ask_for_pump(here);
+        }
+    }
+
+    /// Where groups sleep, both ends hear of everything that may keep them apart, each after a time of its own: that is the transport's contract. What
+    /// was on its way may still arrive after that.
+    fn tell_reset_soon(&mut self, one: usize, other: usize) {
+        let Some(naps) = self.mix.naps else { return };
+        for (server, peer) in [(one, other), (other, one)] {
+            let delay = self.reset_dice.time(Duration::ZERO, naps.noticed_within);
+            self.schedule.after(delay, Event::Reset { server, peer });
+        }
+    }
+
+    /// A server has died, starts, or is frozen for a while: its connections to all others are lost, or made anew.
+    pub(super) fn tell_resets_around(&mut self, i: usize) {
+        (0..self.servers.len()).filter(|other| *other != i).for_each(|other| self.tell_reset_soon(i, other));
     }
 
     fn partition(&mut self) {
@@ -251,6 +275,7 @@ impl<W: Workload> World<'_, W> {
         self.counts.saw(Situation::Paused);
         self.counts.add(Situation::LeaderPaused, u64::from(self.servers[i].leads()));
         self.servers[i].frozen_until = until;
+        self.tell_resets_around(i);
     }
 
     /// Someone asks a server that leads, or thinks so, to hand over.

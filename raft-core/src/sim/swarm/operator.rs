@@ -47,7 +47,9 @@ impl<W: Workload> World<'_, W> {
     /// Something is changed, and the next change is planned.
     pub(super) fn next_change(&mut self) {
         let Some(changes) = self.mix.changes.filter(|_| self.healed.is_none()) else { return };
-        if self.nothing_asked() {
+        if self.nap_left().is_some() {
+            // Nobody wants anything.
+        } else if self.nothing_asked() {
             if self.operator.dice.chance(1, 3) {
                 let i = self.operator.dice.pick(self.servers.len());
                 self.replace(i);
@@ -179,6 +181,7 @@ impl<W: Workload> World<'_, W> {
                 | Message::AppendEntries(_)
                 | Message::Heartbeat(_)
                 | Message::TimeoutNow(_)
+                | Message::Quiesce(_)
         );
         if !asks {
             return None;

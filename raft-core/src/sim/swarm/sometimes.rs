@@ -108,6 +108,14 @@ situations! {
     InstallOvertaken: 1500, "a snapshot was installed, and appends were quicker";
     InstallUnfinished: 900, "a crash came between a snapshot and its log";
     SnapshotsInSuccession: 300, "a snapshot came while another was being installed";
+    LeaderSlept: 100, "a leader went to sleep";
+    AllSlept: 100, "a whole group slept";
+    WokenByRequest: 100, "a request woke a server";
+    WokenByMessage: 100, "a message woke a server";
+    WokenByReset: 100, "the loss of a link woke a server";
+    DiedAsleep: 300, "a server died in its sleep";
+    SleeperReplaced: 300, "a leader died in its sleep, and another was elected";
+    SleeperDeposed: 600, "a leader slept, and another was elected";
     Backlog: 100, "the log of a server that came back had to be caught up";
 }
 

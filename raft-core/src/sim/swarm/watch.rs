@@ -72,6 +72,7 @@ pub(super) fn describe(message: &Message) -> (&'static str, usize) {
         Message::TimeoutNow(_) => ("TimeoutNow", 0),
         Message::ReadIndex(_) => ("ReadIndex", 0),
         Message::ReadIndexReply(_) => ("read index", 0),
+        Message::Quiesce(_) => ("quiesce", 0),
     }
 }
 

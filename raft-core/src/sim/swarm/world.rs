@@ -60,6 +60,8 @@ pub(super) enum Event {
     Change,
     /// Those who have just left come back.
     ComeBack,
+    /// A server hears that its connection to another was lost or made anew.
+    Reset { server: usize, peer: usize },
     /// The end of a fault, unless all faults have ended since.
     Undo { undo: Undo, era: u32 },
     /// All faults end.
@@ -85,6 +87,8 @@ pub(super) struct World<'w, W> {
     pub(super) dice: Dice,
     /// For all that has to do with snapshots.
     pub(super) snapshot_dice: Dice,
+    /// For when links are noticed to be lost.
+    pub(super) reset_dice: Dice,
     pub(super) network: Network,
     pub(super) servers: Vec<Server<W>>,
     pub(super) clients: Vec<Client>,
@@ -103,6 +107,10 @@ pub(super) struct World<'w, W> {
     pub(super) shaken: bool,
     /// The last transfer that was begun: in which term, and to whom.
     pub(super) handing_over: Option<(Term, NodeId)>,
+    /// The term of a leader that died in its sleep, while nobody else leads.
+    pub(super) died_asleep: Option<Term>,
+    /// At the end, when the cluster sleeps, its leader dies once more: in which term.
+    pub(super) last_death: Option<Term>,
     /// By how much some state machine was behind when all faults ended.
     pub(super) backlog: u64,
     /// Goes up when all faults end.
@@ -127,6 +135,7 @@ impl<'w, W: Workload> World<'w, W> {
             schedule: Schedule::default(),
             dice: Dice::new(seed, 2),
             snapshot_dice: Dice::new(seed, 4),
+            reset_dice: Dice::new(seed, 5),
             network: Network::new(mix.slots(), mix.links, mix.ordered, Dice::new(seed, 1)),
             servers: (0..mix.slots()).map(|i| Server::new(id_of(i), Disk::empty())).collect(),
             clients,
@@ -141,6 +150,8 @@ impl<'w, W: Workload> World<'w, W> {
             pumps: 0,
             shaken: false,
             handing_over: None,
+            died_asleep: None,
+            last_death: None,
             backlog: 0,
             era: 0,
             healed: None,
@@ -289,6 +300,7 @@ impl<'w, W: Workload> World<'w, W> {
             Event::Fault => self.next_fault(),
             Event::Change => self.next_change(),
             Event::ComeBack => self.come_back(),
+            Event::Reset { server, peer } => self.tell_reset(server, peer),
             Event::Undo { undo, era } => {
                 if era == self.era {
                     self.undo(undo);
@@ -337,13 +349,24 @@ impl<'w, W: Workload> World<'w, W> {
 
     fn client_goes_on(&mut self, client: usize, next: Next) {
         let ticket = self.clients[client].ticket();
+        let asks = next.ask.is_some();
         if let Some((server, ask)) = next.ask {
             self.note(format_args!("c{} asks n{}: {ask:?} ({})", client + 1, server + 1, ticket.attempt));
             self.send_request(server, ticket, ask);
         }
-        if let Some(wait) = next.wake {
+        // Whoever waits for an answer goes on waiting.
+        let nap = self.nap_left().filter(|_| !asks);
+        if let Some(wait) = next.wake.map(|wait| wait.max(nap.unwrap_or_default())) {
             self.schedule.after(wait, Event::Client { ticket });
         }
+    }
+
+    /// How long nobody will want anything from the cluster.
+    pub(super) fn nap_left(&self) -> Option<Duration> {
+        let naps = self.mix.naps.filter(|_| self.healed.is_none())?;
+        let since = Duration::from_nanos(self.now().0 % naps.every.as_nanos().max(1) as u64);
+        // The run begins with work.
+        (since >= naps.every.saturating_sub(naps.length)).then(|| naps.every - since)
     }
 
     /// Clients reach every server at any time, also those that are cut off from the others: they are the ones to be deceived.
@@ -497,6 +520,7 @@ impl<'w, W: Workload> World<'w, W> {
         match Raft::new(config, recovered, clock.read(now)) {
             Ok(raft) => {
                 self.servers[i].begin(raft, clock);
+                self.tell_resets_around(i);
                 self.checker.started(id_of(i), applied);
                 self.pump(i);
             }
@@ -521,6 +545,11 @@ impl<'w, W: Workload> World<'w, W> {
         if !self.servers[i].is_up() {
             return;
         }
+        if let Some(status) = self.servers[i].raft().map(Raft::status).filter(|status| status.quiesced) {
+            self.counts.saw(Situation::DiedAsleep);
+            self.died_asleep = self.died_asleep.max(self.servers[i].leads().then_some(status.current_term));
+        }
+        self.tell_resets_around(i);
         let server = &mut self.servers[i];
         let pending = server.disk.pending().len();
         let kept = self.dice.between(0, pending as u64) as usize;

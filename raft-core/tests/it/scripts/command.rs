@@ -149,6 +149,8 @@ fn config(options: &[&str]) -> Result<Config, Failure> {
             None if *option == "no-op" => config.no_op_on_election = true,
             // A lease is shorter than the promises by so many thousandths.
             Some(("lease", drift)) => config.lease = Some(Lease { drift_per_mille: number(drift)? as u32 }),
+            // A group in which nothing happens for so many milliseconds goes to sleep.
+            Some(("quiesce", millis)) => config.quiesce_after = Some(Duration::from_millis(number(millis)?)),
             Some(("window", appends)) => config.max_inflight_appends = number(appends)? as usize,
             Some(("append-bytes", bytes)) => config.max_append_bytes = number(bytes)? as usize,
             Some(("uncommitted-bytes", bytes)) => config.max_uncommitted_bytes = number(bytes)? as usize,
@@ -191,6 +193,9 @@ fn campaign(world: &mut World, id: NodeId) -> Result<(), Failure> {
         return Err(format!("server {id} leads"));
     }
     let at = raft.deadline();
+    if at == Instant::NEVER {
+        return Err(format!("server {id} sleeps"));
+    }
     world.wake_at(id, at)
 }
 

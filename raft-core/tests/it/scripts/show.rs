@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use raft_core::sim::disk::Image;
 use raft_core::{
     ChangeError, Entries, EntryKind, EntryRef, Envelope, Event, LogId, LogIndex, Membership, Message, NodeId,
-    ProposeError, ReadError, ReadOutcome, SendSnapshot, Status, StepDownReason, Write,
+    ProposeError, ReadError, ReadOutcome, SendSnapshot, Status, StepDownReason, WakeReason, Write,
 };
 
 use super::world::Transfer;
@@ -27,11 +27,12 @@ pub(super) fn kind(message: &Message) -> &'static str {
         Message::TimeoutNow(_) => "timeout-now",
         Message::ReadIndex(_) => "read-index",
         Message::ReadIndexReply(_) => "read-index-reply",
+        Message::Quiesce(_) => "quiesce",
     }
 }
 
 /// Every name that [`kind`] gives.
-pub(super) const KINDS: [&str; 12] = [
+pub(super) const KINDS: [&str; 13] = [
     "pre-vote",
     "pre-vote-reply",
     "vote",
@@ -44,6 +45,7 @@ pub(super) const KINDS: [&str; 12] = [
     "timeout-now",
     "read-index",
     "read-index-reply",
+    "quiesce",
 ];
 
 /// A message from its sender's side.
@@ -92,6 +94,8 @@ fn said(envelope: &Envelope) -> String {
         // The first number is drawn, and tells nobody anything.
         Message::ReadIndex(_) => Ok(()),
         Message::ReadIndexReply(reply) => write!(text, ": index {}", reply.index),
+        // The number of the vigil is drawn, too.
+        Message::Quiesce(quiesce) => write!(text, ": last {}", quiesce.last),
     };
     ok.map_or_else(|_| String::new(), |()| text)
 }
@@ -192,6 +196,15 @@ pub(super) fn event(id: NodeId, event: &Event) -> Option<String> {
         Event::Removed { index } => format!("learns from entry {index} that it has been removed"),
         Event::Restored { last, kept: true } => format!("begins its log after {last}, and keeps what follows"),
         Event::Restored { last, kept: false } => format!("begins its log anew after {last}"),
+        Event::Quiesced { .. } => "goes to sleep".to_owned(),
+        Event::Woken { reason, .. } => {
+            let why = match reason {
+                WakeReason::Request => "somebody wants something",
+                WakeReason::Message => "another server has something to say",
+                WakeReason::LinkReset => "a link was reset",
+            };
+            format!("wakes: {why}")
+        }
         Event::Rejected { from, reason } => format!("rejects what {from} says: {reason:?}"),
         other => format!("{other:?}"),
     })
@@ -250,8 +263,9 @@ pub(super) fn read_error(error: ReadError) -> String {
 pub(super) fn status(status: &Status) -> String {
     let id = |id: Option<NodeId>| id.map_or_else(|| "nobody".to_owned(), |id| id.to_string());
     format!(
-        "{}: {} in term {}, voted for {}, leader {}; last {}, durable {}, commit {}, applied {}; {} bytes uncommitted",
+        "{}: {}{} in term {}, voted for {}, leader {}; last {}, durable {}, commit {}, applied {}; {} bytes uncommitted",
         status.id,
+        if status.quiesced { "sleeping " } else { "" },
         status.role,
         status.current_term,
         id(status.voted_for),
