@@ -127,7 +127,8 @@ impl Progress {
 
     /// Whether it has the whole log up to `last` on its disk, nothing is on its way to it, and it has answered the newest round of heartbeats or the one before.
     pub(crate) fn is_settled(&self, last: LogIndex, round: u64) -> bool {
-        let nothing_under_way = self.inflight.is_empty() && self.fetch.is_none() && self.snapshot.is_none();
+        // A snapshot that failed and is to be tried again is not: the log got there by other means.
+        let nothing_under_way = self.inflight.is_empty() && self.fetch.is_none() && self.snapshot().is_none();
         let stays = self.leaves_at.is_none() && self.vigil.is_some();
         stays && nothing_under_way && !self.probing && self.match_index == last && self.acked_round + 1 >= round
     }

@@ -53,9 +53,10 @@ impl Raft {
         let reads = leader.reads.arrived.is_empty() && leader.reads.waiting.is_empty();
         let stays = leader.transfer.is_none() && !self.memberships.current().is_joint();
         // Else it could never hand over to whoever should rather lead.
-        let suits = |priority: u8| priority <= self.config.priority;
-        let mut followers = leader.progress.values();
-        log && disk && reads && stays && followers.all(|p| p.is_settled(last, round) && suits(p.priority))
+        let yields_to = |id, priority| priority > self.config.priority && self.memberships.current().is_voter(id);
+        let mut followers = leader.progress.iter();
+        let all = followers.all(|(id, p)| p.is_settled(last, round) && !yields_to(*id, p.priority));
+        log && disk && reads && stays && all
     }
 
     /// The leader goes to sleep, and so does whoever has what it has.

@@ -349,7 +349,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_frames_never_panic(kind in 0u8..15, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_frames_never_panic(kind in 0u8..16, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut frame = vec![kind];
             frame.extend_from_slice(&bytes);
             let _ = decode(&frame.into());

@@ -12,13 +12,17 @@
 //!   channel may overtake the other.
 //! - **No waiting.** [`Transport::send`] never blocks. A message for a peer that is not connected, or whose queue is
 //!   full, is dropped and counted: Raft repeats itself.
-//! - **News.** [`Inbound::LinkReset`] tells that messages on their way to or from a peer may be gone.
+//! - **News.** [`Inbound::LinkReset`] tells that messages on their way to or from a peer may be gone: when a connection is made, made anew, or lost. It is never
+//!   dropped, and groups that [sleep](raft_core::Config::quiesce_after) rely on it: in whatever way messages between two nodes that were connected stop getting
+//!   through, also in one direction only, and when one of the two has died or was restarted, whoever is up hears of it within a bounded
+//!   time. A connection on which nothing is said is kept alive ([`Limits::keep_alive`]), and one on which nothing arrives is lost after
+//!   [`Limits::idle_timeout`]; where only one end hears nothing, the other notices when the first has fallen silent, after at most twice that.
 //! - **Bounded memory**, against a slow peer (queues in bytes) and a hostile one (nothing is allocated for a length
 //!   that was only claimed).
 //!
 //! Snapshots go on streams of their own ([`snapshot`]), behind everything else, and only as fast as they are taken.
 //!
-//! It does not detect failures: that is Raft's business. Idle time-outs only recycle connections.
+//! It does not judge who has failed: that is Raft's business. Idle time-outs only recycle connections, and wake those who sleep.
 //!
 //! [`QuicTransport`] is the real one, [`memory`] has one for tests. Certificates come from [`pki`].
 //!

@@ -16,7 +16,7 @@ use rustls::{CertificateError, RootCertStore};
 use crate::identity::{CertifiedName, NameError};
 
 /// Application protocol between nodes. The number is the version of the wire format.
-pub const ALPN_NODE: &[u8] = b"raft/2";
+pub const ALPN_NODE: &[u8] = b"raft/3";
 /// Application protocol between clients and nodes.
 pub const ALPN_CLIENT: &[u8] = b"raft-client/1";
 

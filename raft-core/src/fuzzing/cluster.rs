@@ -47,6 +47,8 @@ pub struct Reached {
     pub changes: usize,
     /// Snapshots taken over.
     pub restored: usize,
+    /// Groups that went to sleep, as their leaders know it.
+    pub slept: usize,
 }
 
 /// Runs the cluster that `data` describes.
@@ -111,7 +113,7 @@ impl World {
         let count = choices.one_of([3, 1, 2, 3, 4, 5]);
         let (small, large) = (choices.between(1, 120) as usize, 1 << 20);
         let mut limit = || if choices.flip() { small } else { large };
-        let config = Config {
+        let mut config = Config {
             max_append_bytes: limit(),
             max_inflight_bytes: limit(),
             max_uncommitted_bytes: limit(),
@@ -127,6 +129,7 @@ impl World {
             seed: choices.between(0, 255),
             ..Config::new(NodeId(1))
         };
+        config.quiesce_after = (config.seed / 4).is_multiple_of(3).then_some(Duration::from_millis(200));
         let founders = match config.seed % 4 {
             2 => 1,
             3 => count.max(2) - 1,
@@ -307,6 +310,9 @@ impl World {
         for event in &output.events {
             self.checker.heard(id, event)?;
             self.reached.elected += usize::from(matches!(event, crate::Event::BecameLeader { .. }));
+            let sent = |envelope: &Envelope| matches!(envelope.body, crate::Message::Quiesce(_));
+            let slept = matches!(event, crate::Event::Quiesced { .. }) && output.messages.iter().any(sent);
+            self.reached.slept += usize::from(slept);
             self.reached.truncated += usize::from(matches!(event, crate::Event::Truncated { .. }));
         }
         if let Some(write) = output.write {
@@ -416,7 +422,7 @@ impl World {
 
     fn time_out(&mut self, i: usize) -> Result<(), Violation> {
         let server = &mut self.servers[i];
-        if let Some(raft) = &server.raft {
+        if let Some(raft) = server.raft.as_ref().filter(|raft| raft.deadline() < Instant::NEVER) {
             server.now = server.now.max(raft.deadline());
         }
         self.wake(i)
@@ -588,6 +594,10 @@ impl World {
         let now = self.servers.iter().map(|server| server.now).max().unwrap_or_default();
         self.servers.iter_mut().for_each(|server| server.now = now);
         (0..self.servers.len()).try_for_each(|i| self.start(i))?;
+        let pairs = (0..self.servers.len()).flat_map(|i| (0..self.servers.len()).map(move |k| (i, k)));
+        // The transport's duty where groups sleep.
+        let told = pairs.filter(|(i, k)| i != k && self.config.quiesce_after.is_some());
+        told.collect::<Vec<_>>().into_iter().try_for_each(|(i, k)| self.link_reset(i, k))?;
         let mut asked: Option<(Term, LogIndex)> = None;
         for _ in 0..FINALE_ROUNDS {
             self.settle(0, 12)?;

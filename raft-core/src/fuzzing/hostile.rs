@@ -19,8 +19,8 @@ use crate::io::{
 };
 use crate::membership::Membership;
 use crate::message::{
-    AppendAck, AppendEntries, AppendReject, Envelope, Heartbeat, HeartbeatReply, Message, ReadIndex, ReadIndexReply,
-    TimeoutNow, VoteReply, VoteRequest,
+    AppendAck, AppendEntries, AppendReject, Envelope, Heartbeat, HeartbeatReply, Message, Quiesce, ReadIndex,
+    ReadIndexReply, TimeoutNow, VoteReply, VoteRequest,
 };
 use crate::raft::Raft;
 use crate::sim::checker::Checker;
@@ -63,7 +63,7 @@ struct Server {
 impl Server {
     fn new(choices: &mut Choices<'_>) -> Self {
         let members = choices.one_of([5, 1, 2, 3, 4, 10]);
-        let config = Config {
+        let mut config = Config {
             pre_vote: choices.flip(),
             check_quorum: choices.flip(),
             no_op_on_election: choices.flip(),
@@ -79,6 +79,7 @@ impl Server {
             seed: choices.between(0, 255),
             ..Config::new(ME)
         };
+        config.quiesce_after = config.seed.is_multiple_of(2).then_some(Duration::from_millis(200));
         let recovered = Recovered::fresh(Membership::of_voters((1..=members).map(NodeId)));
         let raft = Raft::new(config.clone(), recovered, Instant(0)).expect("the settings are fine");
         let before = raft.status();
@@ -297,6 +298,11 @@ impl Server {
             8 => Message::TimeoutNow(TimeoutNow { last_log: self.log_id(choices) }),
             9 => Message::ReadIndex(ReadIndex { id: choices.number(1) }),
             10 => Message::ReadIndexReply(ReadIndexReply { id: choices.number(1), index: index(choices, commit) }),
+            11 => {
+                let last = if choices.chance(3, 4) { self.before.last_log } else { self.log_id(choices) };
+                let vigil = if choices.chance(3, 4) { self.raft.vigil } else { choices.number(1) };
+                Message::Quiesce(Quiesce { last, vigil })
+            }
             _ => {
                 let prev_log = self.log_id(choices);
                 let entries = entries(choices, prev_log);

@@ -23,7 +23,7 @@ fn arbitrary_clusters_keep_every_promise() {
     let mut dice = Dice::new(1, 17);
     let mut sum = Reached::default();
     for _ in 0..2400 {
-        let Reached { elected, committed, truncated, lost_writes, reads, fetched, changes, restored } =
+        let Reached { elected, committed, truncated, lost_writes, reads, fetched, changes, restored, slept } =
             fuzzing::cluster(&bytes(&mut dice, 2000));
         sum.elected += elected;
         sum.committed += committed;
@@ -33,9 +33,10 @@ fn arbitrary_clusters_keep_every_promise() {
         sum.fetched += fetched;
         sum.changes += changes;
         sum.restored += restored;
+        sum.slept += slept;
     }
     let often = [sum.elected, sum.committed as usize, sum.lost_writes, sum.reads, sum.fetched, sum.changes];
-    let seldom = [sum.truncated, sum.restored];
+    let seldom = [sum.truncated, sum.restored, sum.slept];
     assert!(
         often.iter().all(|count| *count >= 200) && seldom.iter().all(|count| *count >= 20),
         "some situations hardly occur: {sum:?}"

@@ -83,7 +83,7 @@ fn preface(choices: &mut Choices<'_>) -> Vec<u8> {
 
 /// Length, kind, group and address are mostly right; the body is the fuzzer's.
 fn frame(choices: &mut Choices<'_>) -> Vec<u8> {
-    let kind = choices.between(0, 13) as u8;
+    let kind = choices.between(0, 14) as u8;
     let group = GroupId(choices.between(1, 2));
     let mut body = BytesMut::from(&[kind][..]);
     body.extend_from_slice(&group.0.to_le_bytes());
