@@ -51,7 +51,7 @@ fn verdict(outcome: &Outcome) -> (String, String, String) {
     }
 }
 
-/// Writes the file anew; rows of mutants that did not run this time are kept as long as their patches exist.
+/// Writes the file anew. What stands before the table stays, and rows of mutants that did not run this time as long as their patches exist.
 pub(super) fn write(file: &Path, outcomes: &[Outcome]) -> Result<()> {
     let known: Vec<String> = patch::all()?.into_iter().map(|patch| patch.name).collect();
     let old = fs::read_to_string(file).unwrap_or_default();
@@ -84,7 +84,8 @@ fn markdown(old: &str, outcomes: &[Outcome], known: &[String]) -> String {
         let _ = write!(line, "{:.0} |", outcome.took.as_secs_f64());
         rows.insert(patch.name.clone(), line);
     }
-    let mut text = format!("{INTRODUCTION}{HEADER}");
+    let introduction = old.split_once(HEADER).map_or(INTRODUCTION, |(before, _)| before);
+    let mut text = format!("{introduction}{HEADER}");
     for row in rows.into_values() {
         text.push_str(&row);
         text.push('\n');
@@ -125,7 +126,12 @@ mod tests {
         let known = ["01-a", "02-b"].map(str::to_owned);
         let first = markdown("", &[outcome("01-a", "x|y"), outcome("02-b", "x"), outcome("03-c", "x")], &known);
         assert!(first.contains(r"| `01-a` | b | s | lab | `x\|y` | 3 | 2 |"), "{first}");
-        let second = markdown(&first, &[outcome("02-b", "new")], &known);
+        let said = first.replace("# Bugs", "Somebody's own words.\n\n# Bugs");
+        let second = markdown(&said, &[outcome("02-b", "new")], &known);
+        assert!(
+            second.starts_with("Somebody's own words.\n\n# Bugs") && second.matches("# Bugs").count() == 1,
+            "{second}"
+        );
         let rows: Vec<&str> = second.lines().filter(|line| line.starts_with("| `")).collect();
         assert_eq!(rows.len(), 2, "{second}");
         assert!(rows[0].contains("01-a") && rows[1].contains("`new`"));
