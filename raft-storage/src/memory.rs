@@ -204,6 +204,10 @@ impl Storage for MemoryStorage {
     fn reader(&self) -> MemoryReader {
         MemoryReader { live: self.live.clone() }
     }
+
+    fn groups(&self) -> Vec<GroupId> {
+        lock(&self.live).keys().copied().collect()
+    }
 }
 
 /// Reader of a [`MemoryStorage`]: reads the live image.

@@ -1,6 +1,6 @@
 //! The two traits, and what recovery tells.
 
-use raft_core::{Entries, GroupId, HardState, LogId, LogIndex, Membership, Term, Write};
+use raft_core::{Entries, GroupId, HardState, LogId, LogIndex, Membership, NodeId, Term, Write};
 
 use crate::error::StorageError;
 
@@ -37,6 +37,28 @@ pub trait Storage: Send + 'static {
 
     /// A reader of this storage.
     fn reader(&self) -> Self::Reader;
+
+    /// The groups that it holds something of, in ascending order: those that were ever written to, or whose founders were pinned.
+    fn groups(&self) -> Vec<GroupId>;
+
+    /// The voters with which a group began, if they were pinned. By default nobody remembers them.
+    ///
+    /// # Errors
+    /// The storage is poisoned, or what it says is damaged.
+    fn founders(&self, group: GroupId) -> Result<Option<Vec<NodeId>>, StorageError> {
+        let _ = group;
+        Ok(None)
+    }
+
+    /// Pins the voters with which a group begins: the first call writes them down, durably, and every later one must name the same. By default
+    /// nobody does.
+    ///
+    /// # Errors
+    /// [`StorageError::WrongFounders`] when the group began with others; then nothing has changed. Any other error is final.
+    fn pin_founders(&mut self, group: GroupId, voters: &[NodeId]) -> Result<(), StorageError> {
+        let _ = (group, voters);
+        Ok(())
+    }
 }
 
 /// Reads entries that were written, from any thread, while the writer goes on.

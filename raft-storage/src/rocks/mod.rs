@@ -142,14 +142,17 @@ impl RocksStorage {
         match self.founders(group)? {
             Some(found) if found == voters => Ok(()),
             Some(found) => Err(StorageError::WrongFounders { dir: self.dir.clone(), expected: voters.to_vec(), found }),
-            None => self
-                .db
-                .put_cf_opt(column(&self.db, META)?, key, meta::encode_founders(&key, voters), &self.synced)
-                .map_err(|error| StorageError::engine("writing the founders", error)),
+            None => {
+                self.db
+                    .put_cf_opt(column(&self.db, META)?, key, meta::encode_founders(&key, voters), &self.synced)
+                    .map_err(|error| StorageError::engine("writing the founders", error))?;
+                self.groups.entry(group).or_default();
+                Ok(())
+            }
         }
     }
 
-    /// Every group that was ever written to.
+    /// Every group that was ever written to, or whose founders were pinned.
     pub fn groups(&self) -> impl Iterator<Item = GroupId> {
         self.groups.keys().copied()
     }
@@ -223,6 +226,18 @@ impl Storage for RocksStorage {
 
     fn reader(&self) -> RocksReader {
         RocksReader::new(self.db.clone(), self.starts.clone())
+    }
+
+    fn groups(&self) -> Vec<GroupId> {
+        RocksStorage::groups(self).collect()
+    }
+
+    fn founders(&self, group: GroupId) -> Result<Option<Vec<NodeId>>, StorageError> {
+        RocksStorage::founders(self, group)
+    }
+
+    fn pin_founders(&mut self, group: GroupId, voters: &[NodeId]) -> Result<(), StorageError> {
+        RocksStorage::pin_founders(self, group, voters)
     }
 }
 

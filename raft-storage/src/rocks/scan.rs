@@ -29,7 +29,7 @@ impl Default for GroupState {
     }
 }
 
-/// Reads every value there is. Groups that were never written to are not in the result.
+/// Reads every value there is. Groups that have not begun are not in the result.
 pub(super) fn scan(db: &DB, options: &Options) -> Result<BTreeMap<GroupId, GroupState>, StorageError> {
     let mut groups = scan_meta(db)?;
     let mut read = ReadOptions::default();
@@ -67,8 +67,11 @@ fn scan_meta(db: &DB) -> Result<BTreeMap<GroupId, GroupState>, StorageError> {
                 state.outline.last_index = start.id.index;
                 state.outline.membership = start.membership;
             }
-            // Compared when the group is started.
-            Tag::Founders => drop(meta::decode_founders(&key, group, &value)?),
+            // Compared when the group is started. A group may have begun, and not have written anything yet.
+            Tag::Founders => {
+                meta::decode_founders(&key, group, &value)?;
+                groups.entry(group).or_default();
+            }
             // Read when they are needed.
             Tag::Peers => drop(meta::decode_peers(&key, group, &value)?),
             // Verified before anything else was looked at.
