@@ -1,26 +1,20 @@
-//! The applier owns the state machine, applies what is committed, and answers those who wait: on a thread of its own, or, when
-//! nothing is queued there and the machine says that the work is prompt, right on the loop's.
-//!
-//! Jobs are done in the order in which they were submitted. There is one submitter, and it works itself only when every earlier job is done.
+//! The applier owns a group's state machine, applies what is committed, and answers those who wait. [`pool`](crate::pool) is where it does so.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex};
-use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 
 use bytes::BytesMut;
 use raft_core::driver::{self, Settled, Waiting, settle};
 use raft_core::{Entries, EntryKind, Input, LogId, LogIndex, Membership, Restore, SnapshotMeta};
 
-use crate::event_loop::{Fatal, Inbox, Internal};
 use crate::handle::ReadRequest;
+use crate::inbox::Internal;
 use crate::reply::{Flusher, Outcome, RequestError, Responder};
 use crate::snapshot::SnapshotError;
-use crate::snapshot::directory::Directory;
 use crate::snapshot::file::FileReader;
-use crate::snapshot::keeper::Order;
+use crate::snapshot::keeper::{Make, Order, Shelf};
 use crate::snapshot::manager::Task;
 use crate::state_machine::{Replies, StateMachine, Work};
 
@@ -35,151 +29,47 @@ const MAX_INLINE_QUERIES: usize = 16;
 /// [`Progress`] whenever it is awake anyway, and hearing later costs it nothing but memory.
 const WAKE_AFTER_BYTES: usize = 1 << 20;
 
-/// How often the machine is asked whether what it was told to make durable is so, or whether it can be cut.
-const POLL: Duration = Duration::from_millis(5);
-
 /// Work for the state machine.
 pub(crate) type Job = driver::Job<Responder, ReadRequest>;
 
 /// Index up to which the state machine has applied, for the loop to look at.
 pub(crate) type Progress = Arc<AtomicU64>;
 
-/// What the applier starts with.
+/// What an applier starts with.
 pub(crate) struct Start<S> {
     pub(crate) machine: S,
     /// The last entry that the machine contains, and who belonged to the cluster as of then.
     pub(crate) state: SnapshotMeta,
     pub(crate) max_unapplied_bytes: usize,
-    /// Where snapshots of others are found.
-    pub(crate) directory: Option<Arc<Directory>>,
+    /// Where snapshots of others are found, and our own go.
+    pub(crate) shelf: Shelf,
     /// To whoever writes our own.
     pub(crate) keeper: Sender<Order>,
-}
-
-pub(crate) fn spawn<S: StateMachine>(
-    start: Start<S>,
-    progress: Progress,
-    inbox: Inbox,
-) -> std::io::Result<(Box<dyn Submit>, JoinHandle<()>)> {
-    let Start { machine, state, max_unapplied_bytes, directory, keeper } = start;
-    let (queue, jobs) = channel();
-    let applier = Arc::new(Mutex::new(Applier {
-        machine,
-        applied: state.last,
-        membership: state.membership,
-        directory,
-        keeper,
-        persisting: None,
-        cutting: false,
-        progress,
-        inbox,
-        replies: Replies::default(),
-        flusher: Flusher::default(),
-        answer: BytesMut::new(),
-        quiet_bytes: 0,
-        wake_after_bytes: WAKE_AFTER_BYTES.min(max_unapplied_bytes / 2),
-    }));
-    let pending = Arc::new(AtomicUsize::new(0));
-    let submitter = Submitter { applier: applier.clone(), queue, pending: pending.clone() };
-    let thread = Builder::new().name("raft-applier".into()).spawn(move || run(&applier, &jobs, &pending))?;
-    Ok((Box::new(submitter), thread))
-}
-
-/// Where the loop hands over its jobs.
-pub(crate) trait Submit: Send {
-    /// Does the job, or queues it. `false` when the applier is gone.
-    fn submit(&mut self, job: Job) -> bool;
-
-    /// Queues what is to be done for a snapshot, behind the jobs. `false` when the applier is gone.
-    fn order(&mut self, task: Task) -> bool;
-}
-
-/// What is queued.
-enum Item {
-    Job(Job),
-    Task(Task),
-}
-
-struct Submitter<S> {
-    applier: Arc<Mutex<Applier<S>>>,
-    queue: Sender<Item>,
-    /// Jobs that are queued or being done on the thread.
-    pending: Arc<AtomicUsize>,
-}
-
-impl<S: StateMachine> Submit for Submitter<S> {
-    fn submit(&mut self, job: Job) -> bool {
-        if self.pending.load(Ordering::Acquire) == 0
-            && let Ok(mut applier) = self.applier.try_lock()
-            && applier.is_prompt(&job)
-        {
-            let done = applier.work(job);
-            applier.flusher.flush();
-            return done.is_ok();
-        }
-        self.pending.fetch_add(1, Ordering::AcqRel);
-        self.queue.send(Item::Job(job)).is_ok()
-    }
-
-    fn order(&mut self, task: Task) -> bool {
-        self.pending.fetch_add(1, Ordering::AcqRel);
-        self.queue.send(Item::Task(task)).is_ok()
-    }
-}
-
-/// The thread: ends when the submitter is gone and everything queued is done, or when the state machine fails.
-fn run<S: StateMachine>(applier: &Mutex<Applier<S>>, items: &Receiver<Item>, pending: &AtomicUsize) {
-    let mut restless = false;
-    loop {
-        let first = if restless {
-            match items.recv_timeout(POLL) {
-                Ok(item) => Some(item),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-        } else {
-            let Ok(item) = items.recv() else { return };
-            Some(item)
-        };
-        // After a panic of the state machine nobody looks at its state again: the node stops.
-        let Ok(mut applier) = applier.lock() else { return };
-        // Answers leave when the queue is empty, or after a few jobs: together they cost one wake-up.
-        let mut batch = first.into_iter().chain(items.try_iter().take(64));
-        let done = batch.try_for_each(|item| {
-            match item {
-                Item::Job(job) => applier.work(job)?,
-                Item::Task(task) => applier.begin(task)?,
-            }
-            pending.fetch_sub(1, Ordering::AcqRel);
-            Ok(())
-        });
-        applier.flusher.flush();
-        match done.and_then(|()| applier.attend()) {
-            Ok(more) => restless = more,
-            Err(Failed) => return,
-        }
-    }
+    pub(crate) progress: Progress,
 }
 
 /// The state machine failed, and the loop has been told.
-struct Failed;
+#[derive(Debug)]
+pub(crate) struct Failed;
 
 /// Why.
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-struct Applier<S> {
+/// A group's state machine, and those who wait for it.
+pub(crate) struct Applier<S> {
     machine: S,
+    /// It is not asked anything more.
+    failed: bool,
     /// The last entry that the machine contains, and who belongs to the cluster as of then.
     applied: LogId,
     membership: Membership,
-    directory: Option<Arc<Directory>>,
+    shelf: Shelf,
     keeper: Sender<Order>,
     /// What was applied when the machine was told to make it durable.
     persisting: Option<LogIndex>,
     /// Someone waits for a cut.
     cutting: bool,
     progress: Progress,
-    inbox: Inbox,
     replies: Replies,
     flusher: Flusher,
     answer: BytesMut,
@@ -189,7 +79,36 @@ struct Applier<S> {
 }
 
 impl<S: StateMachine> Applier<S> {
-    fn is_prompt(&self, job: &Job) -> bool {
+    pub(crate) fn new(start: Start<S>) -> Self {
+        let Start { machine, state, max_unapplied_bytes, shelf, keeper, progress } = start;
+        Applier {
+            machine,
+            failed: false,
+            applied: state.last,
+            membership: state.membership,
+            shelf,
+            keeper,
+            persisting: None,
+            cutting: false,
+            progress,
+            replies: Replies::default(),
+            flusher: Flusher::default(),
+            answer: BytesMut::new(),
+            quiet_bytes: 0,
+            wake_after_bytes: WAKE_AFTER_BYTES.min(max_unapplied_bytes / 2),
+        }
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Sends the answers.
+    pub(crate) fn flush(&mut self) {
+        self.flusher.flush();
+    }
+
+    pub(crate) fn is_prompt(&self, job: &Job) -> bool {
         match job {
             Job::Apply { entries, .. } => {
                 entries.len() <= MAX_INLINE_ENTRIES
@@ -204,7 +123,7 @@ impl<S: StateMachine> Applier<S> {
         }
     }
 
-    fn work(&mut self, job: Job) -> Result<(), Failed> {
+    pub(crate) fn work(&mut self, job: Job) -> Result<(), Failed> {
         let done = match job {
             Job::Apply { entries, waiting } => self.apply(&entries, waiting).map_err(Cause::from),
             Job::Query(reads) => self.query(reads).map_err(Cause::from),
@@ -213,12 +132,13 @@ impl<S: StateMachine> Applier<S> {
         done.map_err(|cause| self.fail(cause))
     }
 
-    fn fail(&self, cause: Cause) -> Failed {
-        self.inbox.send(Internal::Fatal(Fatal::StateMachine(cause)));
+    pub(crate) fn fail(&mut self, cause: Cause) -> Failed {
+        self.failed = true;
+        self.shelf.inbox.send(Internal::Failed(cause));
         Failed
     }
 
-    fn begin(&mut self, task: Task) -> Result<(), Failed> {
+    pub(crate) fn begin(&mut self, task: Task) -> Result<(), Failed> {
         self.cutting |= task == Task::Cut;
         // A cut on demand is to be followed by a compaction, too.
         if self.machine.durable().is_some() {
@@ -229,7 +149,7 @@ impl<S: StateMachine> Applier<S> {
     }
 
     /// Looks after what was begun. Whether there is more to look after.
-    fn attend(&mut self) -> Result<bool, Failed> {
+    pub(crate) fn attend(&mut self) -> Result<bool, Failed> {
         if self.cutting && self.machine.can_cut().map_err(|error| self.fail(error.into()))? {
             self.cutting = false;
             self.cut().map_err(|error| self.fail(error.into()))?;
@@ -238,7 +158,7 @@ impl<S: StateMachine> Applier<S> {
             match self.machine.durable() {
                 Some(durable) if durable >= goal => {
                     self.persisting = None;
-                    self.inbox.send(Internal::Durable(durable));
+                    self.shelf.inbox.send(Internal::Durable(durable));
                 }
                 // A flush may have been under way that did not contain all of it.
                 Some(_) => self.machine.persist().map_err(|error| self.fail(error.into()))?,
@@ -250,18 +170,22 @@ impl<S: StateMachine> Applier<S> {
 
     fn cut(&mut self) -> Result<(), S::Error> {
         let meta = SnapshotMeta { last: self.applied, membership: self.membership.clone() };
-        let order = self.machine.cut()?.filter(|_| meta.last.index > LogIndex::ZERO).map(|cut| Order { cut, meta });
+        let order = self.machine.cut()?.filter(|_| meta.last.index > LogIndex::ZERO).map(|cut| Make {
+            cut,
+            meta,
+            to: self.shelf.clone(),
+        });
         // The keeper ends after us.
-        let taken = order.is_some_and(|order| self.keeper.send(order).is_ok());
+        let taken = order.is_some_and(|order| self.keeper.send(Order::Make(order)).is_ok());
         if !taken {
-            self.inbox.send(Internal::SnapshotMade(Err(SnapshotError::Unsupported)));
+            self.shelf.inbox.send(Internal::SnapshotMade(Err(SnapshotError::Unsupported)));
         }
         Ok(())
     }
 
     fn restore(&mut self, restore: &Restore) -> Result<(), Cause> {
         let Restore { id, meta } = restore;
-        let path = self.directory.as_ref().and_then(|directory| directory.find(*id));
+        let path = self.shelf.directory.as_ref().and_then(|directory| directory.find(*id));
         let path = path.ok_or("a snapshot that was received is gone")?;
         let begin = std::time::Instant::now();
         let mut file = FileReader::open(&path)?;
@@ -271,7 +195,7 @@ impl<S: StateMachine> Applier<S> {
         // The loop hears of it by a message of its own, and not as entries that were applied.
         let millis = begin.elapsed().as_millis() as u64;
         tracing::info!(last = %meta.last, millis, "the state machine has taken over a snapshot");
-        self.inbox.send(Internal::Restored { id: *id, last: meta.last.index });
+        self.shelf.inbox.send(Internal::Restored { id: *id, last: meta.last.index });
         Ok(())
     }
 
@@ -290,7 +214,7 @@ impl<S: StateMachine> Applier<S> {
         self.quiet_bytes += entries.byte_len();
         if self.quiet_bytes >= self.wake_after_bytes {
             self.quiet_bytes = 0;
-            self.inbox.send(Internal::Core(Input::Applied(last)));
+            self.shelf.inbox.send(Internal::Core(Input::Applied(last)));
         }
         Ok(())
     }

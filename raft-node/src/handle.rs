@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raft_core::{LogId, LogIndex, MembershipChange, NodeId, Proposed, Status, TransferError};
+use raft_core::{GroupId, LogId, LogIndex, MembershipChange, NodeId, Proposed, Status, TransferError};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::event_loop::Fatal;
-use crate::node::Metrics;
+use crate::inbox::{Fatal, Life};
+use crate::node::{Control, Metrics};
 use crate::reply::{Applied, OneShot, RequestError, Responder};
 use crate::snapshot::SnapshotError;
 
@@ -47,7 +47,14 @@ pub struct ReadRequest {
     pub responder: Responder,
 }
 
-/// What a handle asks of its node's loop.
+/// What handles ask of the node's loop.
+pub(crate) enum Asked {
+    /// For a group, as long as it lives.
+    Group(Life, Request),
+    Node(Control),
+}
+
+/// What a handle asks of its group.
 #[derive(Debug)]
 pub(crate) enum Request {
     Propose(Vec<Proposal>),
@@ -73,44 +80,54 @@ pub enum TransferFailure {
         /// Who should have.
         to: NodeId,
     },
-    /// The node is stopping, or has stopped.
+    /// The node, or the group, is stopping or has stopped.
     #[error("the node is shutting down")]
     ShuttingDown,
 }
 
-/// How a node ended, once it has.
+/// How a node or a group ended, once it has.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stopped(pub(crate) Option<Result<(), Arc<Fatal>>>);
 
-/// A running node. Clones share it; it runs until [`shutdown`](Self::shutdown) is called or something fatal happens, whether
-/// handles are left or not.
+/// A group that runs on this node; a node that was started by [`Raft::builder`] has one. Clones share it; it runs until [`shutdown`](Self::shutdown) is called
+/// or something fatal happens, whether handles are left or not.
 #[derive(Clone, Debug)]
 pub struct Raft {
     id: NodeId,
-    requests: mpsc::UnboundedSender<Request>,
+    life: Life,
     address: Option<SocketAddr>,
     metrics: Metrics,
-    leader: watch::Receiver<Option<NodeId>>,
-    addresses: watch::Receiver<BTreeMap<NodeId, String>>,
-    stopped: watch::Receiver<Stopped>,
+    links: Links,
+}
+
+/// What connects a handle with its group.
+#[derive(Clone, Debug)]
+pub(crate) struct Links {
+    pub(crate) requests: mpsc::UnboundedSender<Asked>,
+    pub(crate) leader: watch::Receiver<Option<NodeId>>,
+    pub(crate) addresses: watch::Receiver<BTreeMap<NodeId, String>>,
+    pub(crate) stopped: watch::Receiver<Stopped>,
 }
 
 impl Raft {
-    pub(crate) fn new(
-        id: NodeId,
-        requests: mpsc::UnboundedSender<Request>,
-        address: Option<SocketAddr>,
-        metrics: Metrics,
-        leader: watch::Receiver<Option<NodeId>>,
-        addresses: watch::Receiver<BTreeMap<NodeId, String>>,
-        stopped: watch::Receiver<Stopped>,
-    ) -> Self {
-        Raft { id, requests, address, metrics, leader, addresses, stopped }
+    pub(crate) fn new(id: NodeId, life: Life, address: Option<SocketAddr>, metrics: Metrics, links: Links) -> Self {
+        Raft { id, life, address, metrics, links }
+    }
+
+    /// The same handle; but the end of the group is only told when the whole node has ended.
+    pub(crate) fn ends_with(mut self, stopped: watch::Receiver<Stopped>) -> Self {
+        self.links.stopped = stopped;
+        self
     }
 
     /// This node.
     pub fn id(&self) -> NodeId {
         self.id
+    }
+
+    /// Which group this is: [`GroupId::FIRST`] on a node with one.
+    pub fn group(&self) -> GroupId {
+        self.life.group
     }
 
     /// Where the node listens, if it does.
@@ -125,24 +142,21 @@ impl Raft {
 
     /// The leader of the current term, as it changes.
     pub fn leader(&self) -> watch::Receiver<Option<NodeId>> {
-        self.leader.clone()
+        self.links.leader.clone()
     }
 
     /// Where the members of the cluster are (`host:port`), as far as this node knows, as it changes.
     pub fn addresses(&self) -> watch::Receiver<BTreeMap<NodeId, String>> {
-        self.addresses.clone()
+        self.links.addresses.clone()
     }
 
-    /// Waits until the node has stopped and its threads are gone.
+    /// Waits until the group has stopped, and nothing works for it any more; its state machine has been dropped. If it was started by [`Raft::builder`], waits until
+    /// the node has stopped and its threads are gone.
     ///
     /// # Errors
     /// What made it stop, if nobody asked for it.
     pub async fn stopped(&self) -> Result<(), Arc<Fatal>> {
-        let mut stopped = self.stopped.clone();
-        match stopped.wait_for(|stopped| stopped.0.is_some()).await {
-            Ok(stopped) => stopped.0.clone().unwrap_or(Ok(())),
-            Err(_) => Err(Arc::new(Fatal::ThreadLost("node"))),
-        }
+        wait_for_end(self.links.stopped.clone()).await
     }
 
     /// Proposes a command and waits until it is committed, and applied on this node.
@@ -236,8 +250,8 @@ impl Raft {
         outcome.await.unwrap_or(Err(TransferFailure::ShuttingDown))
     }
 
-    /// Asks the node to stop. If it leads, it hands over first, and waits for that no longer than an election timeout. What is in the log stays there;
-    /// requests in progress are answered as unknown.
+    /// Asks the group to stop, and the node, if it was started by [`Raft::builder`]. If it leads, it hands over first, and waits for that no longer than an
+    /// election timeout. What is in the log stays there; requests in progress are answered as unknown.
     pub fn shutdown(&self) {
         self.send(Request::Shutdown);
     }
@@ -251,13 +265,22 @@ impl Raft {
     }
 
     fn send(&self, request: Request) {
-        if let Err(mpsc::error::SendError(request)) = self.requests.send(request) {
+        let asked = Asked::Group(self.life, request);
+        if let Err(mpsc::error::SendError(Asked::Group(_, request))) = self.links.requests.send(asked) {
             refuse(request);
         }
     }
 }
 
-/// The node is gone: nothing of this request was or will be done.
+/// Waits until it is said how a node or a group has ended.
+pub(crate) async fn wait_for_end(mut stopped: watch::Receiver<Stopped>) -> Result<(), Arc<Fatal>> {
+    match stopped.wait_for(|stopped| stopped.0.is_some()).await {
+        Ok(stopped) => stopped.0.clone().unwrap_or(Ok(())),
+        Err(_) => Err(Arc::new(Fatal::ThreadLost("node"))),
+    }
+}
+
+/// The group is gone, or its node: nothing of this request was or will be done.
 pub(crate) fn refuse(request: Request) {
     match request {
         Request::Propose(proposals) => {

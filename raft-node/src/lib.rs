@@ -12,7 +12,8 @@
 //!   ([`NotLeader`](RequestError::NotLeader), [`Busy`](RequestError::Busy), [`TooLarge`](RequestError::TooLarge),
 //!   [`ShuttingDown`](RequestError::ShuttingDown)), or with [`OutcomeUnknown`](RequestError::OutcomeUnknown). There is never silence.
 //! - [`Raft::read`] is linearizable unless [`Consistency::Stale`] is asked for.
-//! - When the disk or the state machine fails, the node acknowledges nothing more and stops; [`Raft::stopped`] tells why.
+//! - When the disk or the state machine fails, the node acknowledges nothing more and stops; [`Raft::stopped`] tells why. (On a node with several groups, a
+//!   state machine that fails ends its own group, and no other.)
 //!
 //! ```
 //! use bytes::BytesMut;
@@ -79,24 +80,39 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # Many groups
+//!
+//! [`Node::builder`] starts a node without any. [`Node::create_group`] opens one, with a [`StateMachine`] of its own, and returns its [`Raft`] handle;
+//! groups come and go at run time. They share the log's database and its syncs, the connections, the timer and the threads.
+//!
 //! # As a program
 //!
 //! The binary `raft-node` serves the replicated key-value store in [`kv`] to the clients in [`client`]; [`config`] is its
 //! configuration file.
 #![forbid(unsafe_code)]
 
+mod alarms;
 mod applier;
+mod builder;
 pub mod client;
 pub mod config;
-mod event_loop;
+mod doorkeeper;
+mod farewell;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod group;
 mod handle;
 mod handover;
+mod host;
+mod inbox;
 pub mod kv;
+mod launch;
 mod member;
 mod node;
+mod open;
+mod pool;
+mod ports;
 mod reader;
 mod reply;
 mod roster;
@@ -104,10 +120,11 @@ mod snapshot;
 mod state_machine;
 mod writer;
 
-pub use event_loop::Fatal;
+pub use builder::{Builder, StartError};
 pub use handle::{Consistency, Proposal, Raft, ReadRequest, TransferFailure};
+pub use inbox::Fatal;
 pub use member::MemberInfo;
-pub use node::{Builder, Metrics, StartError};
+pub use node::{GroupError, GroupOptions, GroupStatus, Metrics, Node, NodeBuilder};
 pub use reply::{Applied, Outcome, ReplySink, RequestError, Responder};
 pub use snapshot::{SnapshotError, SnapshotFileError, SnapshotMetrics, SnapshotPolicy, SnapshotStats};
 pub use state_machine::{Cut, Replies, RestoreError, StateMachine, Work};

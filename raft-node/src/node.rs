@@ -1,174 +1,330 @@
-//! Starting and stopping a node: everything opened, checked and wired, on a thread of its own.
+//! A node with any number of groups, which come and go at run time.
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::sync::atomic::AtomicU64;
 
-use raft_core::driver::Driver;
-use raft_core::{
-    Config, ConfigError, GroupId, Instant, LogId, LogIndex, Membership, NodeId, Raft as Core, Recovered, SnapshotMeta,
-};
-use raft_net::{ClientConnection, Inbound, NetConfig, NetError, NetMetrics, QuicTransport, TlsIdentity, Transport};
-use raft_storage::{Identity, Options, RecoveredLog, RocksStorage, Storage, StorageError, StorageMetrics};
-use tokio::sync::{mpsc, oneshot, watch};
+use raft_core::{Config, GroupId, LogIndex, NodeId, Role, Term};
+use raft_net::{ClientConnection, Inbound, NetMetrics, TlsIdentity, Transport};
+use raft_storage::{Options, Storage, StorageMetrics};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::{oneshot, watch};
 
-use crate::applier::{self, Progress};
-use crate::event_loop::{EventLoop, Inbox, Inlets, Outlets};
-use crate::handle::{Raft, Stopped};
-use crate::handover::Handover;
-use crate::reply::Flusher;
-use crate::roster::{Doorkeeper, Roster, identity_of};
-use crate::snapshot::directory::Directory;
-use crate::snapshot::file::FileReader;
-use crate::snapshot::incoming::Incoming;
-use crate::snapshot::manager::Manager;
-use crate::snapshot::policy::Ledger;
-use crate::snapshot::{SnapshotFileError, SnapshotMetrics, SnapshotPolicy, keeper};
+use crate::builder::{StartError, Tune};
+use crate::group::Group;
+use crate::handle::{Asked, Raft, Stopped, wait_for_end};
+use crate::host::Host;
+use crate::inbox::Fatal;
+use crate::launch::{self, ClientService, Ends, Start};
+use crate::open::{self, Opened, Plan, Reservation, Tools};
+use crate::snapshot::{SnapshotMetrics, SnapshotPolicy};
 use crate::state_machine::StateMachine;
-use crate::{member, reader, writer};
 
-/// Batches of messages that may wait for the loop before the transport stops reading.
-const INBOUND_QUEUE: usize = 1024;
-/// How long a node that stops waits for what it sent last to leave.
-const FAREWELL: Duration = Duration::from_millis(20);
-/// Client connections that may wait to be served.
-const CLIENT_QUEUE: usize = 64;
+/// A running node to which groups can be added. Clones share it; it runs until [`shutdown`](Self::shutdown) is called or something fatal happens,
+/// whether handles are left or not.
+///
+/// Its groups share one log (writes of all groups that come at the same time cost one sync), one connection to each other node, one timer, and the threads of
+/// the node. Each has its own state machine, members, leader and snapshots.
+///
+/// ```
+/// use raft_core::{GroupId, NodeId};
+/// use raft_net::{TlsIdentity, pki};
+/// use raft_node::{GroupOptions, Node};
+/// # use bytes::BytesMut;
+/// # use raft_core::{Entries, EntryKind, LogIndex};
+/// # use raft_node::{Replies, StateMachine};
+/// # #[derive(Default)]
+/// # struct Count { applied: LogIndex, count: u64 }
+/// # impl StateMachine for Count {
+/// #     type Error = std::convert::Infallible;
+/// #     fn applied(&self) -> LogIndex { self.applied }
+/// #     fn apply(&mut self, entries: &Entries, replies: &mut Replies) -> Result<(), Self::Error> {
+/// #         for entry in entries.iter() {
+/// #             if entry.kind == EntryKind::Command {
+/// #                 self.count += 1;
+/// #                 replies.push(self.count.to_string().as_bytes());
+/// #             }
+/// #             self.applied = entry.index;
+/// #         }
+/// #         Ok(())
+/// #     }
+/// #     fn query(&mut self, _: &[u8], _: &mut BytesMut) -> Result<(), Self::Error> { Ok(()) }
+/// # }
+///
+/// # tokio::runtime::Runtime::new()?.block_on(async {
+/// # let ca = pki::CertificateAuthority::generate(pki::DEFAULT_VALIDITY)?;
+/// # let own = ca.issue_node("demo", NodeId(1), pki::DEFAULT_VALIDITY)?;
+/// # let tls = TlsIdentity::from_pem(&ca.credentials().cert_pem, &own.cert_pem, &own.key_pem)?;
+/// # let dir = tempfile::tempdir()?;
+/// // One node; the others of a larger cluster are given with `.peers(..)`.
+/// let node = Node::builder()
+///     .identity(NodeId(1), "demo")
+///     .data_dir(dir.path())
+///     .listen("127.0.0.1:0".parse()?)
+///     .tls(tls)
+///     .start()
+///     .await?;
+///
+/// // `Count` is a state machine that counts commands: each group has one of its own.
+/// for id in [1, 2, 70_000] {
+///     let raft = node.create_group(GroupId(id), Count::default(), GroupOptions::new()).await?;
+///     raft.leader().wait_for(Option::is_some).await?;
+///     assert_eq!(raft.propose("command").await?.reply, "1");
+/// }
+/// node.stop_group(GroupId(2)).await?;
+/// let open: Vec<u64> = node.groups().await?.iter().map(|status| status.group.0).collect();
+/// assert_eq!(open, [1, 70_000]);
+///
+/// // Its log is on the disk, and it goes on where it was.
+/// assert_eq!(node.stored_groups().await?, [1, 2, 70_000].map(GroupId));
+/// let raft = node.create_group(GroupId(2), Count::default(), GroupOptions::new()).await?;
+/// raft.leader().wait_for(Option::is_some).await?;
+/// assert_eq!(raft.propose("command").await?.reply, "2");
+///
+/// node.shutdown();
+/// node.stopped().await?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Node {
+    id: NodeId,
+    requests: UnboundedSender<Asked>,
+    address: Option<SocketAddr>,
+    metrics: Metrics,
+    stopped: watch::Receiver<Stopped>,
+    runtime: Handle,
+    configured: Arc<BTreeMap<NodeId, String>>,
+}
 
-/// Why a node did not start. Nothing of it is left running.
+/// Why a group was not opened, or not stopped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum StartError {
-    /// A setting is missing.
-    #[error("`{0}` must be set before the node can start")]
-    Missing(&'static str),
-    /// A snapshot cannot be read, or its directory cannot be.
+pub enum GroupError {
+    /// The group is open on this node, or being opened, or being stopped: wait for its end ([`Raft::stopped`]).
+    #[error("group {group} is open already")]
+    Exists {
+        /// Which.
+        group: GroupId,
+    },
+    /// The group is not open on this node.
+    #[error("group {group} is not open on this node")]
+    Unknown {
+        /// Which.
+        group: GroupId,
+    },
+    /// The node is stopping, or has stopped.
+    #[error("the node is shutting down")]
+    ShuttingDown,
+    /// It cannot be opened. Nothing of it is left in memory, and the other groups are not concerned.
     #[error(transparent)]
-    Snapshot(#[from] SnapshotFileError),
-    /// The state machine cannot be restored from a snapshot.
-    #[error("the state machine cannot be restored: {0}")]
-    Restore(Box<dyn std::error::Error + Send + Sync>),
-    /// The log's directory cannot be opened, or what is in it must not be used.
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-    /// The network cannot be set up.
-    #[error(transparent)]
-    Net(#[from] NetError),
-    /// Settings of the protocol, or the recovered state, contradict themselves.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The operating system refused a thread or a runtime.
-    #[error("cannot start the node's threads: {0}")]
-    Threads(#[from] std::io::Error),
-    /// The node's thread died while starting.
-    #[error("the node's thread ended while starting")]
-    Died,
+    Start(#[from] StartError),
+    /// The group did not stop because someone asked for it.
+    #[error("the group has failed: {0}")]
+    Failed(Arc<Fatal>),
 }
 
-/// Serves the clients of a node; see [`Builder::serve_clients`].
-type ClientService =
-    Box<dyn FnOnce(Raft, mpsc::Receiver<ClientConnection>) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
-
-/// Changes settings of the protocol.
-type Tune = Box<dyn FnOnce(&mut Config) + Send>;
-
-/// Collects what a node needs. [`Raft::builder`] makes one.
-#[must_use = "a builder does nothing until it is started"]
-pub struct Builder<M> {
-    machine: M,
-    id: Option<NodeId>,
-    cluster: Option<String>,
-    data_dir: Option<PathBuf>,
-    listen: Option<SocketAddr>,
-    tls: Option<TlsIdentity>,
-    peers: BTreeMap<NodeId, String>,
-    join: bool,
-    limits: raft_net::Limits,
-    storage: Options,
-    snapshots: SnapshotPolicy,
-    tune: Tune,
-    clients: Option<ClientService>,
+/// The counters of a node's parts; absent where the part was brought by the user.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    /// Of the log's storage.
+    pub storage: Option<Arc<StorageMetrics>>,
+    /// Of the network.
+    pub net: Option<Arc<NetMetrics>>,
+    /// Of the snapshots of one group, if these are the metrics of a group.
+    pub snapshots: Arc<SnapshotMetrics>,
+    /// Messages that were dropped because they were for a group that is not open here.
+    pub strays: Arc<AtomicU64>,
 }
 
-impl Raft {
-    /// Begins to describe a node around this state machine.
-    pub fn builder<M: StateMachine>(machine: M) -> Builder<M> {
-        Builder {
-            machine,
-            id: None,
-            cluster: None,
-            data_dir: None,
-            listen: None,
-            tls: None,
-            peers: BTreeMap::new(),
-            join: false,
-            limits: raft_net::Limits::default(),
-            storage: Options::default(),
-            snapshots: SnapshotPolicy::default(),
-            tune: Box::new(|_| {}),
-            clients: None,
+/// What [`Node::groups`] tells of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupStatus {
+    /// Which.
+    pub group: GroupId,
+    /// What this node is in it.
+    pub role: Role,
+    /// Its current term.
+    pub term: Term,
+    /// The leader of that term, if it is known.
+    pub leader: Option<NodeId>,
+    /// Last entry of the log.
+    pub last_index: LogIndex,
+    /// Last entry that is known to be committed.
+    pub commit_index: LogIndex,
+}
+
+impl GroupStatus {
+    pub(crate) fn of(group: &Group) -> Self {
+        let status = group.driver.core().status();
+        GroupStatus {
+            group: group.life().group,
+            role: status.role,
+            term: status.current_term,
+            leader: status.leader,
+            last_index: status.last_log.index,
+            commit_index: status.commit_index,
         }
     }
 }
 
-impl<M: StateMachine> Builder<M> {
-    /// This node's id, and the name of its cluster. Both are written into the data directory and the certificate.
-    pub fn identity(mut self, id: NodeId, cluster: impl Into<String>) -> Self {
-        self.id = Some(id);
-        self.cluster = Some(cluster.into());
+/// What the loop is asked for by [`Node`].
+pub(crate) enum Control {
+    Reserve { group: GroupId, reserved: oneshot::Sender<Result<(Tools, Reservation), GroupError>> },
+    Install { opened: Box<Opened>, installed: oneshot::Sender<Result<(), GroupError>> },
+    Find { group: GroupId, found: oneshot::Sender<Option<Raft>> },
+    List(oneshot::Sender<Vec<GroupStatus>>),
+    Stored(oneshot::Sender<Vec<GroupId>>),
+    Shutdown,
+}
+
+impl Node {
+    /// Begins to describe a node.
+    pub fn builder() -> NodeBuilder {
+        NodeBuilder { start: Start::default(), clients: None }
+    }
+
+    /// This node.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// Where the node listens, if it does.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// Counters of the parts that all groups share.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Opens a group: begins a new one, or goes on with what is on the disk from before. Each node of the group opens it; until enough of them
+    /// have, it has no leader.
+    ///
+    /// The group goes on when the caller does not wait for the result, or drops the handle.
+    ///
+    /// # Errors
+    /// See [`GroupError`]; nothing is left of the attempt. The state machine has been dropped.
+    pub async fn create_group<M: StateMachine>(
+        &self,
+        group: GroupId,
+        machine: M,
+        options: GroupOptions,
+    ) -> Result<Raft, GroupError> {
+        let (tools, reservation) = self.ask(|reserved| Control::Reserve { group, reserved }).await??;
+        let plan = options.plan(self.id, group, &self.configured);
+        // The machine may be restored from a snapshot, which takes its time.
+        let opening = self.runtime.spawn_blocking(move || open::open(&tools, reservation, machine, plan));
+        let opened = match opening.await {
+            Ok(opened) => opened?,
+            Err(error) if error.is_panic() => return Err(StartError::Restore("it panicked".into()).into()),
+            Err(_) => return Err(GroupError::ShuttingDown),
+        };
+        let raft = opened.group.raft.clone();
+        self.ask(|installed| Control::Install { opened: Box::new(opened), installed }).await??;
+        Ok(raft)
+    }
+
+    /// The handle of a group that is open.
+    ///
+    /// # Errors
+    /// [`GroupError::Unknown`] or [`GroupError::ShuttingDown`].
+    pub async fn group(&self, group: GroupId) -> Result<Raft, GroupError> {
+        self.ask(|found| Control::Find { group, found }).await?.ok_or(GroupError::Unknown { group })
+    }
+
+    /// The groups that are open, in the order of their ids.
+    ///
+    /// # Errors
+    /// Only [`GroupError::ShuttingDown`].
+    pub async fn groups(&self) -> Result<Vec<GroupStatus>, GroupError> {
+        self.ask(Control::List).await
+    }
+
+    /// The groups that are on the disk, open or not. After a restart these are the ones to be opened again.
+    ///
+    /// # Errors
+    /// Only [`GroupError::ShuttingDown`].
+    pub async fn stored_groups(&self) -> Result<Vec<GroupId>, GroupError> {
+        self.ask(Control::Stored).await
+    }
+
+    /// Stops a group on this node, and waits until nothing works for it any more; its state machine has been dropped. If this node leads it, it hands over
+    /// first, and waits for that no longer than an election timeout. Requests in progress are answered. What is on the disk stays there: the group can be
+    /// opened again. The other groups are not concerned.
+    ///
+    /// # Errors
+    /// [`GroupError::Unknown`], [`GroupError::ShuttingDown`], or how else it has ended meanwhile.
+    pub async fn stop_group(&self, group: GroupId) -> Result<(), GroupError> {
+        let raft = self.group(group).await?;
+        raft.shutdown();
+        raft.stopped().await.map_err(GroupError::Failed)
+    }
+
+    /// Asks the node to stop, with all its groups. Where it leads it hands over first.
+    pub fn shutdown(&self) {
+        // If it is gone, it has stopped.
+        let _ = self.requests.send(Asked::Node(Control::Shutdown));
+    }
+
+    /// Waits until the node has stopped and its threads are gone.
+    ///
+    /// # Errors
+    /// What made it stop, if nobody asked for it.
+    pub async fn stopped(&self) -> Result<(), Arc<Fatal>> {
+        wait_for_end(self.stopped.clone()).await
+    }
+
+    async fn ask<R>(&self, question: impl FnOnce(oneshot::Sender<R>) -> Control) -> Result<R, GroupError> {
+        let (sender, answer) = oneshot::channel();
+        let asked = Asked::Node(question(sender));
+        self.requests.send(asked).map_err(|_| GroupError::ShuttingDown)?;
+        answer.await.map_err(|_| GroupError::ShuttingDown)
+    }
+}
+
+/// What a group is to be like; the same on all its nodes, except where it says otherwise.
+#[must_use = "options do nothing by themselves"]
+pub struct GroupOptions {
+    founders: Option<Vec<NodeId>>,
+    join: bool,
+    snapshots: SnapshotPolicy,
+    tune: Tune,
+}
+
+impl Default for GroupOptions {
+    fn default() -> Self {
+        GroupOptions { founders: None, join: false, snapshots: SnapshotPolicy::default(), tune: Box::new(|_| {}) }
+    }
+}
+
+impl GroupOptions {
+    /// The group begins with all nodes of which the configuration knows, and default settings.
+    pub fn new() -> Self {
+        GroupOptions::default()
+    }
+
+    /// The voters with which the group begins: all its nodes must be told the same. They are written down when it is opened first; from then on who belongs to it is
+    /// in its log. Their addresses are those of [`NodeBuilder::peers`].
+    pub fn founders(mut self, founders: impl IntoIterator<Item = NodeId>) -> Self {
+        self.founders = Some(founders.into_iter().collect());
         self
     }
 
-    /// Where the log lives. The node makes directories `log` and `snapshots` in it, and keeps the keys of its network identity there.
-    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.data_dir = Some(dir.into());
-        self
-    }
-
-    /// Where to listen for peers and clients (UDP). Port 0 takes any free port.
-    pub fn listen(mut self, address: SocketAddr) -> Self {
-        self.listen = Some(address);
-        self
-    }
-
-    /// The voters with which the cluster begins, and their addresses (`host:port`); this node may be among them. Once the cluster has begun, who belongs to it is
-    /// in its log ([`Raft::change_membership`](crate::Raft::change_membership)), and what stands here is only where to look first.
-    pub fn peers(mut self, peers: impl IntoIterator<Item = (NodeId, String)>) -> Self {
-        self.peers.extend(peers);
-        self
-    }
-
-    /// This node is not one of those with which the cluster begins, but joins it later: it waits, belonging to nobody, until the leader has been told to add it.
-    /// Of no effect on a node that has started before.
+    /// This node is not one of those with which the group begins, but joins it later: it waits until the group's leader has been told to add it. Of no effect when the group is
+    /// opened again.
     pub fn join(mut self, join: bool) -> Self {
         self.join = join;
         self
     }
 
-    /// Certificates and key.
-    pub fn tls(mut self, tls: TlsIdentity) -> Self {
-        self.tls = Some(tls);
-        self
-    }
-
-    /// Limits and times of the network.
-    pub fn net_limits(mut self, limits: raft_net::Limits) -> Self {
-        self.limits = limits;
-        self
-    }
-
-    /// Settings of the log's storage.
-    pub fn storage_options(mut self, options: Options) -> Self {
-        self.storage = options;
-        self
-    }
-
-    /// When the log is compacted.
+    /// When the group's log is compacted.
     pub fn snapshot_policy(mut self, policy: SnapshotPolicy) -> Self {
         self.snapshots = policy;
         self
@@ -180,329 +336,130 @@ impl<M: StateMachine> Builder<M> {
         self
     }
 
+    fn plan(self, id: NodeId, group: GroupId, configured: &BTreeMap<NodeId, String>) -> Plan {
+        let mut config = open::config(id, group);
+        (self.tune)(&mut config);
+        let mut founders = self.founders.unwrap_or_else(|| configured.keys().copied().collect());
+        founders.sort_unstable();
+        founders.dedup();
+        Plan { config, founders, join: self.join, policy: self.snapshots }
+    }
+}
+
+impl std::fmt::Debug for GroupOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GroupOptions")
+            .field("founders", &self.founders)
+            .field("join", &self.join)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Collects what a node needs. [`Node::builder`] makes one.
+#[must_use = "a builder does nothing until it is started"]
+pub struct NodeBuilder {
+    start: Start,
+    clients: Option<ClientService<Node>>,
+}
+
+impl NodeBuilder {
+    /// This node's id, and the name of its cluster: all nodes that can have groups together. Both are written into the data directory and the certificate.
+    pub fn identity(mut self, id: NodeId, cluster: impl Into<String>) -> Self {
+        self.start.id = Some(id);
+        self.start.cluster = Some(cluster.into());
+        self
+    }
+
+    /// Where the log of all groups lives. The node makes directories `log` and `snapshots` in it, and keeps the keys of its network identity there.
+    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.start.data_dir = Some(dir.into());
+        self
+    }
+
+    /// Where to listen for peers and clients (UDP). Port 0 takes any free port.
+    pub fn listen(mut self, address: SocketAddr) -> Self {
+        self.start.listen = Some(address);
+        self
+    }
+
+    /// Where nodes are (`host:port`); this node may be among them. Connections are made to the members of the groups that are open, and to no others.
+    pub fn peers(mut self, peers: impl IntoIterator<Item = (NodeId, String)>) -> Self {
+        self.start.peers.extend(peers);
+        self
+    }
+
+    /// Certificates and key.
+    pub fn tls(mut self, tls: TlsIdentity) -> Self {
+        self.start.tls = Some(tls);
+        self
+    }
+
+    /// Limits and times of the network.
+    pub fn net_limits(mut self, limits: raft_net::Limits) -> Self {
+        self.start.limits = limits;
+        self
+    }
+
+    /// Settings of the log's storage.
+    pub fn storage_options(mut self, options: Options) -> Self {
+        self.start.storage = options;
+        self
+    }
+
+    /// Threads that the state machines of all groups share; the groups are divided among them. Default: 1.
+    pub fn applier_threads(mut self, threads: usize) -> Self {
+        self.start.applier_threads = threads;
+        self
+    }
+
     /// Runs `service` on the node's thread, with the handle and the clients that connect (authenticated already). Without
     /// a service clients are turned away.
     pub fn serve_clients<F, S>(mut self, service: S) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
-        S: FnOnce(Raft, mpsc::Receiver<ClientConnection>) -> F + Send + 'static,
+        S: FnOnce(Node, mpsc::Receiver<ClientConnection>) -> F + Send + 'static,
     {
-        self.clients = Some(Box::new(|raft, clients| Box::pin(service(raft, clients))));
+        self.clients = Some(Box::new(|node, clients| Box::pin(service(node, clients))));
         self
     }
 
-    /// Starts the node on a thread of its own, with RocksDB and QUIC. Returns when it is listening.
+    /// Starts the node on a thread of its own, with RocksDB and QUIC. Returns when it is listening. It has no groups yet.
     ///
     /// # Errors
     /// Nothing is left running. The message says what to mend.
-    pub async fn start(self) -> Result<Raft, StartError> {
-        let id = self.id.ok_or(StartError::Missing("identity"))?;
-        let cluster = self.cluster.ok_or(StartError::Missing("identity"))?;
-        let data_dir = self.data_dir.ok_or(StartError::Missing("data_dir"))?;
-        let listen = self.listen.ok_or(StartError::Missing("listen"))?;
-        let tls = self.tls.ok_or(StartError::Missing("tls"))?;
-        let (options, limits, peers, join) = (self.storage, self.limits, self.peers, self.join);
-        let open = move |peers: BTreeMap<NodeId, String>, config: &Config| {
-            let owner = Identity { cluster: cluster.clone(), node: id };
-            let mut storage = RocksStorage::open(data_dir.join("log"), &owner, &options)?;
-            let founders = find_founders(&mut storage, &peers, join)?;
-            let doorkeeper = Doorkeeper::new(storage.known_peers(GroupId::FIRST)?);
-            let incarnation = storage.incarnation();
-            let directory = Arc::new(Directory::open(&data_dir.join("snapshots"), GroupId::FIRST)?);
-            let storage_metrics = storage.metrics();
-            let (inbound, network) = mpsc::channel(INBOUND_QUEUE);
-            let (client_sender, clients) = mpsc::channel(CLIENT_QUEUE);
-            let mut net = NetConfig::new(id, cluster, listen, tls);
-            net.peers = peers;
-            (net.incarnation, net.peer_check) = (incarnation, doorkeeper.check());
-            net.data_dir = Some(data_dir);
-            net.limits = limits;
-            // An entry of the largest size must fit into a frame.
-            net.limits.max_append_frame =
-                net.limits.max_append_frame.max(config.max_entry_bytes.max(config.max_append_bytes) + (64 << 10));
-            // What the core's window lets through must not be dropped on its way.
-            net.limits.append_queue_bytes = net.limits.append_queue_bytes.max(config.max_inflight_bytes);
-            let transport = QuicTransport::bind(net, inbound, client_sender)?;
-            let address = Some(transport.local_addr()?);
-            let net = Some(transport.metrics());
-            let metrics = Metrics { storage: Some(storage_metrics), net, snapshots: Arc::default() };
-            let (clients, directory) = (Some(clients), Some(directory));
-            let member = Member { founders, incarnation, doorkeeper };
-            Ok(Parts { storage, transport, member, network, clients, address, metrics, directory })
-        };
-        launch(id, peers, self.machine, (self.snapshots, self.tune), self.clients, open).await
+    pub async fn start(mut self) -> Result<Node, StartError> {
+        let id = self.make_room()?;
+        let opening = self.start.quic()?;
+        launch::launch(opening, handle(id), self.clients).await
     }
 
     /// Starts the node with another store and another transport. `network` is where the transport delivers. Snapshots are kept in the
-    /// data directory; without one the log is never compacted.
+    /// data directory; without one logs are never compacted.
     ///
     /// # Errors
     /// As for [`start`](Self::start).
     pub async fn start_with<S: Storage, T: Transport + Send + 'static>(
-        self,
+        mut self,
         storage: S,
         transport: T,
         network: mpsc::Receiver<Inbound>,
-    ) -> Result<Raft, StartError> {
-        let id = self.id.ok_or(StartError::Missing("identity"))?;
-        let (join, data_dir) = (self.join, self.data_dir);
-        let open = move |peers: BTreeMap<NodeId, String>, _: &Config| {
-            let founders = if join { Vec::new() } else { peers.into_keys().collect() };
-            let member = Member { founders, incarnation: rand::random(), doorkeeper: Doorkeeper::default() };
-            let directory = data_dir.map(|dir| Directory::open(&dir.join("snapshots"), GroupId::FIRST)).transpose()?;
-            let (directory, metrics) = (directory.map(Arc::new), Metrics::default());
-            Ok(Parts { storage, transport, member, network, clients: None, address: None, metrics, directory })
-        };
-        launch(id, self.peers, self.machine, (self.snapshots, self.tune), self.clients, open).await
+    ) -> Result<Node, StartError> {
+        let id = self.make_room()?;
+        let opening = self.start.with(storage, transport, network)?;
+        launch::launch(opening, handle(id), self.clients).await
+    }
+
+    /// Groups with default settings must fit.
+    fn make_room(&mut self) -> Result<NodeId, StartError> {
+        let id = self.start.id.ok_or(StartError::Missing("identity"))?;
+        self.start.make_room(&Config::new(id));
+        Ok(id)
     }
 }
 
-/// The voters with which the cluster began: at the first start they are written down, and from then on what is written down counts.
-fn find_founders(
-    storage: &mut RocksStorage,
-    peers: &BTreeMap<NodeId, String>,
-    join: bool,
-) -> Result<Vec<NodeId>, StartError> {
-    let group = GroupId::FIRST;
-    let configured: Vec<NodeId> = if join { Vec::new() } else { peers.keys().copied().collect() };
-    let Some(found) = storage.founders(group)? else {
-        storage.pin_founders(group, &configured)?;
-        return Ok(configured);
-    };
-    let log = storage.recover(group)?;
-    let has_changed = log.membership.is_some() || !log.changes.is_empty();
-    if !join && !found.is_empty() && !has_changed {
-        // As long as nothing else is known, others would be a mistake in the configuration.
-        storage.pin_founders(group, &configured)?;
-    }
-    Ok(found)
-}
-
-/// The counters of a node's parts; absent where the part was brought by the user.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics {
-    /// Of the log's storage.
-    pub storage: Option<Arc<StorageMetrics>>,
-    /// Of the network.
-    pub net: Option<Arc<NetMetrics>>,
-    /// Of snapshots.
-    pub snapshots: Arc<SnapshotMetrics>,
-}
-
-/// Who this node is, and who the others are.
-struct Member {
-    /// The voters with which the cluster began; none on a node that joins later.
-    founders: Vec<NodeId>,
-    /// Names the data directory.
-    incarnation: u128,
-    doorkeeper: Doorkeeper,
-}
-
-/// What is opened on the node's thread.
-struct Parts<S, T> {
-    storage: S,
-    transport: T,
-    member: Member,
-    network: mpsc::Receiver<Inbound>,
-    clients: Option<mpsc::Receiver<ClientConnection>>,
-    address: Option<SocketAddr>,
-    metrics: Metrics,
-    directory: Option<Arc<Directory>>,
-}
-
-async fn launch<M, S, T, O>(
-    id: NodeId,
-    mut peers: BTreeMap<NodeId, String>,
-    machine: M,
-    (policy, tune): (SnapshotPolicy, Tune),
-    service: Option<ClientService>,
-    open: O,
-) -> Result<Raft, StartError>
-where
-    M: StateMachine,
-    S: Storage,
-    T: Transport + Send + 'static,
-    O: FnOnce(BTreeMap<NodeId, String>, &Config) -> Result<Parts<S, T>, StartError> + Send + 'static,
-{
-    let mut config = Config::new(id);
-    config.seed = RandomState::new().hash_one(id.0);
-    tune(&mut config);
-    peers.entry(id).or_default();
-    let (ready, started) = oneshot::channel();
-    std::thread::Builder::new().name(format!("raft-node-{id}")).spawn(move || {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => return drop(ready.send(Err(StartError::Threads(error)))),
-        };
-        let local = async {
-            match open(peers.clone(), &config).and_then(|parts| wire(config, peers, (machine, policy), parts)) {
-                Ok((wired, clients)) => {
-                    if let (Some(service), Some(clients)) = (service, clients) {
-                        tokio::spawn(service(wired.raft.clone(), clients));
-                    }
-                    // Whoever started the node may be gone; then it stops when the handle is dropped unused.
-                    if ready.send(Ok(wired.raft.clone())).is_ok() {
-                        wired.run().await;
-                    }
-                }
-                Err(error) => drop(ready.send(Err(error))),
-            }
-        };
-        runtime.block_on(local);
-        // Replies that were just written still want to leave.
-        runtime.shutdown_timeout(Duration::from_secs(1));
-    })?;
-    started.await.unwrap_or(Err(StartError::Died))
-}
-
-/// A node that is ready to run.
-struct Wired<T> {
-    raft: Raft,
-    event_loop: EventLoop<T>,
-    threads: Vec<JoinHandle<()>>,
-    stopped: watch::Sender<Stopped>,
-}
-
-type WiredParts<T> = (Wired<T>, Option<mpsc::Receiver<ClientConnection>>);
-
-fn wire<M: StateMachine, S: Storage, T: Transport>(
-    mut config: Config,
-    peers: BTreeMap<NodeId, String>,
-    (mut machine, policy): (M, SnapshotPolicy),
-    parts: Parts<S, T>,
-) -> Result<WiredParts<T>, StartError> {
-    let Parts { mut storage, mut transport, member, network, clients, address, metrics, directory } = parts;
-    let Member { founders, incarnation, doorkeeper } = member;
-    // Those with whom the cluster begins have the identity 0.
-    config.identity = if founders.is_empty() { identity_of(incarnation) } else { 0 };
-    let founders = member::founders(&founders, &peers);
-    let (id, group, max_unapplied_bytes) = (config.id, GroupId::FIRST, config.max_unapplied_bytes);
-    let log = storage.recover(group)?;
-    let restored = restore_at_start(&mut machine, &log, directory.as_deref())?;
-    let state = state_of(machine.applied(), &log, restored.as_ref(), &founders);
-    let durable = machine.durable();
-    let ledger = Ledger::new(policy, log.log_start.index, machine.applied(), log.bytes);
-    let recovered = Recovered {
-        hard_state: log.hard_state,
-        log_start: log.log_start,
-        runs: log.runs,
-        last_index: log.last_index,
-        applied: machine.applied(),
-        membership: log.membership.unwrap_or(founders),
-        changes: log.changes,
-        restored,
-    };
-    tracing::info!(start = %recovered.log_start, last = %recovered.last_index, applied = %recovered.applied,
-        term = %recovered.hard_state.current_term, "recovered");
-    let origin = std::time::Instant::now();
-    let core = Core::new(config, recovered, Instant(0))?;
-
-    let (internal_sender, internal) = mpsc::unbounded_channel();
-    let inbox = Inbox(internal_sender);
-    let progress = Progress::default();
-    let (reader, reader_thread) = reader::spawn(storage.reader(), group, inbox.clone())?;
-    let (writer, writer_thread) = writer::spawn(storage, group, inbox.clone())?;
-    let (keeper, keeper_thread) = keeper::spawn(directory.clone(), inbox.clone(), metrics.snapshots.clone())?;
-    let start = applier::Start { machine, state, max_unapplied_bytes, directory: directory.clone(), keeper };
-    let (applier, applier_thread) = applier::spawn(start, progress.clone(), inbox.clone())?;
-    if let Some(directory) = &directory {
-        let incoming = Incoming::new(directory.clone(), inbox.clone(), metrics.snapshots.clone());
-        transport.receive_snapshots(Arc::new(incoming));
-    }
-    let snapshots = Manager::new(ledger, directory, durable.is_some(), inbox, metrics.snapshots.clone());
-
-    let (request_sender, requests) = mpsc::unbounded_channel();
-    let (leader, leader_seen) = watch::channel(None);
-    let (stopped, stopped_seen) = watch::channel(Stopped::default());
-    let (addresses, addresses_seen) = watch::channel(BTreeMap::new());
-    let mut roster = Roster::new(peers, addresses, doorkeeper);
-    roster.follow(core.membership().1, &mut transport);
-    let flusher = Flusher::default();
-    let event_loop = EventLoop {
-        driver: Driver::new(core),
-        stopping: false,
-        handover: Handover::default(),
-        inlets: Inlets { internal, network, requests },
-        outlets: Outlets { group, transport, roster, writer, applier, reader, snapshots, lost: None, flusher },
-        progress,
-        durable: durable.unwrap_or_default(),
-        leader,
-        origin,
-    };
-    let raft = Raft::new(id, request_sender, address, metrics, leader_seen, addresses_seen, stopped_seen);
-    let threads = vec![writer_thread, applier_thread, reader_thread, keeper_thread];
-    Ok((Wired { raft, event_loop, threads, stopped }, clients))
-}
-
-/// A machine that keeps nothing itself starts from the newest snapshot that is whole; so does one whose own state is older than what the log still
-/// has (its directory was lost, say). Returns what the machine was last restored from.
-fn restore_at_start<M: StateMachine>(
-    machine: &mut M,
-    log: &RecoveredLog,
-    directory: Option<&Directory>,
-) -> Result<Option<SnapshotMeta>, StartError> {
-    let keeps_state = machine.durable().is_some();
-    if keeps_state && machine.applied() >= log.log_start.index {
-        return Ok(machine.restored());
-    }
-    for stored in directory.map(Directory::all).unwrap_or_default() {
-        let index = stored.index();
-        if index <= machine.applied() || index < log.log_start.index {
-            break;
-        }
-        match FileReader::check(&stored.path) {
-            Ok(_) => {}
-            Err(error @ SnapshotFileError::Damaged { .. }) => {
-                tracing::error!(%error, "a snapshot is damaged; an older one may do");
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        }
-        let (meta, mut file) = (stored.header.meta, FileReader::open(&stored.path)?);
-        machine.restore(&meta, &mut file).map_err(|error| StartError::Restore(Box::new(error)))?;
-        tracing::info!(last = %meta.last, "the state machine starts from a snapshot");
-        return Ok(Some(meta));
-    }
-    Ok(machine.restored())
-}
-
-/// The last entry that the machine contains, and who belonged to the cluster as of then.
-fn state_of(
-    applied: LogIndex,
-    log: &RecoveredLog,
-    restored: Option<&SnapshotMeta>,
-    founders: &Membership,
-) -> SnapshotMeta {
-    if let Some(meta) = restored.filter(|meta| meta.last.index == applied) {
-        return meta.clone();
-    }
-    let change = log.changes.iter().rev().find(|(index, _)| *index <= applied).map(|(_, membership)| membership);
-    let membership = change.or(log.membership.as_ref()).unwrap_or(founders).clone();
-    // What the log does not know will not be accepted by the core, either.
-    let term = log.term_at(applied).unwrap_or_default();
-    SnapshotMeta { last: LogId::new(term, applied), membership }
-}
-
-impl<T: Transport> Wired<T> {
-    /// Runs the node to its end, and makes sure that what was handed to its threads is finished.
-    async fn run(self) {
-        let Wired { raft, event_loop, threads, stopped } = self;
-        let (result, transport) = event_loop.run().await;
-        let result = result.map_err(Arc::new);
-        if let Err(error) = &result {
-            tracing::error!(%error, "the node stops");
-        }
-        drop(raft);
-        // The loop is gone and with it the senders: the threads finish what is queued and end.
-        for thread in threads {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the node panicked");
-            }
-        }
-        // Replies made meanwhile are on their way to the clients; after them, farewells to everybody.
-        tokio::time::sleep(FAREWELL).await;
-        drop(transport);
-        tokio::time::sleep(FAREWELL).await;
-        stopped.send_replace(Stopped(Some(result)));
+fn handle<T: Transport>(id: NodeId) -> impl FnOnce(&mut Host<T>, Ends) -> Result<Node, StartError> + Send {
+    move |_, ends| {
+        let Ends { requests, address, metrics, stopped, runtime, configured } = ends;
+        Ok(Node { id, requests, address, metrics, stopped, runtime, configured })
     }
 }

@@ -1,48 +1,122 @@
-//! The writer: one thread that makes writes durable, everything that is queued with one sync.
+//! The writer: one thread that owns the log's storage and makes the writes of all groups durable, everything that is queued with one sync.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
-use raft_core::{GroupId, Input, Write};
-use raft_storage::Storage;
+use raft_core::{GroupId, Input, NodeId, Write, WriteSeq};
+use raft_storage::{RecoveredLog, Storage, StorageError};
+use tokio::sync::oneshot;
 
-use crate::event_loop::{Fatal, Inbox, Internal};
+use crate::inbox::{Fatal, Inbox, Internal, Life, News};
 
-/// Starts the writer. It ends when the sender is dropped and everything queued is durable, or when a write fails: then
+/// What the writer is asked for.
+#[expect(clippy::large_enum_variant, reason = "nearly all are writes: a box would be an allocation for each")]
+pub(crate) enum Order {
+    Write(Life, Write),
+    Open(Open),
+    /// Which groups are there?
+    List(oneshot::Sender<Vec<GroupId>>),
+}
+
+/// A group is to be opened: what does its log hold, and with whom did it begin?
+pub(crate) struct Open {
+    pub(crate) group: GroupId,
+    /// The voters with which it begins, if it has not begun yet.
+    pub(crate) founders: Vec<NodeId>,
+    /// This node is none of them, and belongs to nobody until it is added.
+    pub(crate) join: bool,
+    pub(crate) found: Sender<Result<Found, StorageError>>,
+}
+
+/// What a group's log holds.
+pub(crate) struct Found {
+    pub(crate) log: RecoveredLog,
+    pub(crate) founders: Vec<NodeId>,
+}
+
+/// Starts the writer. It ends when the senders are dropped and everything queued is durable, or when a write fails: then
 /// nothing is acknowledged any more, and the node stops. A failed sync is never tried again: the kernel may have marked
 /// the pages clean, and a second sync would succeed without having written them.
-pub(crate) fn spawn<S: Storage>(
-    mut storage: S,
-    group: GroupId,
-    inbox: Inbox,
-) -> std::io::Result<(Sender<Write>, JoinHandle<()>)> {
+pub(crate) fn spawn<S: Storage>(mut storage: S, inbox: Inbox) -> std::io::Result<(Sender<Order>, JoinHandle<()>)> {
     let (sender, queue) = channel();
-    let thread = Builder::new().name("raft-writer".into()).spawn(move || run(&mut storage, group, &queue, &inbox))?;
+    let thread = Builder::new().name("raft-writer".into()).spawn(move || run(&mut storage, &queue, &inbox))?;
     Ok((sender, thread))
 }
 
-fn run<S: Storage>(storage: &mut S, group: GroupId, queue: &Receiver<Write>, inbox: &Inbox) {
+fn run<S: Storage>(storage: &mut S, queue: &Receiver<Order>, inbox: &Inbox) {
     let mut batch: Vec<(GroupId, Write)> = Vec::new();
-    while let Ok(write) = queue.recv() {
-        batch.push((group, write));
-        // Group commit: whatever has come in since the last sync shares the next one.
-        batch.extend(queue.try_iter().map(|write| (group, write)));
-        if let Err(error) = storage.write(&batch) {
-            inbox.send(Internal::Fatal(Fatal::Storage(error)));
-            return;
+    let mut last: Vec<(Life, WriteSeq)> = Vec::new();
+    while let Ok(first) = queue.recv() {
+        let mut question = None;
+        // Group commit: whatever has come in since the last sync, for any group, shares the next one.
+        for order in std::iter::once(first).chain(queue.try_iter()) {
+            match order {
+                Order::Write(life, write) => {
+                    last.push((life, write.seq));
+                    batch.push((life.group, write));
+                }
+                other => {
+                    question = Some(other);
+                    break;
+                }
+            }
         }
-        if let Some((_, last)) = batch.last() {
-            inbox.send(Internal::Core(Input::Persisted(last.seq)));
+        if !batch.is_empty() {
+            if let Err(error) = storage.write(&batch) {
+                inbox.send(News::Fatal(Fatal::Storage(error)));
+                return;
+            }
+            batch.clear();
+            report(&mut last, inbox);
         }
-        batch.clear();
+        // Behind the writes that came before: they may be of the same group's former life. Whoever asked may be gone.
+        match question {
+            Some(Order::Open(Open { group, founders, join, found })) => {
+                drop(found.send(look(storage, group, founders, join)));
+            }
+            Some(Order::List(list)) => drop(list.send(storage.groups())),
+            Some(Order::Write(..)) | None => {}
+        }
     }
+}
+
+/// Tells each group once how far its log is durable.
+fn report(last: &mut Vec<(Life, WriteSeq)>, inbox: &Inbox) {
+    last.sort_unstable();
+    let mut last = last.drain(..).peekable();
+    while let Some((life, seq)) = last.next() {
+        if last.peek().is_none_or(|(next, _)| *next != life) {
+            inbox.send(News::Group(life, Internal::Core(Input::Persisted(seq))));
+        }
+    }
+}
+
+/// What the log holds, and the voters with which the group began: at the first start they are written down, and from then on what is written down counts.
+fn look<S: Storage>(
+    storage: &mut S,
+    group: GroupId,
+    configured: Vec<NodeId>,
+    join: bool,
+) -> Result<Found, StorageError> {
+    let configured = if join { Vec::new() } else { configured };
+    let log = storage.recover(group)?;
+    let Some(founders) = storage.founders(group)? else {
+        storage.pin_founders(group, &configured)?;
+        return Ok(Found { log, founders: configured });
+    };
+    let has_changed = log.membership.is_some() || !log.changes.is_empty();
+    if !join && !founders.is_empty() && !has_changed {
+        // As long as nothing else is known, others would be a mistake in the configuration.
+        storage.pin_founders(group, &configured)?;
+    }
+    Ok(Found { log, founders })
 }
 
 #[cfg(test)]
 mod tests {
-    use raft_core::{Entries, EntryKind, HardState, LogIndex, Segment, Term, WriteSeq};
-    use raft_storage::{MemoryReader, MemoryStorage, RecoveredLog, StorageError};
-    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+    use raft_core::{Entries, EntryKind, HardState, LogIndex, Segment, Term};
+    use raft_storage::{MemoryReader, MemoryStorage};
+    use tokio::sync::mpsc::UnboundedReceiver;
 
     use super::*;
 
@@ -71,12 +145,16 @@ mod tests {
         fn reader(&self) -> MemoryReader {
             self.storage.reader()
         }
+
+        fn groups(&self) -> Vec<GroupId> {
+            self.storage.groups()
+        }
     }
 
     struct Bench {
-        writer: Sender<Write>,
+        writer: Sender<Order>,
         thread: JoinHandle<()>,
-        inbox: UnboundedReceiver<Internal>,
+        inbox: UnboundedReceiver<News>,
         asked: Receiver<usize>,
         answer: Sender<bool>,
     }
@@ -85,20 +163,32 @@ mod tests {
         let (asked_sender, asked) = channel();
         let (answer, answer_receiver) = channel();
         let disk = Disk { storage: MemoryStorage::new(), asked: asked_sender, answer: answer_receiver };
-        let (sender, inbox) = unbounded_channel();
-        let (writer, thread) = spawn(disk, GroupId::FIRST, Inbox(sender)).expect("a thread");
+        let (sender, inbox) = Inbox::new();
+        let (writer, thread) = spawn(disk, sender).expect("a thread");
         Bench { writer, thread, inbox, asked, answer }
     }
 
-    fn write(seq: u64) -> Write {
+    fn write(seq: u64) -> Order {
+        write_of(GroupId::FIRST, seq)
+    }
+
+    fn write_of(group: GroupId, seq: u64) -> Order {
         let entries = Segment::pack(LogIndex(seq), Term(1), EntryKind::Command, &["x"]).map(Entries::from);
-        Write {
+        let write = Write {
             seq: WriteSeq(seq),
             hard_state: Some(HardState { current_term: Term(1), voted_for: None }),
             log_start: None,
             truncate_from: None,
             entries: entries.expect("one entry"),
-        }
+        };
+        Order::Write(Life { group, number: 7 }, write)
+    }
+
+    /// Which group is told of which write.
+    fn persisted(news: Option<&News>) -> (u64, u64) {
+        let Some(News::Group(life, Internal::Core(Input::Persisted(seq)))) = news else { panic!("{news:?}") };
+        assert_eq!(life.number, 7);
+        (life.group.0, seq.0)
     }
 
     #[test]
@@ -110,11 +200,39 @@ mod tests {
         bench.writer.send(write(3)).expect("runs");
         assert!(bench.inbox.try_recv().is_err(), "the disk is at it");
         bench.answer.send(true).expect("it waits");
-        assert!(matches!(bench.inbox.blocking_recv(), Some(Internal::Core(Input::Persisted(WriteSeq(1))))));
+        assert_eq!(persisted(bench.inbox.blocking_recv().as_ref()), (1, 1));
         assert_eq!(bench.asked.recv(), Ok(2));
         assert!(bench.inbox.try_recv().is_err(), "the disk is at it");
         bench.answer.send(true).expect("it waits");
-        assert!(matches!(bench.inbox.blocking_recv(), Some(Internal::Core(Input::Persisted(WriteSeq(3))))));
+        assert_eq!(persisted(bench.inbox.blocking_recv().as_ref()), (1, 3));
+        drop(bench.writer);
+        bench.thread.join().expect("it ends");
+    }
+
+    #[test]
+    fn groups_share_a_sync_and_each_is_told_once() {
+        let mut bench = bench();
+        bench.writer.send(write(1)).expect("runs");
+        assert_eq!(bench.asked.recv(), Ok(1));
+        for (group, seq) in [(9, 1), (1, 2), (9, 2), (5, 1), (1, 3)] {
+            bench.writer.send(write_of(GroupId(group), seq)).expect("runs");
+        }
+        let (found, answer) = channel();
+        let open = Open { group: GroupId(9), founders: vec![NodeId(1)], join: false, found };
+        bench.writer.send(Order::Open(open)).expect("runs");
+        bench.writer.send(write_of(GroupId(9), 3)).expect("runs");
+        bench.answer.send(true).expect("it waits");
+        assert_eq!(persisted(bench.inbox.blocking_recv().as_ref()), (1, 1));
+        assert_eq!(bench.asked.recv(), Ok(5));
+        assert!(answer.try_recv().is_err(), "what is being written belongs to what is found");
+        bench.answer.send(true).expect("it waits");
+        let told: Vec<_> = (0..3).map(|_| persisted(bench.inbox.blocking_recv().as_ref())).collect();
+        assert_eq!(told, [(1, 3), (5, 1), (9, 2)]);
+        let found = answer.recv().expect("an answer").expect("a log");
+        assert_eq!((found.log.last_index, found.founders), (LogIndex(2), vec![NodeId(1)]));
+        assert_eq!(bench.asked.recv(), Ok(1));
+        bench.answer.send(true).expect("it waits");
+        assert_eq!(persisted(bench.inbox.blocking_recv().as_ref()), (9, 3));
         drop(bench.writer);
         bench.thread.join().expect("it ends");
     }
@@ -127,7 +245,7 @@ mod tests {
         bench.answer.send(false).expect("it runs");
         // If it asked again, this would be its answer.
         let _ = bench.answer.send(true);
-        assert!(matches!(bench.inbox.blocking_recv(), Some(Internal::Fatal(Fatal::Storage(_)))));
+        assert!(matches!(bench.inbox.blocking_recv(), Some(News::Fatal(Fatal::Storage(_)))));
         bench.thread.join().expect("it ends");
         assert!(bench.inbox.blocking_recv().is_none(), "that was its last word");
         assert!(bench.writer.send(write(2)).is_err());

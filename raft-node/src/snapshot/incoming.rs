@@ -1,51 +1,58 @@
 //! Snapshots that others send: collected in a file, checked, and announced to the core.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
-use raft_core::{Input, NodeId, SnapshotReceived};
+use raft_core::{GroupId, Input, NodeId, SnapshotReceived};
 use raft_net::snapshot::{Refusal, SnapshotHeader, SnapshotProgress, SnapshotReceiver, SnapshotSink};
 
 use super::directory::{Directory, remove};
 use super::file::{FileHeader, FileReader};
+use super::keeper::Shelf;
 use super::{SnapshotMetrics, count, lock};
-use crate::event_loop::{Inbox, Internal};
+use crate::inbox::{GroupInbox, Internal};
 
-/// Takes what the transport delivers.
-#[derive(Debug)]
+/// Takes what the transport delivers, for all groups.
+#[derive(Debug, Default)]
 pub(crate) struct Incoming {
-    directory: Arc<Directory>,
-    inbox: Inbox,
-    metrics: Arc<SnapshotMetrics>,
+    /// The groups that are here, and take snapshots.
+    shelves: Mutex<BTreeMap<GroupId, Shelf>>,
     /// Files that are being written to.
     busy: Arc<Mutex<BTreeSet<PathBuf>>>,
 }
 
 impl Incoming {
-    pub(crate) fn new(directory: Arc<Directory>, inbox: Inbox, metrics: Arc<SnapshotMetrics>) -> Self {
-        Incoming { directory, inbox, metrics, busy: Arc::default() }
+    /// Snapshots for this group are taken from now on.
+    pub(crate) fn add(&self, group: GroupId, shelf: Shelf) {
+        lock(&self.shelves).insert(group, shelf);
+    }
+
+    /// And not any more; what is arriving will be refused.
+    pub(crate) fn remove(&self, group: GroupId) {
+        lock(&self.shelves).remove(&group);
     }
 }
 
 impl SnapshotReceiver for Incoming {
     fn begin(&self, from: NodeId, header: &SnapshotHeader) -> Result<(u64, Box<dyn SnapshotSink>), Refusal> {
-        if header.group != self.directory.group() {
+        let shelf = lock(&self.shelves).get(&header.group).cloned();
+        let Some(Shelf { directory: Some(directory), inbox, metrics }) = shelf else {
             return Err(format!("group {} is not here", header.group).into());
-        }
+        };
         let expected = FileHeader { group: header.group, id: header.id, meta: header.meta.clone() };
-        let part = self.directory.part(&expected);
+        let part = directory.part(&expected);
         let mut busy = lock(&self.busy);
         if !busy.insert(part.clone()) {
             return Err("it is being received already".into());
         }
-        self.directory.forget_parts(&busy);
+        directory.forget_parts(&busy);
         drop(busy);
-        let claim = Claim { part, busy: self.busy.clone(), from, metrics: self.metrics.clone() };
+        let claim = Claim { part, busy: self.busy.clone(), from, metrics };
         let progress = SnapshotProgress::of(header.size);
-        let (file, offset) = match self.directory.whole(&expected) {
+        let (file, offset) = match directory.whole(&expected) {
             // The last answer was lost, it seems.
             Some(stored) if stored.size == header.size => (None, header.size),
             _ => {
@@ -59,9 +66,9 @@ impl SnapshotReceiver for Incoming {
             }
         };
         progress.reach(offset);
-        lock(&self.metrics.incoming).insert(from, progress.clone());
-        tracing::info!(%from, last = %header.meta.last, bytes = header.size, offset, "a snapshot arrives");
-        let (directory, inbox, header) = (self.directory.clone(), self.inbox.clone(), header.clone());
+        lock(&claim.metrics.incoming).insert(from, progress.clone());
+        tracing::info!(group = %header.group, %from, last = %header.meta.last, bytes = header.size, offset, "a snapshot arrives");
+        let (directory, header) = (Arc::downgrade(&directory), header.clone());
         Ok((offset, Box::new(Sink { directory, inbox, header, expected, file, offset, progress, claim })))
     }
 }
@@ -82,8 +89,9 @@ impl Drop for Claim {
 }
 
 struct Sink {
-    directory: Arc<Directory>,
-    inbox: Inbox,
+    /// Gone once the group is stopped.
+    directory: Weak<Directory>,
+    inbox: GroupInbox,
     header: SnapshotHeader,
     expected: FileHeader,
     /// `None` when all of it is here already, under its final name.
@@ -105,6 +113,7 @@ impl SnapshotSink for Sink {
 
     fn finish(self: Box<Self>) -> Result<(), Refusal> {
         let Sink { directory, inbox, header, expected, file, claim, .. } = *self;
+        let directory = directory.upgrade().ok_or("the group has been stopped")?;
         if let Some(file) = file {
             file.sync_all()?;
             match FileReader::check(&claim.part) {
@@ -123,7 +132,7 @@ impl SnapshotSink for Sink {
         let id = directory.arrived(&claim.part, expected, header.size)?;
         count(&claim.metrics.received);
         let SnapshotHeader { term, epoch, meta, .. } = header;
-        tracing::info!(from = %claim.from, last = %meta.last, "a snapshot has arrived");
+        tracing::info!(group = %directory.group(), from = %claim.from, last = %meta.last, "a snapshot has arrived");
         let received = SnapshotReceived { from: claim.from, term, epoch, meta, id };
         inbox.send(Internal::Core(Input::SnapshotReceived(received)));
         Ok(())
@@ -143,18 +152,20 @@ impl raft_net::snapshot::SnapshotSource for Source {
 mod tests {
     use std::io::Write;
 
-    use raft_core::{GroupId, LogId, LogIndex, Membership, SnapshotMeta, Term};
+    use raft_core::{LogId, LogIndex, Membership, SnapshotMeta, Term};
     use raft_net::snapshot::SnapshotSource;
-    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+    use tokio::sync::mpsc::UnboundedReceiver;
 
     use super::*;
+    use crate::inbox::{Inbox, Life, News};
 
     /// A snapshot to be sent, as bytes; and whoever receives it.
     struct Bench {
         bytes: Vec<u8>,
         header: SnapshotHeader,
         incoming: Incoming,
-        inbox: UnboundedReceiver<Internal>,
+        receiver: Shelf,
+        inbox: UnboundedReceiver<News>,
         dir: tempfile::TempDir,
     }
 
@@ -167,14 +178,17 @@ mod tests {
         let bytes = std::fs::read(&stored.path).unwrap();
         let (id, size) = (stored.header.id, bytes.len() as u64);
         let header = SnapshotHeader { group: GroupId(1), term: Term(3), epoch: 4, meta, id, size };
-        let (sender, inbox) = unbounded_channel();
-        let incoming = Incoming::new(Arc::new(open("receiver")), Inbox(sender), Arc::default());
-        Bench { bytes, header, incoming, inbox, dir }
+        let (sender, inbox) = Inbox::new();
+        let sender = sender.of(Life { group: GroupId(1), number: 1 });
+        let receiver = Shelf { directory: Some(Arc::new(open("receiver"))), inbox: sender, metrics: Arc::default() };
+        let incoming = Incoming::default();
+        incoming.add(GroupId(1), receiver.clone());
+        Bench { bytes, header, incoming, receiver, inbox, dir }
     }
 
-    fn announced(inbox: &mut UnboundedReceiver<Internal>) -> Option<SnapshotReceived> {
+    fn announced(inbox: &mut UnboundedReceiver<News>) -> Option<SnapshotReceived> {
         match inbox.try_recv() {
-            Ok(Internal::Core(Input::SnapshotReceived(received))) => Some(received),
+            Ok(News::Group(_, Internal::Core(Input::SnapshotReceived(received)))) => Some(received),
             _ => None,
         }
     }
@@ -186,7 +200,7 @@ mod tests {
         assert_eq!(offset, 0);
         assert!(bench.incoming.begin(NodeId(1), &bench.header).is_err(), "one at a time");
         sink.write(&bench.bytes[..300]).unwrap();
-        assert_eq!(bench.incoming.metrics.snapshot().incoming[&NodeId(1)], (300, bench.bytes.len() as u64));
+        assert_eq!(bench.receiver.metrics.snapshot().incoming[&NodeId(1)], (300, bench.bytes.len() as u64));
         drop(sink);
         let (offset, mut sink) = bench.incoming.begin(NodeId(1), &bench.header).unwrap();
         assert_eq!(offset, 300);
@@ -195,16 +209,17 @@ mod tests {
         sink.finish().unwrap();
         let first = announced(&mut bench.inbox).unwrap();
         assert_eq!((first.from, first.term, first.epoch, &first.meta), (NodeId(1), Term(3), 4, &bench.header.meta));
-        let path = bench.incoming.directory.find(first.id).unwrap();
+        let directory = bench.receiver.directory.clone().unwrap();
+        let path = directory.find(first.id).unwrap();
         assert_eq!(std::fs::read(path).unwrap(), bench.bytes);
         // The last answer was lost: nothing is sent again.
         let (offset, sink) = bench.incoming.begin(NodeId(1), &bench.header).unwrap();
         assert_eq!(offset, bench.header.size);
         sink.finish().unwrap();
         assert!(announced(&mut bench.inbox).unwrap().id > first.id);
-        let stats = bench.incoming.metrics.snapshot();
+        let stats = bench.receiver.metrics.snapshot();
         assert_eq!((stats.received, stats.incoming.len()), (2, 0));
-        let mut source = Source(File::open(bench.incoming.directory.newest().unwrap().path).unwrap());
+        let mut source = Source(File::open(directory.newest().unwrap().path).unwrap());
         let mut buf = [0; 10];
         assert_eq!(
             (source.read_at(bench.header.size - 3, &mut buf).unwrap(), source.read_at(0, &mut buf).unwrap()),
@@ -236,5 +251,17 @@ mod tests {
         drop(bench.incoming.begin(NodeId(1), &header).unwrap());
         drop(bench.incoming.begin(NodeId(1), &other).unwrap());
         assert_eq!(bench.dir.path().join("receiver").read_dir().unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_group_that_is_stopped_takes_nothing_any_more() {
+        let Bench { bytes, header, incoming, receiver, mut inbox, dir: _dir } = bench();
+        let (_, mut sink) = incoming.begin(NodeId(1), &header).unwrap();
+        sink.write(&bytes).unwrap();
+        incoming.remove(GroupId(1));
+        drop(receiver);
+        assert!(incoming.begin(NodeId(1), &header).is_err());
+        assert!(sink.finish().unwrap_err().to_string().contains("stopped"));
+        assert!(announced(&mut inbox).is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! Writes snapshots to files, on a thread of its own, while the state machine goes on.
+//! Writes snapshots to files, on a thread of its own, while the state machines go on.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
@@ -8,40 +8,62 @@ use raft_core::SnapshotMeta;
 
 use super::directory::Directory;
 use super::{SnapshotError, SnapshotMetrics, count};
-use crate::event_loop::{Inbox, Internal};
+use crate::farewell::Farewell;
+use crate::inbox::{GroupInbox, Internal};
 use crate::state_machine::Cut;
 
-/// A view of the state, and what it is.
-pub(crate) struct Order {
-    pub(crate) cut: Box<dyn Cut>,
-    pub(crate) meta: SnapshotMeta,
+/// What the keeper is asked for.
+pub(crate) enum Order {
+    Make(Make),
+    /// Nothing more comes of this group.
+    End(Farewell),
 }
 
-/// Starts the thread. It ends when the sender is dropped and what was ordered is done.
-pub(crate) fn spawn(
-    directory: Option<Arc<Directory>>,
-    inbox: Inbox,
-    metrics: Arc<SnapshotMetrics>,
-) -> std::io::Result<(Sender<Order>, JoinHandle<()>)> {
+/// A view of the state, what it is, and where it is to go.
+pub(crate) struct Make {
+    pub(crate) cut: Box<dyn Cut>,
+    pub(crate) meta: SnapshotMeta,
+    pub(crate) to: Shelf,
+}
+
+/// Where a group's snapshots go, and who is to hear of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Shelf {
+    pub(crate) directory: Option<Arc<Directory>>,
+    pub(crate) inbox: GroupInbox,
+    pub(crate) metrics: Arc<SnapshotMetrics>,
+}
+
+/// Starts the thread. It ends when the senders are dropped and what was ordered is done.
+pub(crate) fn spawn() -> std::io::Result<(Sender<Order>, JoinHandle<()>)> {
     let (sender, orders) = channel::<Order>();
     let thread = Builder::new().name("raft-snapshots".into()).spawn(move || {
-        for Order { cut, meta } in orders {
-            let Some(directory) = &directory else {
-                inbox.send(Internal::SnapshotMade(Err(SnapshotError::Unsupported)));
-                continue;
-            };
-            let (last, begin) = (meta.last, std::time::Instant::now());
-            let made = directory.make(meta, |file| cut.write_to(file)).map_err(|error| {
-                tracing::warn!(%error, "no snapshot");
-                SnapshotError::Failed(error.to_string())
-            });
-            if let Ok(stored) = &made {
-                count(&metrics.made);
-                let millis = begin.elapsed().as_millis() as u64;
-                tracing::info!(%last, bytes = stored.size, millis, "snapshot made");
+        for order in orders {
+            match order {
+                Order::Make(make) => make.carry_out(),
+                Order::End(farewell) => drop(farewell),
             }
-            inbox.send(Internal::SnapshotMade(made));
         }
     })?;
     Ok((sender, thread))
+}
+
+impl Make {
+    fn carry_out(self) {
+        let Make { cut, meta, to: Shelf { directory, inbox, metrics } } = self;
+        let Some(directory) = directory else {
+            return inbox.send(Internal::SnapshotMade(Err(SnapshotError::Unsupported)));
+        };
+        let (last, begin) = (meta.last, std::time::Instant::now());
+        let made = directory.make(meta, |file| cut.write_to(file)).map_err(|error| {
+            tracing::warn!(%error, "no snapshot");
+            SnapshotError::Failed(error.to_string())
+        });
+        if let Ok(stored) = &made {
+            count(&metrics.made);
+            let millis = begin.elapsed().as_millis() as u64;
+            tracing::info!(group = %directory.group(), %last, bytes = stored.size, millis, "snapshot made");
+        }
+        inbox.send(Internal::SnapshotMade(made));
+    }
 }

@@ -1,4 +1,4 @@
-//! What the node's loop knows of snapshots: which are wanted, and when the log is to be compacted.
+//! What the node's loop knows of a group's snapshots: which are wanted, and when the log is to be compacted.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -11,9 +11,10 @@ use tokio::sync::oneshot;
 
 use super::directory::{Directory, Stored};
 use super::incoming::Source;
+use super::keeper::Shelf;
 use super::policy::Ledger;
 use super::{SnapshotError, SnapshotMetrics, count, lock};
-use crate::event_loop::{Inbox, Internal};
+use crate::inbox::{GroupInbox, Internal};
 
 /// What the state machine is to do for snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub(crate) struct Manager {
     directory: Option<Arc<Directory>>,
     /// Whether the state machine's own disk is what counts, and not a file.
     machine_is_durable: bool,
-    inbox: Inbox,
+    inbox: GroupInbox,
     metrics: Arc<SnapshotMetrics>,
     making: bool,
     /// Followers that wait for a file.
@@ -43,13 +44,8 @@ pub(crate) struct Manager {
 }
 
 impl Manager {
-    pub(crate) fn new(
-        ledger: Ledger,
-        directory: Option<Arc<Directory>>,
-        machine_is_durable: bool,
-        inbox: Inbox,
-        metrics: Arc<SnapshotMetrics>,
-    ) -> Self {
+    pub(crate) fn new(ledger: Ledger, machine_is_durable: bool, shelf: Shelf) -> Self {
+        let Shelf { directory, inbox, metrics } = shelf;
         let newest = directory.as_ref().and_then(|directory| directory.newest());
         metrics.newest.store(newest.map_or(0, |stored| stored.index().0), Ordering::Relaxed);
         Manager {

@@ -279,7 +279,7 @@ pub(crate) fn program() -> Command {
 
 /// A UDP port for a node. It lies below the range from which the system gives ports to clients, so that nobody takes it while
 /// the node is down.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     const FIRST: u16 = 18_000;
     const COUNT: u16 = 14_000;

@@ -9,6 +9,7 @@ mod failover;
 #[path = "../../../raft-net/tests/it/frugal.rs"]
 mod frugal;
 mod fuzz;
+mod groups;
 mod history;
 mod members;
 mod review;
