@@ -11,7 +11,7 @@
 //! - One that is awake and hears nobody asks who would vote for it. Those who sleep refuse that, and wake; if the leader lives, its
 //!   heartbeat comes long before anyone asks again, and otherwise they agree the next time.
 //!
-//! The idea is CockroachDB's; the numbers, and that sleepers refuse the first question, are for links that lose and delay.
+//! The idea is that of `CockroachDB`; the numbers, and that sleepers refuse the first question, are for links that lose and delay.
 
 use crate::io::{Event, WakeReason};
 use crate::message::{Message, Quiesce};

@@ -366,7 +366,7 @@ impl<'w, W: Workload> World<'w, W> {
         let naps = self.mix.naps.filter(|_| self.healed.is_none())?;
         let since = Duration::from_nanos(self.now().0 % naps.every.as_nanos().max(1) as u64);
         // The run begins with work.
-        (since >= naps.every.saturating_sub(naps.length)).then(|| naps.every - since)
+        (since >= naps.every.saturating_sub(naps.length)).then(|| naps.every.saturating_sub(since))
     }
 
     /// Clients reach every server at any time, also those that are cut off from the others: they are the ones to be deceived.
