@@ -129,7 +129,7 @@ impl World {
             seed: choices.between(0, 255),
             ..Config::new(NodeId(1))
         };
-        config.quiesce_after = (config.seed / 4).is_multiple_of(3).then_some(Duration::from_millis(200));
+        config.quiesce_after = (!(config.seed / 4).is_multiple_of(3)).then_some(Duration::from_millis(200));
         let founders = match config.seed % 4 {
             2 => 1,
             3 => count.max(2) - 1,
