@@ -37,7 +37,7 @@ impl State {
         *(if sent { &mut self.delivered } else { &mut self.dropped }) += count;
     }
 
-    /// Tells `node` that its link to `peer` is not what it was. A hint: it may get lost in a full inbox.
+    /// Tells `node` that its link to `peer` is not what it was. It gets lost in a full inbox, so tests in which groups sleep need one with room.
     fn reset(&self, node: NodeId, peer: NodeId) {
         if let Some(inbound) = self.nodes.get(&node) {
             let _ = inbound.try_send(Inbound::LinkReset { peer });
