@@ -167,7 +167,12 @@ impl Durability {
     /// When the oldest write will have taken `limit`, if one is on its way. Waiting for the writes before it does not count: a disk
     /// that has much to do is not one that hangs.
     pub(crate) fn stalled_at(&self, limit: Duration) -> Option<Instant> {
-        self.in_flight.front().map(|write| write.issued_at.max(self.completed_at) + limit)
+        self.writing_since().map(|since| since + limit)
+    }
+
+    /// Since when the disk has been busy with the oldest write, if one is on its way.
+    pub(crate) fn writing_since(&self) -> Option<Instant> {
+        self.in_flight.front().map(|write| write.issued_at.max(self.completed_at))
     }
 
     /// Counts writes from the last completed one on, and takes those in flight for new: see [`Raft::forget_time`](crate::Raft::forget_time).

@@ -202,6 +202,20 @@ impl Log {
         (self.ledger.uncommitted, self.ledger.unapplied)
     }
 
+    /// Bytes of the entries after `index` that are in memory, and whether that is all of them. Takes time in proportion to their segments.
+    pub(crate) fn bytes_after(&self, index: LogIndex) -> (usize, bool) {
+        let mut bytes = 0;
+        for segment in self.cache.iter().rev() {
+            if segment.first_index() > index {
+                bytes += segment.byte_len();
+            } else {
+                bytes += segment.slice(index.next(), segment.last_index()).map_or(0, |part| part.byte_len());
+                return (bytes, true);
+            }
+        }
+        (bytes, index >= self.last || self.cached_from().is_some_and(|first| first <= index.next()))
+    }
+
     /// First index in memory, if any is.
     pub(crate) fn cached_from(&self) -> Option<LogIndex> {
         self.cache.front().map(Segment::first_index)
@@ -468,6 +482,22 @@ mod tests {
                 assert_eq!(found, (LogIndex(common), true), "{:?} {:?}", leader.runs, follower.runs);
             }
         }
+    }
+
+    #[test]
+    fn what_a_follower_lacks_is_counted_as_far_as_it_is_in_memory() {
+        let mut log = log(&[(1, 3), (1, 3), (2, 3)]);
+        let each = log.cached_bytes / 9;
+        for index in 0..=9 {
+            assert_eq!(log.bytes_after(LogIndex(index)), ((9 - index as usize) * each, true), "after {index}");
+        }
+        log.commit_to(LogIndex(9));
+        (log.applying, log.applied) = (LogIndex(9), LogIndex(9));
+        log.evict(LogIndex(9), 5 * each, 0);
+        assert_eq!(log.bytes_after(LogIndex(4)), (3 * each, false), "6 and those before it are gone");
+        assert_eq!(log.bytes_after(LogIndex(6)), (3 * each, true));
+        log.evict(LogIndex(9), 0, 0);
+        assert_eq!((log.bytes_after(LogIndex(8)), log.bytes_after(LogIndex(9))), ((0, false), (0, true)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a server tells about itself.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::Config;
 use crate::membership::Membership;
@@ -72,6 +73,12 @@ pub struct FollowerStatus {
     pub inflight_bytes: usize,
     /// A snapshot on its way.
     pub snapshot: Option<SnapshotStatus>,
+    /// Entries of the leader's log that are not known to be on its disk.
+    pub missing_entries: u64,
+    /// Bytes of those entries, as far as they are in the leader's memory.
+    pub missing_bytes: usize,
+    /// Whether all of them are: otherwise it lacks more than [`missing_bytes`](Self::missing_bytes).
+    pub missing_is_exact: bool,
 }
 
 /// A snapshot on its way to a follower, as the leader's core knows it; the transport knows how far it has got.
@@ -118,6 +125,12 @@ pub struct Status {
     pub uncommitted_bytes: usize,
     /// Bytes committed and not yet applied.
     pub unapplied_bytes: usize,
+    /// How long its disk has been busy with one write, as of the last event; not set when none is on its way.
+    pub writing_for: Option<Duration>,
+    /// Whether a leader would refuse commands for the time being, because too much is not committed or not applied.
+    pub is_busy: bool,
+    /// Whether its state machine is taking over a snapshot.
+    pub is_restoring: bool,
     /// Who belongs to the cluster: the newest membership in the log, committed or not.
     pub membership: Arc<Membership>,
     /// Index of the entry that brought it, or of the start of the log. It is committed when [`commit_index`](Self::commit_index) has reached it.
@@ -140,6 +153,7 @@ impl Raft {
                     let probing = progress.probing;
                     let member = self.member_role(id);
                     let snapshot = progress.snapshot().map(|(at_least, since)| SnapshotStatus { at_least, since });
+                    let (missing_bytes, missing_is_exact) = self.log.bytes_after(match_index);
                     FollowerStatus {
                         id,
                         member,
@@ -149,6 +163,9 @@ impl Raft {
                         inflight_appends,
                         inflight_bytes,
                         snapshot,
+                        missing_entries: self.log.last_index().0.saturating_sub(match_index.0),
+                        missing_bytes,
+                        missing_is_exact,
                     }
                 });
                 (Role::Leader, followers.collect())
@@ -172,6 +189,10 @@ impl Raft {
             applied_index: self.log.applied,
             uncommitted_bytes,
             unapplied_bytes,
+            writing_for: self.durability.writing_since().map(|since| self.now.since(since)),
+            is_busy: uncommitted_bytes >= self.config.max_uncommitted_bytes
+                || unapplied_bytes > self.config.max_unapplied_bytes,
+            is_restoring: self.restoring.handed_out().is_some(),
             membership: self.memberships.shared().clone(),
             membership_index: self.memberships.index(),
             followers,

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use anyhow::Result;
 use raft_core::NodeId;
 use raft_node::client::Error;
-use raft_node::client::protocol::NodeStatus;
+use raft_node::client::protocol::{Lag, NodeStatus, SnapshotTransfer};
 use serde_json::{Value, json};
 
 use super::{ClientArgs, Done, commands, output};
@@ -69,16 +69,31 @@ fn as_table(answers: &Answers) -> String {
     output::aligned(&rows)
 }
 
-/// How far the followers are, where the node leads, and how far the snapshots that are under way.
+/// What keeps the node from serving; what the followers lack, where it leads; and how far the snapshots are that are under way.
 fn note(status: &NodeStatus) -> String {
-    let followers = status.followers.iter().map(|(id, matched)| format!("node {id} has {matched}"));
-    let transfers = status.metrics.iter().filter_map(|(name, done)| {
-        let (way, id) = name.strip_prefix("snapshot.")?.strip_suffix(".bytes")?.split_once('.')?;
-        let total = status.metrics.get(&format!("snapshot.{way}.{id}.total"))?;
-        let percent = done.saturating_mul(100).checked_div(*total).unwrap_or(100);
-        Some(format!("snapshot {way} node {id}: {percent} % of {}", size(*total)))
+    let not_ready = (!status.not_ready.is_empty()).then(|| format!("not ready: {}", status.not_ready));
+    let followers = status.lags.iter().map(|(id, lag)| {
+        let waits = lag.needs_snapshot && !status.snapshots.iter().any(|t| t.outgoing && t.peer == *id);
+        format!("node {id} {}{}", lacks(lag), if waits { " and waits for a snapshot" } else { "" })
     });
-    followers.chain(transfers).collect::<Vec<_>>().join(", ")
+    let transfers = status.snapshots.iter().map(|transfer| {
+        let SnapshotTransfer { peer, outgoing, bytes, total } = *transfer;
+        let percent = bytes.saturating_mul(100).checked_div(total).unwrap_or(100);
+        let way = if outgoing { "to" } else { "from" };
+        format!("snapshot {way} node {peer}: {percent} % of {}", size(total))
+    });
+    not_ready.into_iter().chain(followers).chain(transfers).collect::<Vec<_>>().join(", ")
+}
+
+fn lacks(lag: &Lag) -> String {
+    match *lag {
+        Lag { entries: 0, .. } => "has everything".to_owned(),
+        Lag { entries, bytes: 0, at_least: true, .. } => format!("lacks {entries} entries"),
+        Lag { entries, bytes, at_least, .. } => {
+            let (plural, more) = (if entries == 1 { "entry" } else { "entries" }, if at_least { "over " } else { "" });
+            format!("lacks {entries} {plural} ({more}{})", size(bytes))
+        }
+    }
 }
 
 /// Bytes for people.
@@ -122,13 +137,17 @@ mod tests {
             membership_index: 0,
             identity: 0,
             followers: [(NodeId(2), 117)].into(),
-            metrics: [
-                ("log.syncs".into(), 9),
-                ("log.start".into(), 100),
-                ("snapshot.to.3.bytes".into(), 5 << 20),
-                ("snapshot.to.3.total".into(), 20 << 20),
+            lags: [
+                (NodeId(2), Lag { entries: 4, bytes: 512, ..Lag::default() }),
+                (NodeId(3), Lag { entries: 9000, bytes: 32 << 20, at_least: true, needs_snapshot: true }),
+                (NodeId(4), Lag { entries: 121, at_least: true, needs_snapshot: true, ..Lag::default() }),
+                (NodeId(5), Lag::default()),
             ]
             .into(),
+            transferring_to: Some(NodeId(2)),
+            not_ready: "it hands over".into(),
+            snapshots: vec![SnapshotTransfer { peer: NodeId(3), outgoing: true, bytes: 5 << 20, total: 20 << 20 }],
+            metrics: [("log.syncs".into(), 9), ("log.start".into(), 100)].into(),
         };
         let nodes = Complaints([(NodeId(2), "no answer".into())].into());
         let lost = Error::Timeout { waited: Duration::from_secs(1), reason: Missing::Answer, nodes };
@@ -139,7 +158,9 @@ mod tests {
     fn the_table_has_a_line_for_each_node() {
         let expected = "\
 NODE  ROLE         TERM  LEADER  START  COMMIT  APPLIED  DURABLE  LAST  NOTE
-1     leader       3     1       100    120     119      121      121   node 2 has 117, snapshot to node 3: 25 % of 20 MiB
+1     leader       3     1       100    120     119      121      121   not ready: it hands over, node 2 lacks 4 entries (512 B), \
+node 3 lacks 9000 entries (over 32 MiB), node 4 lacks 121 entries and waits for a snapshot, node 5 has everything, \
+snapshot to node 3: 25 % of 20 MiB
 2     unreachable                                                       no answer
 ";
         assert_eq!(as_table(&answers()), expected);
@@ -150,6 +171,8 @@ NODE  ROLE         TERM  LEADER  START  COMMIT  APPLIED  DURABLE  LAST  NOTE
         let json = as_json(&answers());
         let nodes = json["nodes"].as_array().unwrap();
         assert_eq!((&nodes[0]["node"], &nodes[0]["role"]), (&json!(1), &json!("leader")));
+        assert_eq!((&nodes[0]["lags"]["2"]["bytes"], &nodes[0]["snapshots"][0]["peer"]), (&json!(512), &json!(3)));
+        assert_eq!((&nodes[0]["transferring_to"], &nodes[0]["not_ready"]), (&json!(2), &json!("it hands over")));
         assert_eq!((&nodes[0]["reachable"], &nodes[0]["metrics"]["log.syncs"]), (&json!(true), &json!(9)));
         assert_eq!((&nodes[1]["node"], &nodes[1]["reachable"]), (&json!(2), &json!(false)));
         assert!(nodes[1]["error"].as_str().unwrap().contains("no answer"));

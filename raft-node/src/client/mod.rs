@@ -25,6 +25,7 @@ mod kv;
 mod link;
 mod nodes;
 pub mod protocol;
+mod readiness;
 mod service;
 mod session;
 mod sink;

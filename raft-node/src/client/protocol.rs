@@ -189,8 +189,42 @@ pub struct NodeStatus {
     pub identity: u64,
     /// When it leads: the highest entry known to be on each follower's disk.
     pub followers: BTreeMap<NodeId, u64>,
+    /// When it leads: what each follower lacks.
+    pub lags: BTreeMap<NodeId, Lag>,
+    /// When it leads: to whom it is handing over.
+    pub transferring_to: Option<NodeId>,
+    /// Why it cannot serve clients at present, in words; empty when it can.
+    pub not_ready: String,
+    /// Snapshots that are under way.
+    pub snapshots: Vec<SnapshotTransfer>,
     /// Counters since its start, by name.
     pub metrics: BTreeMap<String, u64>,
+}
+
+/// What a follower lacks of the leader's log: entries that are not known to be on its disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lag {
+    /// So many entries.
+    pub entries: u64,
+    /// So many bytes of them.
+    pub bytes: u64,
+    /// The leader has not all of them in memory: there are more bytes.
+    pub at_least: bool,
+    /// It gets a snapshot, because the log does not hold (any more) what it lacks.
+    pub needs_snapshot: bool,
+}
+
+/// A snapshot that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotTransfer {
+    /// The other end.
+    pub peer: NodeId,
+    /// Whether this node sends it, or receives it.
+    pub outgoing: bool,
+    /// Bytes that have been sent, or received.
+    pub bytes: u64,
+    /// Bytes in all.
+    pub total: u64,
 }
 
 /// A member of the cluster.

@@ -13,6 +13,7 @@ use raft_net::ClientConnection;
 use tokio::sync::mpsc;
 
 use super::protocol::{FRAME_HEADER, Frame, FrameError, FrameReader, Member, NodeStatus, Request, Response};
+use super::readiness;
 use super::sink::{ConnectionSink, SinkLimits};
 use crate::handle::{Proposal, Raft, ReadRequest, TransferFailure};
 use crate::member::MemberInfo;
@@ -288,6 +289,7 @@ impl Service {
     fn describe(&self, status: &Status) -> NodeStatus {
         let mut metrics = (self.metrics)();
         metrics.insert("log.start".to_owned(), status.log_start.index.0);
+        let transfers = self.raft.metrics().snapshots.snapshot();
         NodeStatus {
             node: self.raft.id(),
             cluster: self.cluster.clone(),
@@ -303,6 +305,10 @@ impl Service {
             membership_index: status.membership_index.0,
             identity: status.identity,
             followers: status.followers.iter().map(|f| (f.id, f.match_index.0)).collect(),
+            lags: readiness::lags(status),
+            transferring_to: status.transferring_to,
+            not_ready: readiness::not_ready(status, &transfers).unwrap_or_default(),
+            snapshots: readiness::transfers(&transfers),
             metrics,
         }
     }
