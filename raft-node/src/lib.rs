@@ -93,6 +93,7 @@
 
 mod alarms;
 mod applier;
+mod background;
 mod builder;
 pub mod client;
 pub mod config;

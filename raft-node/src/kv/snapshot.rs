@@ -47,6 +47,8 @@ impl KvCut {
         Builder::new().name("kv-cut".into()).spawn(move || {
             let view = db.snapshot();
             let _ = fixed.send(());
+            // The cut was urgent; what follows is not.
+            crate::background::yield_to_others();
             // Without a receiver nobody wants it any more.
             let Ok(out) = gone.recv() else { return };
             let mut stream = Stream { out, batch: Vec::with_capacity(BATCH), items: 0 };

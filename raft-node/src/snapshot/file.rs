@@ -18,6 +18,9 @@ const MAGIC: &[u8; 8] = b"raftsnap";
 const FORMAT: u32 = 1;
 /// Bytes of data in a chunk; the last one may have fewer.
 const CHUNK: usize = 256 << 10;
+/// After so many bytes what was written is brought to the disk, instead of all at once in the end: a gigabyte that waits in the system's memory would
+/// hold up every sync of the log on the same disk for seconds.
+pub(crate) const SYNC_BYTES: u64 = 1 << 20;
 /// Longest membership that is believed, in bytes.
 const MAX_MEMBERSHIP: u32 = 1 << 20;
 /// Bytes of the header before the membership.
@@ -85,6 +88,8 @@ pub(crate) struct FileWriter {
     chunk: Vec<u8>,
     chunks: u64,
     data: u64,
+    /// Bytes of data when it was last synced.
+    synced: u64,
 }
 
 impl FileWriter {
@@ -92,7 +97,7 @@ impl FileWriter {
         let io = |source| SnapshotFileError::Io { path: path.to_owned(), source };
         let mut file = File::create(path).map_err(io)?;
         file.write_all(&header.encode()).map_err(io)?;
-        Ok(FileWriter { file, path: path.to_owned(), chunk: Vec::with_capacity(CHUNK), chunks: 0, data: 0 })
+        Ok(FileWriter { file, path: path.to_owned(), chunk: Vec::with_capacity(CHUNK), chunks: 0, data: 0, synced: 0 })
     }
 
     /// Writes what is left, and the footer; all of it is on the disk then. Returns the size of the file.
@@ -119,6 +124,10 @@ impl FileWriter {
         self.chunks += 1;
         self.data += self.chunk.len() as u64;
         self.chunk.clear();
+        if self.data - self.synced >= SYNC_BYTES {
+            self.synced = self.data;
+            self.file.sync_data()?;
+        }
         Ok(())
     }
 }

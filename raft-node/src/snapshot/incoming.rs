@@ -10,7 +10,7 @@ use raft_core::{GroupId, Input, NodeId, SnapshotReceived};
 use raft_net::snapshot::{Refusal, SnapshotHeader, SnapshotProgress, SnapshotReceiver, SnapshotSink};
 
 use super::directory::{Directory, remove};
-use super::file::{FileHeader, FileReader};
+use super::file::{FileHeader, FileReader, SYNC_BYTES};
 use super::keeper::Shelf;
 use super::{SnapshotMetrics, count, lock};
 use crate::inbox::{GroupInbox, Internal};
@@ -69,7 +69,10 @@ impl SnapshotReceiver for Incoming {
         lock(&claim.metrics.incoming).insert(from, progress.clone());
         tracing::info!(group = %header.group, %from, last = %header.meta.last, bytes = header.size, offset, "a snapshot arrives");
         let (directory, header) = (Arc::downgrade(&directory), header.clone());
-        Ok((offset, Box::new(Sink { directory, inbox, header, expected, file, offset, progress, claim })))
+        Ok((
+            offset,
+            Box::new(Sink { directory, inbox, header, expected, file, offset, synced: offset, progress, claim }),
+        ))
     }
 }
 
@@ -97,6 +100,8 @@ struct Sink {
     /// `None` when all of it is here already, under its final name.
     file: Option<File>,
     offset: u64,
+    /// The offset when it was last synced.
+    synced: u64,
     progress: Arc<SnapshotProgress>,
     claim: Claim,
 }
@@ -105,6 +110,11 @@ impl SnapshotSink for Sink {
     fn write(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
         if let Some(file) = &self.file {
             file.write_all_at(chunk, self.offset)?;
+            if self.offset + chunk.len() as u64 - self.synced >= SYNC_BYTES {
+                // The sender waits meanwhile.
+                self.synced = self.offset + chunk.len() as u64;
+                file.sync_data()?;
+            }
         }
         self.offset += chunk.len() as u64;
         self.progress.reach(self.offset);

@@ -38,6 +38,7 @@ pub(crate) struct Shelf {
 pub(crate) fn spawn() -> std::io::Result<(Sender<Order>, JoinHandle<()>)> {
     let (sender, orders) = channel::<Order>();
     let thread = Builder::new().name("raft-snapshots".into()).spawn(move || {
+        crate::background::yield_to_others();
         for order in orders {
             match order {
                 Order::Make(make) => make.carry_out(),
