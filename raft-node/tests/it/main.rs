@@ -11,6 +11,7 @@ mod frugal;
 mod fuzz;
 mod groups;
 mod history;
+mod library;
 mod members;
 mod review;
 mod sessions;
