@@ -1,6 +1,6 @@
 //! What the protocol itself costs: three cores in one thread, messages handed over in memory, stable storage in memory.
 //!
-//! One iteration proposes a batch of 256-byte commands to the leader and runs until all three servers have
+//! One iteration of `core/commit` proposes a batch of 256-byte commands to the leader and runs until all three servers have
 //! committed and applied it. The time for each element is for all three servers together. The disk of this bench keeps what is
 //! written, and its state machine reads every command, so that neither is left out.
 #![forbid(unsafe_code)]
@@ -12,7 +12,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use raft_core::{Config, Entries, EntryKind, Envelope, Input, Instant, Membership, NodeId, Output, Raft, Recovered};
+use raft_core::{
+    Config, Entries, EntryKind, Envelope, Input, Instant, Membership, MembershipChange, NodeId, Output, Raft,
+    ReadOutcome, Recovered,
+};
 
 const PAYLOAD: usize = 256;
 const SERVERS: u64 = 3;
@@ -25,6 +28,8 @@ struct Server {
     disk: VecDeque<Entries>,
     commands: u64,
     checksum: u64,
+    /// Reads that may be answered.
+    reads: u64,
     /// Something was put into the core since its output was taken.
     dirty: bool,
 }
@@ -48,6 +53,7 @@ impl Cluster {
             disk: VecDeque::new(),
             commands: 0,
             checksum: 0,
+            reads: 0,
             dirty: true,
         };
         let mut cluster = Cluster { servers: ids().map(server).collect(), now, leader: 0, messages: 0 };
@@ -74,6 +80,31 @@ impl Cluster {
         leader.dirty = true;
         self.run();
         assert!(self.servers.iter().all(|server| server.commands == expected), "not applied everywhere");
+    }
+
+    /// Asks the leader for `count` reads at once, and runs until it may answer all of them.
+    fn read(&mut self, count: u64) {
+        self.now = self.now + Duration::from_micros(50);
+        let leader = &mut self.servers[self.leader];
+        let expected = leader.reads + count;
+        for _ in 0..count {
+            leader.raft.read_index(self.now).expect("it leads");
+        }
+        leader.dirty = true;
+        self.run();
+        assert_eq!(self.servers[self.leader].reads, expected, "not all reads may be answered");
+    }
+
+    /// Changes the membership, and runs until the new one is committed and counts alone.
+    fn change(&mut self, change: &MembershipChange) {
+        self.now = self.now + Duration::from_micros(50);
+        let leader = &mut self.servers[self.leader];
+        leader.raft.change_membership(self.now, change).expect("the leader accepts the change");
+        leader.dirty = true;
+        self.run();
+        let leader = &self.servers[self.leader].raft;
+        let (index, membership) = leader.membership();
+        assert!(!membership.is_joint() && leader.commit_index() >= index, "the change is not complete");
     }
 
     /// Carries out everything that follows, until nothing does.
@@ -119,6 +150,8 @@ impl Server {
             self.raft.step(now, Input::Applied(last));
             self.dirty = true;
         }
+        let ready = output.reads.iter().filter(|read| matches!(read, ReadOutcome::Ready { .. }));
+        self.reads += ready.count() as u64;
         output.messages
     }
 }
@@ -137,9 +170,70 @@ fn commit(c: &mut Criterion) {
     group.finish();
 }
 
+/// Reads that arrive together share one round of heartbeats (ReadIndex).
+fn read(c: &mut Criterion) {
+    let mut group = c.benchmark_group("core/read_index");
+    for count in [1, 1000] {
+        let mut cluster = Cluster::new();
+        group.throughput(Throughput::Elements(count));
+        let before = cluster.messages;
+        let mut rounds = 0;
+        group.bench_function(BenchmarkId::new("reads on one round", count), |b| {
+            b.iter(|| {
+                rounds += 1;
+                cluster.read(count);
+            });
+        });
+        let messages = (cluster.messages - before) as f64;
+        eprintln!("core/read_index/{count}: {:.1} messages a round", messages / f64::from(rounds.max(1)));
+    }
+    group.finish();
+}
+
+/// A voter becomes a learner and a voter again: each is a joint change, of two entries.
+fn membership(c: &mut Criterion) {
+    let mut group = c.benchmark_group("core/membership");
+    let mut cluster = Cluster::new();
+    let other = (1..=SERVERS).map(NodeId).find(|id| id.0 as usize != cluster.leader + 1).expect("there are three");
+    let changes = [MembershipChange::new().learner(other), MembershipChange::new().voter(other)];
+    let mut turn = changes.iter().cycle();
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("joint change", |b| {
+        b.iter(|| turn.next().into_iter().for_each(|change| cluster.change(change)));
+    });
+    group.finish();
+}
+
+/// What the core does for a snapshot: the log is forgotten up to what the state machine has, 1024 entries a time.
+fn compact(c: &mut Criterion) {
+    const ENTRIES: u64 = 1024;
+    let commands: Vec<Bytes> = (0..16).map(|i| Bytes::from(vec![i; PAYLOAD])).collect();
+    let mut cluster = Cluster::new();
+    let mut group = c.benchmark_group("core/compact");
+    group.bench_function(BenchmarkId::new("entries", ENTRIES), |b| {
+        b.iter_custom(|iterations| {
+            let mut took = Duration::ZERO;
+            for _ in 0..iterations {
+                for _ in 0..ENTRIES / 16 {
+                    cluster.commit(&commands);
+                }
+                let server = &mut cluster.servers[cluster.leader];
+                let begin = std::time::Instant::now();
+                server.raft.compact(server.raft.applied_index());
+                let output = server.raft.take_output();
+                took += begin.elapsed();
+                assert!(output.write.as_ref().is_some_and(|write| write.log_start.is_some()), "nothing is forgotten");
+                server.carry_out(cluster.now, output);
+            }
+            took
+        });
+    });
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3)).sample_size(40);
-    targets = commit
+    targets = commit, read, membership, compact
 }
 criterion_main!(benches);
