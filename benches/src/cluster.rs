@@ -58,6 +58,12 @@ impl Description {
         Ok(description)
     }
 
+    /// Describes a cluster; `files` are the authority's certificate, and the client's certificate and key.
+    pub(crate) fn new(cluster: &str, nodes: Vec<Node>, files: [PathBuf; 3]) -> Self {
+        let [ca, cert, key] = files;
+        Description { cluster: cluster.to_owned(), nodes, client: ClientFiles { ca, cert, key } }
+    }
+
     /// The client's identity.
     pub(crate) fn tls(&self) -> Result<TlsIdentity> {
         let ClientFiles { ca, cert, key } = &self.client;
@@ -99,6 +105,14 @@ impl Observer {
         Ok(Observer { client })
     }
 
+    /// What one node says of itself.
+    ///
+    /// # Errors
+    /// It cannot be reached.
+    pub(crate) async fn status_of(&self, node: NodeId) -> Result<NodeStatus> {
+        Ok(self.client.status(node).await?)
+    }
+
     /// What every node says of itself.
     ///
     /// # Errors
@@ -110,6 +124,11 @@ impl Observer {
 
     /// Waits until there is a leader that all nodes agree on.
     pub(crate) async fn leadership(&self) -> Result<Leadership> {
+        self.leadership_within(LEADER_WITHIN).await
+    }
+
+    /// The same, no longer than `patience`.
+    pub(crate) async fn leadership_within(&self, patience: Duration) -> Result<Leadership> {
         let begin = tokio::time::Instant::now();
         loop {
             let last = match self.status().await {
@@ -119,8 +138,8 @@ impl Observer {
                 },
                 Err(error) => format!("{error:#}"),
             };
-            if begin.elapsed() > LEADER_WITHIN {
-                bail!("no leader within {} s: {last}", LEADER_WITHIN.as_secs());
+            if begin.elapsed() > patience {
+                bail!("no leader within {} s: {last}", patience.as_secs());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -86,6 +86,11 @@ impl Lane {
         self.stopping.set(true);
     }
 
+    /// Whether it was told to send nothing new.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopping.get()
+    }
+
     /// Requests without an answer.
     pub(crate) fn in_progress(&self) -> usize {
         let state = self.state.borrow();

@@ -5,6 +5,8 @@
 //! are interleaved, so that a disturbance does not hit one of them alone; one with an election in it is rejected and made again.
 //!
 //! `lane` is one connection, `run` one repetition, `scenario` what is measured; `report`, `table` and `figures` are what comes out.
+//!
+//! `trials` are situations that are made on purpose, each on a cluster of its own: a leader that is killed, a follower that has to catch up.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -22,6 +24,7 @@ mod scenario;
 mod suite;
 mod table;
 mod ticker;
+mod trials;
 mod workload;
 
 use std::path::Path;
@@ -43,13 +46,28 @@ const LOG_OVERHEAD: u64 = 64;
 /// What to assume for the number of operations a second when looking for room on the disk.
 const ASSUMED_RATE: u64 = 100_000;
 
+/// Loads Raft clusters and measures them.
+#[derive(Parser)]
+#[command(version, name = "raft-load")]
+enum Cli {
+    Measure(Args),
+    #[command(flatten)]
+    Trial(trials::Command),
+}
+
 fn main() -> Result<()> {
-    let args = Args::parse();
+    match Cli::parse() {
+        Cli::Measure(args) => measure(&args),
+        Cli::Trial(command) => trials::run(&command),
+    }
+}
+
+fn measure(args: &Args) -> Result<()> {
     let baseline = args.baseline.as_deref().map(Report::load).transpose()?;
     let description = Description::load(&args.cluster)?;
     let settings = args.settings();
     let data_dir = description.nodes.first().map(|node| node.data_dir.clone()).unwrap_or_default();
-    check_room(&data_dir, &args, description.nodes.len())?;
+    check_room(&data_dir, args, description.nodes.len())?;
     let machine = Machine::find_out(&data_dir);
     let mut report = Report::new(machine, machine::commit(), description.nodes.len(), settings);
     let progress = Progress::new(args.duration());

@@ -117,6 +117,11 @@ impl Meter {
         latency(&self.latencies.borrow())
     }
 
+    /// Takes the latencies so far, and begins anew. For those who measure one phase after the other.
+    pub(crate) fn take_latencies(&self) -> Result<Histogram<u64>> {
+        Ok(self.latencies.replace(histogram()?))
+    }
+
     /// Lateness so far; `None` when nothing was sent by a schedule.
     pub(crate) fn lateness(&self) -> Option<Latency> {
         let lateness = self.lateness.borrow();
@@ -153,6 +158,18 @@ mod tests {
         let begin = Instant::now();
         meter.record(begin, begin + Duration::from_secs(1000));
         assert!(meter.latency().max >= 119_000_000.0);
+    }
+
+    #[test]
+    fn each_phase_has_its_own_latencies() {
+        let meter = Meter::new().unwrap();
+        let begin = Instant::now();
+        meter.record(begin, begin + Duration::from_millis(5));
+        let first = latency(&meter.take_latencies().unwrap());
+        meter.record(begin, begin + Duration::from_millis(1));
+        let second = latency(&meter.take_latencies().unwrap());
+        assert!(first.max > 4900.0 && second.max < 1100.0 && second.max > 0.0, "{first:?}, {second:?}");
+        assert!(meter.take_latencies().unwrap().is_empty());
     }
 
     #[test]

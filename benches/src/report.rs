@@ -132,7 +132,8 @@ impl Report {
     }
 }
 
-fn timestamp(at: time::OffsetDateTime) -> String {
+/// Sorts like time, and can be part of a file's name.
+pub(crate) fn timestamp(at: time::OffsetDateTime) -> String {
     let (year, month, day) = at.to_calendar_date();
     let (hour, minute, second) = at.to_hms();
     format!("{year:04}{:02}{day:02}T{hour:02}{minute:02}{second:02}Z", u8::from(month))

@@ -61,41 +61,40 @@ impl Bench {
     pub(crate) async fn repetition(&self, load: Load, settings: &Settings, number: u64) -> Result<Repetition> {
         let leadership = self.leadership().await?;
         let meter = Rc::new(Meter::new()?);
-        let mut lanes = Lanes { all: Vec::new(), tasks: JoinSet::new() };
-        let outcome = async {
-            self.connect(&mut lanes, leadership, load, settings, &meter, number).await?;
-            self.measure(&mut lanes, leadership, load, settings, &meter).await
-        };
-        let outcome = outcome.await;
-        lanes.all.iter().for_each(|lane| lane.close());
-        tokio::time::sleep(REST).await;
-        outcome
-    }
-
-    async fn connect(
-        &self,
-        lanes: &mut Lanes,
-        leadership: Leadership,
-        load: Load,
-        settings: &Settings,
-        meter: &Rc<Meter>,
-        number: u64,
-    ) -> Result<()> {
-        let address = self.description.address(leadership.leader)?.to_string();
         let (kind, most) = match load {
             Load::Closed { clients } => (Loop::Closed, clients),
             Load::Open { .. } => (Loop::Open, u32::MAX),
         };
-        for lane in 0..settings.connections.min(most).max(1) {
-            let connection =
-                self.endpoint.connect(leadership.leader, &address).await.context("cannot connect to the leader")?;
+        let workload = |lane: u32| {
             let seed = settings.seed.wrapping_add(number << 16).wrapping_add(u64::from(lane));
-            let workload = Workload::new(settings.keys, settings.value_size, seed)?;
-            let lane = Lane::new(connection, kind, meter.clone(), workload);
+            Workload::new(settings.keys, settings.value_size, seed)
+        };
+        let mut lanes =
+            self.connect(leadership.leader, kind, settings.connections.min(most).max(1), &meter, workload).await?;
+        let outcome = self.measure(&mut lanes, leadership, load, settings, &meter).await;
+        drop(lanes);
+        tokio::time::sleep(REST).await;
+        outcome
+    }
+
+    /// Makes `count` connections to a node, the n-th of which sends what `workload(n)` makes.
+    pub(crate) async fn connect(
+        &self,
+        node: NodeId,
+        kind: Loop,
+        count: u32,
+        meter: &Rc<Meter>,
+        workload: impl Fn(u32) -> Result<Workload>,
+    ) -> Result<Lanes> {
+        let address = self.description.address(node)?.to_string();
+        let mut lanes = Lanes { all: Vec::new(), tasks: JoinSet::new() };
+        for number in 0..count {
+            let connection = self.endpoint.connect(node, &address).await.context("cannot connect to the leader")?;
+            let lane = Lane::new(connection, kind, meter.clone(), workload(number)?);
             lanes.tasks.spawn_local(lane.clone().run());
             lanes.all.push(lane);
         }
-        Ok(())
+        Ok(lanes)
     }
 
     async fn measure(
@@ -115,7 +114,7 @@ impl Bench {
                 all.iter().cycle().take(clients as usize).for_each(|lane| lane.issue(now, false));
             }
             Load::Open { rate } => {
-                let schedule = Schedule { rate, window: window.clone() };
+                let schedule = Schedule { rate, window: window.clone(), excess: Excess::Fail };
                 tasks.spawn_local(pace(schedule, all.clone(), meter.clone()));
             }
         }
@@ -137,9 +136,7 @@ impl Bench {
             // The pacer of an open loop ends well; a lane never does.
             failure = first_failure(tasks) => Err(failure),
         }?;
-        for lane in all.iter() {
-            lane.stop();
-        }
+        all.iter().for_each(|lane| lane.stop());
         let unanswered = drain(all, meter).await;
         if load_is_open(load) {
             meter.error("unanswered", unanswered);
@@ -202,9 +199,36 @@ impl Bench {
     }
 }
 
-struct Lanes {
-    all: Vec<Rc<Lane>>,
-    tasks: JoinSet<Result<()>>,
+/// Some connections to one node, and those who use them. Dropping it closes them.
+pub(crate) struct Lanes {
+    /// The connections.
+    pub(crate) all: Vec<Rc<Lane>>,
+    /// What goes on on them.
+    pub(crate) tasks: JoinSet<Result<()>>,
+}
+
+impl Lanes {
+    /// Sends requests by the clock from now on.
+    pub(crate) fn pace(&mut self, schedule: Schedule, meter: &Rc<Meter>) {
+        self.tasks.spawn_local(pace(schedule, self.all.clone(), meter.clone()));
+    }
+
+    /// Waits for something to go wrong.
+    pub(crate) async fn failure(&mut self) -> anyhow::Error {
+        first_failure(&mut self.tasks).await
+    }
+
+    /// Sends nothing new, and waits for the answers that are still to come; returns how many requests stay without one.
+    pub(crate) async fn drain(&self, meter: &Meter) -> u64 {
+        self.all.iter().for_each(|lane| lane.stop());
+        drain(&self.all, meter).await
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        self.all.iter().for_each(|lane| lane.close());
+    }
 }
 
 /// Counters at one moment.
@@ -266,10 +290,25 @@ async fn drain(lanes: &[Rc<Lane>], meter: &Meter) -> u64 {
 }
 
 /// When requests of an open loop are due.
-struct Schedule {
-    rate: u64,
-    /// What is measured. Sending ends soon after it.
-    window: std::ops::Range<Instant>,
+pub(crate) struct Schedule {
+    /// Requests a second.
+    pub(crate) rate: u64,
+    /// What is measured. Sending ends soon after it, or when the lanes are told to stop.
+    pub(crate) window: std::ops::Range<Instant>,
+    /// What becomes of requests that the cluster cannot keep up with.
+    pub(crate) excess: Excess,
+}
+
+/// What becomes of requests that are due while too many are still under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Excess {
+    /// The measurement ends: it would only measure how long its own queue is.
+    Fail,
+    /// They are not sent, and counted as "not sent": a client that has so many requests under way on its connection gives up.
+    Skip {
+        /// Requests under way on one connection, at most.
+        most: usize,
+    },
 }
 
 /// Sends requests by the clock until the window has ended.
@@ -277,7 +316,7 @@ struct Schedule {
 /// They are due at the ticks of a clock of 1/rate, or, when that is finer than [`FINEST_PERIOD`], several at once at the ticks of that one. A tick that
 /// is noticed late still counts from when it was due: whatever holds up the cluster, or this program, is part of the latency.
 async fn pace(schedule: Schedule, lanes: Vec<Rc<Lane>>, meter: Rc<Meter>) -> Result<()> {
-    let Schedule { rate, window } = schedule;
+    let Schedule { rate, window, excess } = schedule;
     ensure!(rate > 0, "the rate must not be zero");
     let period = Duration::from_secs_f64(1.0 / rate as f64).max(FINEST_PERIOD);
     let mut ticker = Ticker::new(period)?;
@@ -291,15 +330,17 @@ async fn pace(schedule: Schedule, lanes: Vec<Rc<Lane>>, meter: Rc<Meter>) -> Res
             if due > now {
                 break;
             }
-            if due >= window.end + OVERTIME {
+            if due >= window.end + OVERTIME || lanes.iter().all(|lane| lane.is_stopped()) {
                 return Ok(());
             }
             ticks += 1;
             let measured = window.contains(&due);
             let target = (f64::from(ticks) * period.as_secs_f64() * rate as f64).round() as u64;
             for _ in sent..target {
-                if let Some(lane) = turn.next() {
-                    lane.issue(due, measured);
+                match (turn.next(), excess) {
+                    (Some(lane), Excess::Skip { most }) if lane.in_progress() >= most => meter.error("not sent", 1),
+                    (Some(lane), _) => lane.issue(due, measured),
+                    (None, _) => {}
                 }
                 if measured {
                     meter.record_lateness(now.saturating_duration_since(due));
@@ -308,6 +349,7 @@ async fn pace(schedule: Schedule, lanes: Vec<Rc<Lane>>, meter: Rc<Meter>) -> Res
             sent = sent.max(target);
         }
         let in_progress: usize = lanes.iter().map(|lane| lane.in_progress()).sum();
-        ensure!(in_progress < MAX_IN_PROGRESS, "{rate} requests a second are more than the cluster can do");
+        let bounded = excess != Excess::Fail || in_progress < MAX_IN_PROGRESS;
+        ensure!(bounded, "{rate} requests a second are more than the cluster can do");
     }
 }

@@ -49,7 +49,8 @@ pub(crate) fn render(report: &Report) -> String {
     text + &remarks(report)
 }
 
-fn table(header: &[&str]) -> Table {
+/// An empty table; the first column is to the left.
+pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     // Markdown, so that it can be pasted into a document as it is.
     table.load_style(ASCII_MARKDOWN).set_content_arrangement(ContentArrangement::Disabled);

@@ -22,15 +22,33 @@ pub(crate) struct Workload {
     key_at: usize,
     value_at: usize,
     value_size: usize,
-    keys: u64,
+    keys: Keys,
     pool: Vec<u8>,
     rng: SmallRng,
+}
+
+/// Which keys are written.
+enum Keys {
+    /// Any of so many.
+    Random(u64),
+    /// From this one on, every so many-th.
+    Ascending { next: u64, step: u64 },
 }
 
 impl Workload {
     /// Puts of `value_size` bytes over `keys` keys.
     pub(crate) fn new(keys: u64, value_size: usize, seed: u64) -> Result<Self> {
         ensure!(keys > 0, "there must be a key");
+        Workload::over(Keys::Random(keys), value_size, seed)
+    }
+
+    /// Puts of `value_size` bytes to the keys `first`, `first + step` and so on, none of them twice.
+    pub(crate) fn ascending(first: u64, step: u64, value_size: usize) -> Result<Self> {
+        ensure!(step > 0, "the keys must differ");
+        Workload::over(Keys::Ascending { next: first, step }, value_size, first)
+    }
+
+    fn over(keys: Keys, value_size: usize, seed: u64) -> Result<Self> {
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut pool = vec![0; POOL + value_size];
         rng.fill_bytes(&mut pool);
@@ -55,7 +73,10 @@ impl Workload {
         out.extend_from_slice(&self.pool[offset..offset + self.value_size]);
         let frame = &mut out[start..];
         frame[ID_AT..ID_AT + 8].copy_from_slice(&id.to_le_bytes());
-        let mut key = self.rng.random_range(0..self.keys);
+        let mut key = match &mut self.keys {
+            Keys::Random(keys) => self.rng.random_range(0..*keys),
+            Keys::Ascending { next, step } => std::mem::replace(next, *next + *step),
+        };
         for digit in frame[self.key_at..self.key_at + DIGITS].iter_mut().rev() {
             *digit = b'0' + (key % 10) as u8;
             key /= 10;
@@ -89,6 +110,22 @@ mod tests {
             }
             assert_eq!(reader.next_frame().unwrap(), None);
         }
+    }
+
+    #[test]
+    fn two_that_ascend_in_turn_write_every_key_once() {
+        let mut keys = Vec::new();
+        for first in [100, 101] {
+            let mut workload = Workload::ascending(first, 2, 16).unwrap();
+            for _ in 0..5 {
+                let mut out = BytesMut::new();
+                workload.append(0, &mut out);
+                let digits = std::str::from_utf8(&out[workload.key_at..workload.key_at + DIGITS]).unwrap().to_owned();
+                keys.push(digits.parse::<u64>().unwrap());
+            }
+        }
+        keys.sort_unstable();
+        assert_eq!(keys, (100..110).collect::<Vec<_>>());
     }
 
     #[test]

@@ -1,4 +1,6 @@
-//! `cargo xtask bench`: how fast a cluster of real processes is.
+//! `cargo xtask bench`: how fast a cluster of real processes is, and what its clients notice when something happens to it.
+
+mod trials;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,14 +9,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use self::trials::Trial;
 use crate::cluster::{self, Cluster, Options, addresses};
-use crate::report::human;
+use crate::report::{human, table};
 use crate::{setup, signals, workspace};
 
 /// Measures a three-node cluster of release processes on this machine: QUIC with mutual TLS, every write fsynced on a majority.
 ///
 /// Builds everything (minutes the first time), starts the nodes in a fresh folder below target/bench, drives them with the load generator, prints a table and
 /// writes the figures as JSON below target/bench. About five minutes once built, one with --quick.
+///
+/// Each of the subcommands measures something else, on a cluster of its own; `all` measures everything.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
@@ -31,6 +36,16 @@ enum Kind {
         /// Only benchmarks whose name contains this
         filter: Option<String>,
     },
+    #[command(flatten)]
+    Trial(Trial),
+    /// Counts to 10 000 while the client's connection is cut again and again: no increment may be lost or doubled (6 minutes)
+    Retries {
+        /// How far to count
+        #[arg(long, default_value_t = 10_000)]
+        increments: u64,
+    },
+    /// Everything: throughput and latency, then each of the others, criterion last (about half an hour)
+    All,
 }
 
 /// What the load generator shall do.
@@ -66,16 +81,69 @@ struct Load {
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::run(false)?;
     match &args.kind {
-        Some(Kind::Criterion { filter }) => {
-            let mut command = workspace::cargo();
-            command.args(["bench", "-p", "raft-benches", "--benches"]);
-            if let Some(filter) = filter {
-                command.arg("--").arg(filter);
-            }
-            workspace::run(&mut command)
-        }
+        Some(Kind::Criterion { filter }) => criterion(filter.as_deref()),
+        Some(Kind::Trial(trial)) => build().and_then(|()| trial.run()),
+        Some(Kind::Retries { increments }) => build().and_then(|()| retries(*increments)),
+        Some(Kind::All) => all(&args.load),
         None => load(&args.load),
     }
+}
+
+/// Part of everything, with its name.
+type Step<'a> = (String, Box<dyn Fn() -> Result<()> + 'a>);
+
+/// Everything, one after the other. What fails does not keep the others from being measured.
+fn all(args: &Load) -> Result<()> {
+    let mut steps: Vec<Step<'_>> = vec![("throughput and latency".to_owned(), Box::new(|| load(args)))];
+    for trial in Trial::all() {
+        steps.push((trial.name(), Box::new(move || trial.run())));
+    }
+    steps.push(("retries".to_owned(), Box::new(|| retries(10_000))));
+    steps.push(("criterion".to_owned(), Box::new(|| criterion(None))));
+    let (mut rows, mut failed) = (Vec::new(), Vec::new());
+    for (name, step) in steps {
+        if signals::stop_requested() {
+            bail!("interrupted");
+        }
+        eprintln!("\n== {name}");
+        let begun = Instant::now();
+        let outcome = step();
+        let word = if outcome.is_ok() { "done" } else { "FAILED" };
+        rows.push(vec![name.clone(), word.to_owned(), human(begun.elapsed())]);
+        if let Err(error) = outcome {
+            eprintln!("bench: {name}: {error:#}");
+            failed.push(name);
+        }
+    }
+    println!("\n{}", table(&["what", "outcome", "time"], &rows, &[2]));
+    if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
+}
+
+fn criterion(filter: Option<&str>) -> Result<()> {
+    let mut command = workspace::cargo();
+    command.args(["bench", "-p", "raft-benches", "--benches"]);
+    if let Some(filter) = filter {
+        command.arg("--").arg(filter);
+    }
+    workspace::run(&mut command)
+}
+
+/// The test of exactly-once writes, against release programs, and longer.
+fn retries(increments: u64) -> Result<()> {
+    let mut command = workspace::cargo();
+    command.args(["test", "-p", "raft-node", "--test", "it", "a_counter_counts_every_increment", "--", "--nocapture"]);
+    command.env("RAFT_TEST_INCREMENTS", increments.to_string());
+    command.env("RAFT_TEST_PROGRAM", workspace::target_dir().join("release").join("raft-node"));
+    workspace::run(&mut command)
+}
+
+/// Builds the release programs.
+fn build() -> Result<()> {
+    let started = Instant::now();
+    eprintln!("bench: building release binaries (minutes the first time)");
+    workspace::run(workspace::cargo().args(["build", "--release", "-p", "raft-node", "-p", "raft-benches", "--bins"]))?;
+    eprintln!("bench: built in {}", human(started.elapsed()));
+    signals::catch()
 }
 
 fn load(load: &Load) -> Result<()> {
@@ -87,11 +155,7 @@ fn load(load: &Load) -> Result<()> {
         .map(|path| path.canonicalize().with_context(|| format!("no baseline {}", path.display())));
     let baseline = baseline.transpose()?;
 
-    eprintln!("bench: building release binaries (minutes the first time)");
-    workspace::run(workspace::cargo().args(["build", "--release", "-p", "raft-node", "-p", "raft-benches", "--bins"]))?;
-    eprintln!("bench: built in {}", human(started.elapsed()));
-
-    signals::catch()?;
+    build()?;
     let output = workspace::target_dir().join("bench");
     let dir = output.join(format!("cluster-{}", std::process::id()));
     let measured = measure(load, &dir, &output, baseline.as_deref());
@@ -124,6 +188,7 @@ fn load_command(load: &Load, binaries: &Path, cluster: &Path, output: &Path, bas
     let mut command = Command::new(binaries.join("raft-load"));
     command
         .current_dir(workspace::root())
+        .arg("measure")
         .arg("--cluster")
         .arg(cluster.join(cluster::DESCRIPTION))
         .arg("--out")
@@ -196,7 +261,7 @@ mod tests {
             load_command(&load, Path::new("/b"), Path::new("/c"), Path::new("/o"), Some(Path::new("/old.json")));
         assert_eq!(
             workspace::show(&command),
-            "/b/raft-load --cluster /c/cluster.json --out /o --quick --clients 1,16 --seconds 3 --baseline /old.json --rate 5"
+            "/b/raft-load measure --cluster /c/cluster.json --out /o --quick --clients 1,16 --seconds 3 --baseline /old.json --rate 5"
         );
     }
 }

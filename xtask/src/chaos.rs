@@ -1,10 +1,9 @@
 //! `cargo xtask chaos`: real processes under faults of every kind.
 
 use std::process::Command;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::report::human;
 use crate::{setup, signals, workspace};
@@ -117,25 +116,13 @@ fn command(args: &Args) -> Command {
     command
 }
 
-/// Runs it to its end. Asked to stop, it is given the time to stop its processes.
 fn drive(command: &mut Command) -> Result<()> {
-    signals::catch()?;
     let shown = workspace::show(command);
-    let mut child = command.spawn().with_context(|| format!("cannot start `{shown}`"))?;
-    let mut told = false;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            if status.success() {
-                return Ok(());
-            }
-            bail!("`{shown}` failed ({status}); the seed is in its output");
-        }
-        if signals::stop_requested() && !told {
-            told = true;
-            signals::terminate(child.id());
-        }
-        sleep(Duration::from_millis(50));
+    let status = signals::supervise(command)?;
+    if !status.success() {
+        bail!("`{shown}` failed ({status}); the seed is in its output");
     }
+    Ok(())
 }
 
 #[cfg(test)]

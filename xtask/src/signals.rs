@@ -1,9 +1,14 @@
 //! Ctrl-C, SIGTERM and a closed terminal ask for an orderly end.
 
+use std::process::{Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+
+use crate::workspace;
 
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
@@ -26,6 +31,23 @@ pub(crate) fn catch() -> Result<()> {
 /// Has one of the signals come?
 pub(crate) fn stop_requested() -> bool {
     STOP.get().is_some_and(|flag| flag.load(Ordering::Relaxed))
+}
+
+/// Runs a program that has processes of its own to its end. When we are asked to stop, it is given the time to stop them.
+pub(crate) fn supervise(command: &mut Command) -> Result<ExitStatus> {
+    catch()?;
+    let mut child = command.spawn().with_context(|| format!("cannot start `{}`", workspace::show(command)))?;
+    let mut told = false;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if stop_requested() && !told {
+            told = true;
+            terminate(child.id());
+        }
+        sleep(Duration::from_millis(50));
+    }
 }
 
 /// Asks a child process to end.

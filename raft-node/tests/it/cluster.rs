@@ -270,9 +270,10 @@ impl Drop for Cluster {
     }
 }
 
-/// The program under test.
+/// The program under test: `RAFT_TEST_PROGRAM`, a release build perhaps, or the one that was built with the tests.
 pub(crate) fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_raft-node"));
+    let program = std::env::var_os("RAFT_TEST_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_raft-node").into());
+    let mut command = Command::new(program);
     command.env_remove("RAFT_CLIENT_CONFIG").env_remove("RUST_LOG");
     command
 }

@@ -1,0 +1,155 @@
+//! Trials: something that may happen to a cluster is made to happen, on purpose and several times, while clients go on; and it is measured what they
+//! notice of it.
+//!
+//! Each has a cluster of its own: release processes on this machine, QUIC with mutual TLS, every write fsynced on a majority.
+
+mod catchup;
+mod failover;
+mod link;
+mod outcome;
+mod overload;
+mod phases;
+mod processes;
+mod stall;
+mod strace;
+mod transfer;
+mod writers;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use self::processes::Nodes;
+use crate::cluster::{Leadership, Observer};
+
+/// How long a cluster may take to have a leader that all nodes follow, and whose log they have; a machine that is busy needs time.
+const SETTLED_WITHIN: Duration = Duration::from_mins(1);
+/// Entries that a follower may lack and still count as up to date: under load there are always some.
+const LAG: u64 = 5000;
+
+/// Which trial.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    Failover(failover::Args),
+    Catchup(catchup::Args),
+    Transfer(transfer::Args),
+    Overload(overload::Args),
+    Stall(stall::Args),
+}
+
+/// Where a trial takes place.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Stage {
+    /// The `raft-node` program
+    #[arg(long, value_name = "FILE")]
+    program: PathBuf,
+    /// Folder for everything that the nodes write; must be empty or absent, and is removed in the end
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Folder for the JSON file
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    out: PathBuf,
+    /// Keep data and logs of the nodes
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Carries a trial out, prints what came of it, and cleans up.
+pub(crate) fn run(command: &Command) -> Result<()> {
+    let stage = match command {
+        Command::Failover(args) => &args.stage,
+        Command::Catchup(args) => &args.stage,
+        Command::Transfer(args) => &args.stage,
+        Command::Overload(args) => &args.stage,
+        Command::Stall(args) => &args.stage,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    let outcome = tokio::task::LocalSet::new().block_on(&runtime, async {
+        let trial = async {
+            match command {
+                Command::Failover(args) => failover::run(args).await,
+                Command::Catchup(args) => catchup::run(args).await,
+                Command::Transfer(args) => transfer::run(args).await,
+                Command::Overload(args) => overload::run(args).await,
+                Command::Stall(args) => stall::run(args).await,
+            }
+        };
+        // The nodes end with the trial that was given up.
+        tokio::select! {
+            outcome = trial => outcome,
+            signal = interrupted() => Err(signal.err().unwrap_or_else(|| anyhow::anyhow!("interrupted"))),
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    if stage.keep {
+        eprintln!("data and logs are in {}", stage.dir.display());
+    } else if outcome.is_err() && stage.dir.exists() {
+        eprintln!("logs are kept in {}", stage.dir.display());
+    } else if stage.dir.exists() {
+        std::fs::remove_dir_all(&stage.dir).with_context(|| format!("cannot remove {}", stage.dir.display()))?;
+    }
+    let outcome = outcome?;
+    let path = outcome.save(&stage.out)?;
+    println!("{}\nevery value is in {}", outcome.render(), crate::shorten(&path).display());
+    outcome.verdict()
+}
+
+/// Waits for SIGINT or SIGTERM.
+#[cfg(unix)]
+async fn interrupted() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+/// Waits for Ctrl-C.
+#[cfg(not(unix))]
+async fn interrupted() -> Result<()> {
+    Ok(tokio::signal::ctrl_c().await?)
+}
+
+/// A cluster that has just begun, and somebody who asks its nodes.
+struct Arena {
+    nodes: Nodes,
+    observer: Observer,
+}
+
+impl Arena {
+    /// Starts `count` nodes in `dir`, and waits for a leader.
+    async fn open(stage: &Stage, dir: &Path, count: u64, settings: &str) -> Result<(Arena, Leadership)> {
+        let nodes = Nodes::start(dir, &stage.program, count, settings)?;
+        let observer = Observer::new(&nodes.description(), nodes.tls().clone())?;
+        let mut arena = Arena { nodes, observer };
+        let leadership = arena.settled().await?;
+        Ok((arena, leadership))
+    }
+
+    /// Waits until all nodes run, follow one leader, and have (nearly) all of its log.
+    async fn settled(&mut self) -> Result<Leadership> {
+        let begin = tokio::time::Instant::now();
+        loop {
+            self.nodes.check()?;
+            let patience = SETTLED_WITHIN.saturating_sub(begin.elapsed());
+            let leadership = self.observer.leadership_within(patience).await?;
+            let status = self.observer.status().await.unwrap_or_default();
+            let committed = status.get(&leadership.leader).map_or(u64::MAX, |leader| leader.commit_index);
+            if status.values().all(|node| node.applied_index.saturating_add(LAG) >= committed) {
+                return Ok(leadership);
+            }
+            if begin.elapsed() > SETTLED_WITHIN {
+                bail!("the nodes do not come to one state within {SETTLED_WITHIN:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Ends all connections, and the nodes.
+    async fn close(self) {
+        self.observer.close().await;
+    }
+}

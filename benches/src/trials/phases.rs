@@ -1,0 +1,190 @@
+//! What the clients noticed, and what the processes used, in each phase of catching up.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use hdrhistogram::Histogram;
+
+use super::outcome::short;
+use crate::meter::{Latency, Meter, histogram, latency};
+use crate::probe::Cpu;
+
+/// The phases, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Step {
+    /// All nodes are there, and nothing happens.
+    QuietAll,
+    /// The follower is away, and nothing happens.
+    QuietWithout,
+    /// It starts, is added, and the leader makes a snapshot.
+    Starting,
+    /// The snapshot is under way.
+    Transfer,
+    /// It has arrived, and the follower's state machine takes it over.
+    Restoring,
+    /// The rest comes from the log.
+    Log,
+    /// It has caught up.
+    Done,
+}
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Step::QuietAll => "quiet, all nodes",
+            Step::QuietWithout => "quiet, follower away",
+            Step::Starting => "start, making of the snapshot",
+            Step::Transfer => "transfer",
+            Step::Restoring => "restoring",
+            Step::Log => "log",
+            Step::Done => "done",
+        }
+    }
+}
+
+/// One phase that is over.
+struct Phase {
+    step: Step,
+    seconds: f64,
+    latencies: Histogram<u64>,
+    /// CPU time of the leader, of the follower and of the machine, in microseconds.
+    cpu: [Option<f64>; 3],
+}
+
+/// The phase that goes on.
+struct Now {
+    step: Step,
+    begin: Instant,
+    cpu: [Option<f64>; 3],
+}
+
+/// Keeps book of the phases.
+pub(super) struct Recorder {
+    leader: Vec<u32>,
+    follower: Vec<u32>,
+    now: Option<Now>,
+    phases: Vec<Phase>,
+}
+
+impl Recorder {
+    /// For these processes.
+    pub(super) fn new(leader: Option<u32>, follower: Option<u32>) -> Self {
+        let (leader, follower) = (leader.into_iter().collect(), follower.into_iter().collect());
+        Recorder { leader, follower, now: None, phases: Vec::new() }
+    }
+
+    /// The follower has another process now.
+    pub(super) fn follower(&mut self, pid: Option<u32>) {
+        self.follower = pid.into_iter().collect();
+    }
+
+    /// The last phase that has begun.
+    pub(super) fn step(&self) -> Step {
+        let last = self.phases.last().map_or(Step::QuietAll, |phase| phase.step);
+        self.now.as_ref().map_or(last, |now| now.step)
+    }
+
+    /// Ends the phase that goes on, if there is one, and begins another.
+    pub(super) fn begin(&mut self, step: Step, meter: &Meter) -> Result<()> {
+        if self.now.is_some() {
+            self.end(meter)?;
+        } else {
+            // What came between two phases belongs to none.
+            meter.take_latencies()?;
+        }
+        self.now = Some(Now { step, begin: Instant::now(), cpu: self.cpu() });
+        Ok(())
+    }
+
+    /// Ends the phase that goes on.
+    pub(super) fn end(&mut self, meter: &Meter) -> Result<()> {
+        let latencies = meter.take_latencies()?;
+        if let Some(Now { step, begin, cpu }) = self.now.take() {
+            let used = self.cpu();
+            let cpu = std::array::from_fn(|at| Some((used[at]? - cpu[at]?).max(0.0)));
+            self.phases.push(Phase { step, seconds: begin.elapsed().as_secs_f64(), latencies, cpu });
+        }
+        Ok(())
+    }
+
+    fn cpu(&self) -> [Option<f64>; 3] {
+        let of = |pids: &[u32]| Cpu::read(pids).nodes.filter(|_| !pids.is_empty());
+        [of(&self.leader), of(&self.follower), Cpu::read(&[]).machine]
+    }
+
+    /// A line of the table for each phase, and one for all of catching up.
+    pub(super) fn rows(&self) -> Vec<Vec<String>> {
+        let mut rows: Vec<_> = self.phases.iter().map(row).collect();
+        if let Ok(all) = self.catching_up() {
+            rows.push(row(&all));
+            if let Some(name) = rows.last_mut().and_then(|row| row.first_mut()) {
+                "all of catching up".clone_into(name);
+            }
+        }
+        rows
+    }
+
+    /// p99 of the writes in a phase, in milliseconds.
+    pub(super) fn p99_ms(&self, step: Step) -> f64 {
+        let phase = self.phases.iter().find(|phase| phase.step == step);
+        phase.map_or(0.0, |phase| latency(&phase.latencies).p99 / 1e3)
+    }
+
+    /// p99 of the writes while the follower catches up, in milliseconds.
+    pub(super) fn p99_ms_of_catching_up(&self) -> Result<f64> {
+        Ok(latency(&self.catching_up()?.latencies).p99 / 1e3)
+    }
+
+    fn catching_up(&self) -> Result<Phase> {
+        let mut all = Phase { step: Step::Done, seconds: 0.0, latencies: histogram()?, cpu: [Some(0.0); 3] };
+        for phase in self.phases.iter().filter(|phase| phase.step >= Step::Starting) {
+            all.latencies.add(&phase.latencies)?;
+            all.seconds += phase.seconds;
+            all.cpu = std::array::from_fn(|at| Some(all.cpu[at]? + phase.cpu[at]?));
+        }
+        Ok(all)
+    }
+}
+
+fn row(phase: &Phase) -> Vec<String> {
+    let Latency { p50, p99, max, .. } = latency(&phase.latencies);
+    let millis = [p50, p99, max].map(|micros| short(micros / 1e3));
+    let throughput = phase.latencies.len() as f64 / phase.seconds.max(1e-9);
+    let percent =
+        |micros: Option<f64>| micros.map_or("-".to_owned(), |m| format!("{:.0}", m / 1e4 / phase.seconds.max(1e-9)));
+    let mut row = vec![phase.step.name().to_owned(), format!("{:.1}", phase.seconds), format!("{throughput:.0}")];
+    row.extend(millis);
+    row.extend(phase.cpu.map(percent));
+    row
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn each_phase_has_its_own_latencies_and_catching_up_has_all_of_its_phases() {
+        let (meter, mut recorder) = (Meter::new().unwrap(), Recorder::new(None, None));
+        let at = Instant::now();
+        let write = |millis| meter.record(at, at + Duration::from_millis(millis));
+        write(900);
+        recorder.begin(Step::QuietAll, &meter).unwrap();
+        write(1);
+        recorder.end(&meter).unwrap();
+        recorder.begin(Step::Starting, &meter).unwrap();
+        write(5);
+        assert_eq!(recorder.step(), Step::Starting);
+        recorder.begin(Step::Transfer, &meter).unwrap();
+        write(20);
+        recorder.end(&meter).unwrap();
+        let close = |found: f64, expected: f64| assert!((found / expected - 1.0).abs() < 0.01, "{found}, {expected}");
+        close(recorder.p99_ms(Step::QuietAll), 1.0);
+        close(recorder.p99_ms(Step::Starting), 5.0);
+        close(recorder.p99_ms_of_catching_up().unwrap(), 20.0);
+        let rows = recorder.rows();
+        assert_eq!(rows.len(), 4);
+        assert_eq!((rows[3][0].as_str(), rows[3][6].as_str()), ("all of catching up", "-"));
+    }
+}

@@ -1,0 +1,164 @@
+//! `cargo xtask bench failover` and the like: something happens to a cluster, and it is measured what its clients notice.
+//!
+//! The load generator does it all; this knows its flags, and calls it for each.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::{signals, workspace};
+
+/// Flags that all of them have.
+#[derive(clap::Args)]
+pub(super) struct Common {
+    /// Keep the folder with data and logs of the nodes
+    #[arg(long)]
+    keep: bool,
+    /// Further arguments for the load generator: `raft-load NAME --help` lists them
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+/// One of them.
+#[derive(clap::Subcommand)]
+pub(super) enum Trial {
+    /// Kills the leader again and again: time to the next acknowledged write (1 minute)
+    Failover {
+        /// How often, with the default timeouts and again with those for a LAN
+        #[arg(long, default_value_t = 20)]
+        kills: u32,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Hands leadership over under 64 clients: how long writes pause, and whether one fails (1 minute)
+    Transfer {
+        /// How often
+        #[arg(long, default_value_t = 50)]
+        transfers: u32,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Offers four times what the cluster can do: what it still serves, its memory, elections (1 minute)
+    Overload {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Holds up an fsync of the leader for 2 s: time until writes go on (half a minute; needs strace)
+    Stall {
+        /// How often
+        #[arg(long, default_value_t = 5)]
+        stalls: u32,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Has a follower catch up by a snapshot while clients write: rate, time, latency of the writes (2 minutes for a GiB)
+    Catchup {
+        /// Size of the state in GiB; needs ten times as much on the disk
+        #[arg(long, default_value_t = 1.0)]
+        gib: f64,
+        /// Why the follower lacks it: `wiped`, its disk was lost; `behind`, it was away
+        #[arg(long, default_value = "wiped")]
+        mode: String,
+        /// Writes a second meanwhile
+        #[arg(long, default_value_t = 2000)]
+        rate: u64,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+impl Trial {
+    /// Those of `cargo xtask bench all`, in their long form.
+    pub(super) fn all() -> Vec<Trial> {
+        let common = || Common { keep: false, rest: Vec::new() };
+        let catchup = |mode: &str| Trial::Catchup { gib: 1.0, mode: mode.to_owned(), rate: 2000, common: common() };
+        vec![
+            Trial::Failover { kills: 100, common: common() },
+            Trial::Transfer { transfers: 100, common: common() },
+            Trial::Overload { common: common() },
+            Trial::Stall { stalls: 5, common: common() },
+            catchup("wiped"),
+            catchup("behind"),
+        ]
+    }
+
+    /// Its name on the command line.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Trial::Failover { .. } => "failover".to_owned(),
+            Trial::Transfer { .. } => "transfer".to_owned(),
+            Trial::Overload { .. } => "overload".to_owned(),
+            Trial::Stall { .. } => "stall".to_owned(),
+            Trial::Catchup { mode, .. } => format!("catchup, {mode}"),
+        }
+    }
+
+    /// Carries it out with the release programs, which must have been built.
+    pub(super) fn run(&self) -> Result<()> {
+        let mut command = self.command();
+        let shown = workspace::show(&command);
+        let status = signals::supervise(&mut command)?;
+        if !status.success() {
+            bail!("`{shown}` failed ({status})");
+        }
+        Ok(())
+    }
+
+    /// The one place that knows the flags of the load generator's trials.
+    fn command(&self) -> Command {
+        let (name, common, flags) = match self {
+            Trial::Failover { kills, common } => ("failover", common, vec![("--kills", kills.to_string())]),
+            Trial::Transfer { transfers, common } => ("transfer", common, vec![("--transfers", transfers.to_string())]),
+            Trial::Overload { common } => ("overload", common, Vec::new()),
+            Trial::Stall { stalls, common } => ("stall", common, vec![("--stalls", stalls.to_string())]),
+            Trial::Catchup { gib, mode, rate, common } => {
+                let flags = vec![("--gib", gib.to_string()), ("--mode", mode.clone()), ("--rate", rate.to_string())];
+                ("catchup", common, flags)
+            }
+        };
+        let (binaries, output) = (workspace::target_dir().join("release"), workspace::target_dir().join("bench"));
+        let mut command = Command::new(binaries.join("raft-load"));
+        command.current_dir(workspace::root()).arg(name).arg("--program").arg(binaries.join("raft-node"));
+        command.arg("--dir").arg(output.join(format!("{name}-{}", std::process::id()))).arg("--out").arg(output);
+        for (flag, value) in flags {
+            command.arg(flag).arg(value);
+        }
+        if common.keep {
+            command.arg("--keep");
+        }
+        command.args(&common.rest);
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(subcommand)]
+        trial: Trial,
+    }
+
+    #[test]
+    fn flags_reach_the_load_generator() {
+        let shown = |words: &[&str]| {
+            let cli = Cli::try_parse_from([&["bench"], words].concat()).map_err(|error| error.to_string());
+            workspace::show(&cli.expect("valid flags").trial.command())
+        };
+        let line = shown(&["catchup", "--gib", "0.5", "--mode", "behind", "--keep", "--", "--quiet", "3"]);
+        assert!(line.contains("release/raft-load catchup --program "), "{line}");
+        assert!(line.ends_with("/bench --gib 0.5 --mode behind --rate 2000 --keep --quiet 3"), "{line}");
+        assert!(shown(&["failover", "--kills", "7"]).ends_with(" --kills 7"));
+        assert!(shown(&["overload"]).ends_with("/bench"));
+    }
+
+    #[test]
+    fn all_of_them_are_in_all() {
+        let names: Vec<String> = Trial::all().iter().map(Trial::name).collect();
+        assert_eq!(names, ["failover", "transfer", "overload", "stall", "catchup, wiped", "catchup, behind"]);
+    }
+}
