@@ -17,6 +17,7 @@ impl<W: Workload> World<'_, W> {
         self.note(format_args!("all faults end"));
         self.era += 1;
         let now = self.now();
+        self.last_nap = self.nap_left().unwrap_or_default();
         self.healed = Some(now);
         self.network.heal();
         let behind = self.servers.iter().map(|server| server.disk.live().last().index).min();
@@ -62,7 +63,8 @@ impl<W: Workload> World<'_, W> {
         self.bring_back();
         let (now, bound) = (self.now(), self.bound());
         let Some(healed) = self.healed else { return };
-        let late = now.since(healed) > bound;
+        // Whoever naps while the faults end comes when the nap is over.
+        let late = now.since(healed) > bound + self.last_nap;
         if !self.quiet {
             let served = |client: &super::client::Client| client.last_success.is_some_and(|begun| begun >= healed);
             self.quiet = self.clients.iter().all(served);
@@ -103,7 +105,7 @@ impl<W: Workload> World<'_, W> {
             self.note(format_args!("all sleep, and the leader dies"));
             self.last_death = Some(term);
             // All that is promised begins anew.
-            self.healed = Some(self.now());
+            (self.healed, self.last_nap) = (Some(self.now()), Duration::ZERO);
             self.crash(leader);
         }
         !others_elect
@@ -135,7 +137,7 @@ impl<W: Workload> World<'_, W> {
         let states: Vec<_> = self.servers.iter().map(|server| server.raft().map(crate::Raft::status)).collect();
         self.failed(format!(
             "liveness: {:?} after the end of all faults the cluster does not {what}: {states:#?}",
-            self.bound()
+            self.bound() + self.last_nap
         ));
     }
 

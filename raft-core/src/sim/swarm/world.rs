@@ -117,6 +117,8 @@ pub(super) struct World<'w, W> {
     pub(super) era: u32,
     /// When all faults ended.
     pub(super) healed: Option<Instant>,
+    /// How long some of the clients were still to nap then.
+    pub(super) last_nap: Duration,
     /// Clients begin nothing new.
     pub(super) quiet: bool,
     pub(super) over: bool,
@@ -155,6 +157,7 @@ impl<'w, W: Workload> World<'w, W> {
             backlog: 0,
             era: 0,
             healed: None,
+            last_nap: Duration::ZERO,
             quiet: false,
             over: false,
             failure: None,
