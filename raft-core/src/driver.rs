@@ -63,7 +63,7 @@ use crate::change::{ChangeError, MembershipChange};
 use crate::entries::{Entries, EntryKind};
 use crate::io::{
     Event, Fetch, Input, Output, ProposeError, Proposed, ReadError, ReadId, ReadOutcome, Restore, SendSnapshot,
-    TransferError, Write,
+    StepDownReason, TransferError, Write,
 };
 use crate::message::Envelope;
 use crate::raft::Raft;
@@ -387,7 +387,7 @@ impl<P, R> Driver<P, R> {
         for event in output.events.drain(..) {
             ports.event(&event);
             match event {
-                Event::SteppedDown { .. } => self.give_up(),
+                Event::SteppedDown { reason, .. } => self.give_up(reason),
                 // The core may begin to hand over by itself, too.
                 Event::TransferBegun { .. } => self.hold(now),
                 _ => {}
@@ -491,10 +491,14 @@ impl<P, R> Driver<P, R> {
     }
 
     /// After leadership is lost: a command that is committed will still be applied here and answered; of all others the
-    /// outcome is unknown.
-    fn give_up(&mut self) {
+    /// outcome is unknown. If it was lost because the disk hangs, that is also said of those that wait for the disk, which may take for ever: whoever asks the
+    /// next leader again, within a session, hears what came of it at once.
+    fn give_up(&mut self, reason: StepDownReason) {
         self.failed.extend(self.changing.take().map(|(proposer, _)| (proposer, RequestError::OutcomeUnknown)));
-        let commit = self.core.commit_index();
+        let mut commit = self.core.commit_index();
+        if reason == StepDownReason::WriteStalled {
+            commit = commit.min(self.core.durability.durable());
+        }
         for waiting in std::mem::take(&mut self.waiting) {
             let certain = waiting.index <= commit && self.core.term_at(waiting.index) == Some(waiting.term);
             if certain {

@@ -270,6 +270,35 @@ fn message(from: u64, term: u64, body: Message) -> Input {
     Input::Message(Envelope { from: NodeId(from), to: NodeId(1), term: raft_core::Term(term), body })
 }
 
+/// What others have made durable is committed, but it is applied here, and answered, only when it is on the own disk.
+#[test]
+fn nobody_waits_for_the_disk_of_a_leader_that_has_stepped_down_because_of_it() {
+    let committed_elsewhere = || {
+        let (mut driver, mut told, now) = driving();
+        driver.propose(now, b"x".to_vec().into(), 7);
+        while driver.turn(now, &mut told) {}
+        // The leader numbers the lives of its followers.
+        for (other, epoch) in [(2, 1), (3, 2)] {
+            driver.step(now, message(other, 1, Message::AppendAck(AppendAck { epoch, match_index: LogIndex(1) })));
+        }
+        while driver.turn(now, &mut told) {}
+        let status = driver.core().status();
+        assert_eq!((status.commit_index, status.durable_index), (LogIndex(1), LogIndex(0)));
+        (driver, told, now)
+    };
+    let (mut driver, mut told, now) = committed_elsewhere();
+    let later = now + driver.core().config().max_write_stall;
+    driver.step(later, Input::Wake);
+    while driver.turn(later, &mut told) {}
+    assert!(!driver.core().is_leader() && told.failed == [(7, RequestError::OutcomeUnknown)], "{:?}", told.failed);
+
+    // For any other reason it waits: its disk goes on, and then it is answered.
+    let (mut driver, mut told, now) = committed_elsewhere();
+    driver.step(now, message(2, 2, ask_vote(id(1, 1))));
+    while driver.turn(now, &mut told) {}
+    assert!(!driver.core().is_leader() && told.failed.is_empty(), "{:?}", told.failed);
+}
+
 #[test]
 fn commands_wait_while_leadership_is_handed_over() {
     // It fails: they are taken in after all.
