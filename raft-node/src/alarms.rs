@@ -26,9 +26,9 @@ impl Alarms {
         self.by_time.first().map(|(at, _)| *at)
     }
 
-    /// Makes sure that the group is woken at `due`, or before; at [`NEVER`] it need not be.
+    /// Makes sure that the group is woken at `due`, or before; at [`Instant::NEVER`] it need not be.
     pub(crate) fn set(&mut self, group: GroupId, alarm: &mut Alarm, due: Instant) {
-        if due < alarm.0.unwrap_or(NEVER) {
+        if due < alarm.0.unwrap_or(Instant::NEVER) {
             self.clear(group, alarm);
             self.by_time.insert((due, group));
             alarm.0 = Some(due);
@@ -57,9 +57,6 @@ impl Alarm {
     }
 }
 
-/// A deadline that does not come.
-pub(crate) const NEVER: Instant = Instant(u64::MAX);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,7 +66,7 @@ mod tests {
         let (mut alarms, mut one, mut two) = (Alarms::default(), Alarm::default(), Alarm::default());
         let at = Instant::from_millis;
         alarms.set(GroupId(1), &mut one, at(50));
-        alarms.set(GroupId(2), &mut two, NEVER);
+        alarms.set(GroupId(2), &mut two, Instant::NEVER);
         assert_eq!((alarms.next(), alarms.by_time.len()), (Some(at(50)), 1));
         alarms.set(GroupId(1), &mut one, at(70));
         alarms.set(GroupId(2), &mut two, at(60));
@@ -81,6 +78,9 @@ mod tests {
         assert_eq!(alarms.pop(at(59)), None, "moved, not doubled");
         alarms.set(GroupId(1), &mut one, at(80));
         alarms.clear(GroupId(2), &mut two);
-        assert_eq!((alarms.pop(at(79)), alarms.pop(at(80)), alarms.pop(NEVER)), (None, Some(GroupId(1)), None));
+        assert_eq!(
+            (alarms.pop(at(79)), alarms.pop(at(80)), alarms.pop(Instant::NEVER)),
+            (None, Some(GroupId(1)), None)
+        );
     }
 }

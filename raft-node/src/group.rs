@@ -144,6 +144,16 @@ impl Group {
         self.leader.send_if_modified(|leader| std::mem::replace(leader, known) != known);
     }
 
+    /// Before a leader that has failed ends: followers that sleep would go on sleeping, since its node is as well as before. So they are woken, and will miss it.
+    pub(crate) fn wake_others<T: Transport>(&mut self, now: Instant, node: &mut Outlets<T>) {
+        if self.driver.core().is_leader() {
+            for peer in self.membership().members() {
+                self.driver.step(now, Input::LinkReset(peer));
+            }
+            self.driver.turn(now, &mut Desk { node, own: &mut self.own });
+        }
+    }
+
     /// Ends the group: nobody is left without an answer, and its farewell follows behind the last work for it.
     pub(crate) fn end<T: Transport>(mut self, result: Result<(), Arc<Fatal>>, node: &mut Outlets<T>, inbox: Inbox) {
         let group = self.own.life.group;

@@ -230,6 +230,7 @@ impl<T: Transport> Host<T> {
     fn news(&mut self, now: Instant, life: Life, internal: Internal) {
         let Some(group) = find(&mut self.groups, life) else { return };
         if let Internal::Failed(cause) = internal {
+            group.wake_others(now, &mut self.outlets);
             return self.end(life.group, Err(Arc::new(Fatal::StateMachine(cause))));
         }
         activate(&mut self.active, group);

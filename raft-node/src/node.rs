@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use raft_core::{Config, GroupId, LogIndex, NodeId, Role, Term};
 use raft_net::{ClientConnection, Inbound, NetMetrics, TlsIdentity, Transport};
@@ -157,6 +158,8 @@ pub struct GroupStatus {
     pub last_index: LogIndex,
     /// Last entry that is known to be committed.
     pub commit_index: LogIndex,
+    /// Whether the group [sleeps](raft_core::Config::quiesce_after): then it costs neither CPU time nor messages.
+    pub quiesced: bool,
 }
 
 impl GroupStatus {
@@ -169,6 +172,7 @@ impl GroupStatus {
             leader: status.leader,
             last_index: status.last_log.index,
             commit_index: status.commit_index,
+            quiesced: status.quiesced,
         }
     }
 }
@@ -289,18 +293,28 @@ impl Node {
     }
 }
 
+/// How long nothing must happen in a group before it goes to sleep.
+const QUIESCE_AFTER: Duration = Duration::from_secs(1);
+
 /// What a group is to be like; the same on all its nodes, except where it says otherwise.
 #[must_use = "options do nothing by themselves"]
 pub struct GroupOptions {
     founders: Option<Vec<NodeId>>,
     join: bool,
+    quiesce: bool,
     snapshots: SnapshotPolicy,
     tune: Tune,
 }
 
 impl Default for GroupOptions {
     fn default() -> Self {
-        GroupOptions { founders: None, join: false, snapshots: SnapshotPolicy::default(), tune: Box::new(|_| {}) }
+        GroupOptions {
+            founders: None,
+            join: false,
+            quiesce: true,
+            snapshots: SnapshotPolicy::default(),
+            tune: Box::new(|_| {}),
+        }
     }
 }
 
@@ -324,6 +338,13 @@ impl GroupOptions {
         self
     }
 
+    /// Whether the group goes to [sleep](raft_core::Config::quiesce_after) when nothing happens in it for a second (or four heartbeats, if that is longer), and costs nothing
+    /// until something does. Default: yes. [`tune`](Self::tune) can set another time; with `false` it alone decides.
+    pub fn quiesce(mut self, quiesce: bool) -> Self {
+        self.quiesce = quiesce;
+        self
+    }
+
     /// When the group's log is compacted.
     pub fn snapshot_policy(mut self, policy: SnapshotPolicy) -> Self {
         self.snapshots = policy;
@@ -339,6 +360,9 @@ impl GroupOptions {
     fn plan(self, id: NodeId, group: GroupId, configured: &BTreeMap<NodeId, String>) -> Plan {
         let mut config = open::config(id, group);
         (self.tune)(&mut config);
+        if self.quiesce {
+            config.quiesce_after.get_or_insert(QUIESCE_AFTER.max(config.heartbeat_interval.saturating_mul(4)));
+        }
         let mut founders = self.founders.unwrap_or_else(|| configured.keys().copied().collect());
         founders.sort_unstable();
         founders.dedup();

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use raft_core::{Entries, EntryKind, LogIndex};
 use raft_node::{Replies, StateMachine, Work};
 
-/// What a machine does when it is told the number 13.
+/// What a machine does when it is told the number 13, unless it says otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Behaviour {
     #[default]
@@ -16,6 +16,8 @@ pub(super) enum Behaviour {
     /// The same, but on the thread of the loop.
     FailsPromptly,
     PanicsPromptly,
+    /// Fails when it is asked anything.
+    FailsWhenAsked,
 }
 
 /// Remembers which numbers it was told. The same one may come several times, since clients repeat themselves.
@@ -72,6 +74,9 @@ impl StateMachine for Numbers {
     }
 
     fn query(&mut self, _query: &[u8], answer: &mut BytesMut) -> Result<(), Self::Error> {
+        if self.behaviour == Behaviour::FailsWhenAsked {
+            return Err(std::io::Error::other("it was asked"));
+        }
         self.found.iter().for_each(|number| answer.extend_from_slice(&number.to_be_bytes()));
         Ok(())
     }

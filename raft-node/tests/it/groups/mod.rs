@@ -1,7 +1,9 @@
 //! Many groups on the nodes of one cluster: RocksDB, QUIC and certificates are real, the state machines small.
 
+mod disk;
 mod machine;
 mod nodes;
+mod sleep;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
