@@ -44,6 +44,12 @@ enum Kind {
         #[arg(long, default_value_t = 10_000)]
         increments: u64,
     },
+    /// Measures many groups in three processes: what an idle one costs, and how load spreads over 1, 10 and 100 of them (two minutes)
+    Groups {
+        /// For the program that measures: `--idle 200 --seconds 3`, say; `-- --help` lists what there is
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
     /// Everything: throughput and latency, then each of the others, criterion last (about half an hour)
     All,
 }
@@ -84,6 +90,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(Kind::Criterion { filter }) => criterion(filter.as_deref()),
         Some(Kind::Trial(trial)) => build().and_then(|()| trial.run()),
         Some(Kind::Retries { increments }) => build().and_then(|()| retries(*increments)),
+        Some(Kind::Groups { rest }) => groups(rest),
         Some(Kind::All) => all(&args.load),
         None => load(&args.load),
     }
@@ -99,6 +106,7 @@ fn all(args: &Load) -> Result<()> {
         steps.push((trial.name(), Box::new(move || trial.run())));
     }
     steps.push(("retries".to_owned(), Box::new(|| retries(10_000))));
+    steps.push(("groups".to_owned(), Box::new(|| groups(&[]))));
     steps.push(("criterion".to_owned(), Box::new(|| criterion(None))));
     let (mut rows, mut failed) = (Vec::new(), Vec::new());
     for (name, step) in steps {
@@ -125,6 +133,13 @@ fn criterion(filter: Option<&str>) -> Result<()> {
     if let Some(filter) = filter {
         command.arg("--").arg(filter);
     }
+    workspace::run(&mut command)
+}
+
+/// An example is the program that measures, and the nodes.
+fn groups(rest: &[String]) -> Result<()> {
+    let mut command = workspace::cargo();
+    command.args(["run", "--release", "-p", "raft-node", "--example", "groups", "--"]).args(rest);
     workspace::run(&mut command)
 }
 

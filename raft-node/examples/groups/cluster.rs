@@ -111,9 +111,9 @@ impl Cluster {
     }
 
     /// Opens these groups everywhere, and waits until each has a leader that all know. Returns how long that took.
-    pub(crate) fn open(&mut self, groups: RangeInclusive<u64>) -> Result<Duration> {
+    pub(crate) fn open(&mut self, groups: RangeInclusive<u64>, awake: bool) -> Result<Duration> {
         let start = Instant::now();
-        self.ask(&format!("open {} {}", groups.start(), groups.end()))?;
+        self.ask(&format!("open {} {} {awake}", groups.start(), groups.end()))?;
         let count = groups.count() as u64;
         loop {
             let figures = self.figures()?;

@@ -1,8 +1,9 @@
 //! What many groups in one node cost: three processes with up to a thousand groups.
 //!
 //! ```text
-//! cargo run --release -p raft-node --example groups
-//! cargo run --release -p raft-node --example groups -- --idle 200 --seconds 3     # a short one
+//! cargo xtask bench groups
+//! cargo xtask bench groups --idle 200 --seconds 3       # a short one
+//! cargo xtask bench groups --awake --groups 1           # what idle groups would cost if they did not sleep
 //! ```
 //!
 //! First all groups are idle: memory, CPU time and messages of a process, for each group. Then the same number of clients writes to 1, 10 and 100 groups, whose leaders
@@ -28,6 +29,9 @@ struct Args {
     /// Idle groups
     #[arg(long, default_value_t = 1000)]
     idle: u64,
+    /// Idle groups do not go to sleep
+    #[arg(long)]
+    awake: bool,
     /// Groups over which the load is spread, one measurement each
     #[arg(long, value_delimiter = ',', default_value = "1,10,100")]
     groups: Vec<u64>,
@@ -71,15 +75,16 @@ fn idle(args: &Args) -> Result<()> {
     let seconds = Duration::from_secs(args.seconds);
     let mut cluster = Cluster::start()?;
     let none = cluster.figures()?;
-    let took = cluster.open(1..=args.idle)?;
+    let took = cluster.open(1..=args.idle, args.awake)?;
     // What the elections have left behind.
     std::thread::sleep(seconds.min(Duration::from_secs(5)));
     let before = cluster.figures()?;
     std::thread::sleep(seconds);
     let after = cluster.figures()?;
     println!(
-        "{} idle groups in three processes, opened and led after {:.1} s; for each process:",
+        "{} idle groups in three processes{}, opened and led after {:.1} s; for each process:",
         args.idle,
+        if args.awake { ", all awake" } else { "" },
         took.as_secs_f64()
     );
     println!("\n| node | leads | memory without groups | with | for a group | CPU | CPU for a group | messages/s |");
@@ -103,7 +108,7 @@ fn idle(args: &Args) -> Result<()> {
 /// The clients' load, spread over so many groups.
 fn spread(args: &Args, groups: u64) -> Result<()> {
     let mut cluster = Cluster::start()?;
-    cluster.open(1..=groups)?;
+    cluster.open(1..=groups, false)?;
     cluster.spread_leaders(1..=groups)?;
     let each = (args.clients / groups).max(1);
     cluster.load(each, args.size, 1).context("warm-up")?;

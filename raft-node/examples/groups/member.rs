@@ -26,7 +26,9 @@ pub(crate) fn run(id: u64, dir: &Path) -> Result<()> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let answer: Vec<u64> = match words[..] {
             ["figures"] => runtime.block_on(figures(&node))?,
-            ["open", first, last] => runtime.block_on(open(&node, first.parse()?, last.parse()?))?,
+            ["open", first, last, awake] => {
+                runtime.block_on(open(&node, first.parse()?, last.parse()?, awake.parse()?))?
+            }
             ["spread"] => runtime.block_on(spread(&node))?,
             ["load", clients, size, seconds] => {
                 runtime.block_on(load(&node, clients.parse()?, size.parse()?, seconds.parse()?))?
@@ -71,7 +73,7 @@ async fn start(id: NodeId, dir: &Path) -> Result<Node> {
     Ok(Node::builder().identity(id, CLUSTER).data_dir(data_dir).listen(listen).tls(tls).peers(peers).start().await?)
 }
 
-async fn open(node: &Node, first: u64, last: u64) -> Result<Vec<u64>> {
+async fn open(node: &Node, first: u64, last: u64, awake: bool) -> Result<Vec<u64>> {
     let mut opening = JoinSet::new();
     for id in first..=last {
         if opening.len() >= AT_A_TIME
@@ -81,7 +83,7 @@ async fn open(node: &Node, first: u64, last: u64) -> Result<Vec<u64>> {
         }
         let node = node.clone();
         opening.spawn(async move {
-            node.create_group(GroupId(id), Counter::default(), GroupOptions::new()).await.map(drop)
+            node.create_group(GroupId(id), Counter::default(), GroupOptions::new().quiesce(!awake)).await.map(drop)
         });
     }
     while let Some(done) = opening.join_next().await {
