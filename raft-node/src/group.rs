@@ -163,7 +163,6 @@ impl Group {
         self.driver.stop(&mut Desk { node, own: &mut self.own });
         node.flusher.flush();
         node.incoming.remove(group);
-        node.roster.leave(group, &mut node.transport);
         self.own.applier.end(Farewell { group, result, stopped: self.stopped, inbox });
     }
 

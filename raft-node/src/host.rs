@@ -314,6 +314,9 @@ impl<T: Transport> Host<T> {
         self.taken.insert(id);
         if self.sole == Some(id) {
             self.ended = Some(result.clone());
+        } else if !self.stopping {
+            // When the node ends, what was sent last has yet to leave.
+            self.outlets.roster.leave(id, &mut self.outlets.transport);
         }
         group.end(result, &mut self.outlets, self.tools.inbox.clone());
     }

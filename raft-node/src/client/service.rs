@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream, VarInt};
-use raft_core::{GroupId, NodeId, Status, TransferError};
+use raft_core::{NodeId, Status, TransferError};
 use raft_net::ClientConnection;
 use tokio::sync::mpsc;
 
@@ -70,7 +70,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service for the clients of `raft`, a node of `cluster`, which admits every command.
+    /// A service for the clients of `raft`, a group of `cluster`, which admits every command.
     pub fn new(raft: Raft, cluster: impl Into<String>, limits: ServiceLimits) -> Self {
         Service {
             raft,
@@ -227,7 +227,7 @@ impl Service {
             | Request::Transfer { group, .. }
             | Request::Member { group, .. } => *group,
         };
-        if group != GroupId::FIRST {
+        if group != self.raft.group() {
             return Err(Response::BadRequest(format!("this node does not serve group {group}")));
         }
         match request {
