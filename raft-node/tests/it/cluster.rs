@@ -180,6 +180,13 @@ impl Cluster {
     /// Stops its clock: the process goes on where it stood when it is resumed.
     pub(crate) fn pause(&mut self, id: NodeId) {
         self.signal(id, Signal::STOP);
+        // The signal goes to one of its threads, and until that has had its turn the others go on.
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.pid(id)));
+        let start = Instant::now();
+        while !fs::read_dir(&tasks).is_ok_and(|tasks| tasks.flatten().all(|task| is_stopped(&task.path()))) {
+            assert!(start.elapsed() < PATIENCE, "node {id} cannot be paused");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Lets a paused process go on.
@@ -276,6 +283,12 @@ pub(crate) fn program() -> Command {
     let mut command = Command::new(program);
     command.env_remove("RAFT_CLIENT_CONFIG").env_remove("RUST_LOG");
     command
+}
+
+/// Whether the system says so of a thread.
+fn is_stopped(task: &Path) -> bool {
+    let stat = fs::read_to_string(task.join("stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't']))
 }
 
 /// A UDP port for a node. It lies below the range from which the system gives ports to clients, so that nobody takes it while
