@@ -41,7 +41,7 @@ pub(crate) struct Args {
 enum Timeouts {
     /// What a node has without being told otherwise
     Default,
-    /// 50 ms between heartbeats, elections after 150 to 300 ms
+    /// 50 ms between heartbeats, elections after 150 to 300 ms; clients give up a silent node after 150 ms
     Lan,
 }
 
@@ -50,6 +50,14 @@ impl Timeouts {
         match self {
             Timeouts::Default => "",
             Timeouts::Lan => "[raft]\nelection_timeout_ms = 150\nheartbeat_interval_ms = 50\n",
+        }
+    }
+
+    /// After how long a client gives up a node of which it hears nothing: in a LAN it need not wait longer than the nodes do.
+    fn silence(self, usual: Duration) -> Duration {
+        match self {
+            Timeouts::Default => usual,
+            Timeouts::Lan => Duration::from_millis(150),
         }
     }
 
@@ -98,7 +106,9 @@ pub(super) async fn run(args: &Args) -> Result<Outcome> {
 async fn measure(args: &Args, timeouts: Timeouts) -> Result<(Vec<Duration>, Duration, Vec<String>)> {
     let dir = args.stage.dir.join(timeouts.name());
     let (mut arena, _) = Arena::open(&args.stage, &dir, args.nodes, timeouts.settings()).await?;
-    let writers = Writers::start(&arena.nodes, args.clients as usize, args.value_size)?;
+    let writers = Writers::start_with(&arena.nodes, args.clients as usize, args.value_size, |config| {
+        config.silence_timeout = timeouts.silence(config.silence_timeout);
+    })?;
     let (mut gaps, mut longest) = (Vec::new(), Duration::ZERO);
     for number in 1..=args.kills {
         let before = arena.settled().await?;

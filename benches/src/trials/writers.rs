@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use raft_node::client::Client;
+use raft_node::client::{Client, ClientConfig};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 use tokio::task::JoinSet;
@@ -42,10 +42,23 @@ pub(crate) struct Writers {
 impl Writers {
     /// Starts `count` of them, each with one write under way at any time. Must be called within a local set.
     pub(crate) fn start(nodes: &Nodes, count: usize, value_size: usize) -> Result<Writers> {
+        Writers::start_with(nodes, count, value_size, |_| {})
+    }
+
+    /// The same with other settings of the clients.
+    pub(crate) fn start_with(
+        nodes: &Nodes,
+        count: usize,
+        value_size: usize,
+        change: impl Fn(&mut ClientConfig),
+    ) -> Result<Writers> {
         let shared = Rc::new(Shared::default());
         let mut writers = Writers { shared: shared.clone(), clients: Vec::new(), tasks: JoinSet::new() };
         for first in (0..count).step_by(PER_CLIENT) {
-            let client = nodes.client(|config| config.timeout = Duration::from_secs(30))?;
+            let client = nodes.client(|config| {
+                config.timeout = Duration::from_secs(30);
+                change(config);
+            })?;
             for n in first..count.min(first + PER_CLIENT) {
                 writers.tasks.spawn_local(write(client.clone(), shared.clone(), n, value_size));
             }
