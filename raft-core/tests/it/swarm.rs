@@ -134,6 +134,7 @@ fn elections_succeed_although_disks_are_as_slow_as_the_election_timeout() {
             clock_rates: vec![1000; 3],
             priorities: vec![0; 3],
             changes: None,
+            naps: None,
             clients: 4,
             patience: Duration::from_secs(3),
             ..mix
