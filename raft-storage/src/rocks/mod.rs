@@ -135,7 +135,7 @@ impl RocksStorage {
     ///
     /// # Errors
     /// [`StorageError::WrongFounders`] when the group began with others: nothing has changed, mend the configuration. Any other error
-    /// is final.
+    /// is final, for all groups: they share the disk whose sync failed.
     pub fn pin_founders(&mut self, group: GroupId, voters: &[NodeId]) -> Result<(), StorageError> {
         self.check_alive()?;
         let key = meta::key(group, meta::Tag::Founders);
@@ -145,7 +145,8 @@ impl RocksStorage {
             None => {
                 self.db
                     .put_cf_opt(column(&self.db, META)?, key, meta::encode_founders(&key, voters), &self.synced)
-                    .map_err(|error| StorageError::engine("writing the founders", error))?;
+                    .map_err(|error| StorageError::engine("writing the founders", error))
+                    .inspect_err(|error| self.poisoned = Some(error.to_string().into()))?;
                 self.groups.entry(group).or_default();
                 Ok(())
             }

@@ -4,13 +4,14 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
-use raft_core::LogIndex;
+use raft_core::{GroupId, LogIndex, NodeId};
 use raft_storage::{Storage, StorageError};
 
 use super::{GROUP, append, open};
 
 const DIR: &str = "RAFT_STORAGE_TEST_FULL_DISK";
 const SYNC_DIR: &str = "RAFT_STORAGE_TEST_FAILED_SYNC";
+const PIN_DIR: &str = "RAFT_STORAGE_TEST_FAILED_PIN";
 
 /// The operating system refuses to let a file of this process grow beyond a limit, as a full disk would. The limit cannot be taken
 /// back, so this is a process of its own: this very test, started again.
@@ -71,6 +72,37 @@ fn writes_until_sync_fails(nth: u32) -> Option<u64> {
     // The write whose sync failed may have arrived all the same.
     assert!(last == LogIndex(acknowledged) || last == LogIndex(acknowledged + 1), "{last} of {acknowledged}");
     Some(acknowledged)
+}
+
+/// The groups of a node share its disk: when the founders of a new one cannot be synced, no other may be acknowledged anything any more.
+#[test]
+fn a_failed_sync_of_founders_is_final_for_all_groups() {
+    if let Some(dir) = env::var_os(PIN_DIR) {
+        let mut storage = open(Path::new(&dir)).unwrap();
+        let error = storage.pin_founders(GroupId(7), &[NodeId(1)]).unwrap_err();
+        assert!(matches!(error, StorageError::Engine { .. }), "{error}");
+        let later = storage.write(&[append(1, 1, &[b"x"])]).unwrap_err();
+        assert!(matches!(later, StorageError::Poisoned { .. }), "{later}");
+        return println!("poisoned");
+    }
+    if Command::new("strace").arg("-V").output().is_err() {
+        eprintln!("skipped: strace is not installed (`cargo xtask setup` installs it)");
+        return;
+    }
+    let fails = |nth: u32| {
+        let dir = tempfile::tempdir().unwrap();
+        let inject = format!("inject=fdatasync:error=EIO:when={nth}");
+        let output = Command::new("strace")
+            .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", &inject])
+            .arg(env::current_exe().unwrap())
+            .args(["--exact", "failing_disk::a_failed_sync_of_founders_is_final_for_all_groups", "--nocapture"])
+            .env(PIN_DIR, dir.path())
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).contains("poisoned")
+    };
+    // Opening syncs as well, and fails when that fails.
+    assert!((1..30).any(fails), "the storage goes on after a failed sync");
 }
 
 fn write_until_it_fails(dir: &Path) {
