@@ -95,12 +95,23 @@ fn markdown(old: &str, outcomes: &[Outcome], known: &[String]) -> String {
 
 /// The first line, if need be with an ellipsis.
 pub(super) fn shorten(text: &str) -> String {
-    let line = text.lines().next().unwrap_or_default().trim();
+    let line = without_folders(text.lines().next().unwrap_or_default().trim());
     if line.chars().count() <= LONGEST {
-        return line.to_owned();
+        return line;
     }
     let mut short: String = line.chars().take(LONGEST).collect();
     short.push('…');
+    short
+}
+
+/// Names of temporary folders are another time's and another machine's.
+fn without_folders(line: &str) -> String {
+    let mut parts = line.split("/tmp/.tmp");
+    let mut short = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        short.push_str("DIR");
+        short.push_str(part.trim_start_matches(|c: char| c.is_ascii_alphanumeric()));
+    }
     short
 }
 
@@ -140,6 +151,7 @@ mod tests {
     #[test]
     fn long_words_are_cut() {
         assert_eq!(shorten(" one\ntwo"), "one");
+        assert_eq!(shorten("at \"/tmp/.tmp0aB\", and /tmp/.tmpX1/log"), "at \"DIR\", and DIR/log");
         assert_eq!(shorten(&"ä".repeat(200)).chars().count(), LONGEST + 1);
     }
 }
