@@ -292,8 +292,11 @@ impl<T: Transport> Wired<T> {
         if let Err(error) = &result {
             tracing::error!(%error, "the node stops");
         }
-        // The loop is gone and with it the senders: the threads finish what is queued and end.
-        join(threads);
+        // The loop is gone and with it the senders: the threads finish what is queued and end. Not waited for on this thread: a service that was about to
+        // open a group has senders, too, and drops them once it has heard here that the node ends.
+        if tokio::task::spawn_blocking(move || join(threads)).await.is_err() {
+            tracing::error!("nobody waits for the threads of the node");
+        }
         // Replies made meanwhile are on their way to the clients; after them, farewells to everybody.
         tokio::time::sleep(FAREWELL).await;
         drop(transport);

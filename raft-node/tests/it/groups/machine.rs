@@ -18,6 +18,8 @@ pub(super) enum Behaviour {
     PanicsPromptly,
     /// Fails when it is asked anything.
     FailsWhenAsked,
+    /// Takes its time to say how far it is.
+    OpensSlowly,
 }
 
 /// Remembers which numbers it was told. The same one may come several times, since clients repeat themselves.
@@ -47,6 +49,9 @@ impl StateMachine for Numbers {
     type Error = std::io::Error;
 
     fn applied(&self) -> LogIndex {
+        if self.behaviour == Behaviour::OpensSlowly {
+            std::thread::sleep(std::time::Duration::from_millis(500));
+        }
         self.applied
     }
 

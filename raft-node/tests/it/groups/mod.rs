@@ -8,7 +8,7 @@ mod sleep;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use raft_core::{GroupId, MembershipChange, NodeId, Role};
 use raft_node::{Consistency, Fatal, GroupError, GroupOptions, Raft, RequestError};
@@ -244,6 +244,16 @@ async fn messages_for_a_group_that_is_not_here_are_counted_and_dropped() {
     let raft = trio.create(NodeId(3), group(9)).await;
     trio.eventually("it catches up", async || numbers(&raft, Consistency::Stale).await == Some(BTreeSet::from([1])))
         .await;
+}
+
+/// Its service holds what the node's threads work with, and only the node's own thread can take that from it.
+#[tokio::test]
+async fn a_node_ends_although_its_service_is_opening_a_group() {
+    let (_dir, node) = nodes::serving(group(1), Numbers::new(Behaviour::OpensSlowly)).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(node.groups().await.expect("it runs"), [], "it is still being opened");
+    node.shutdown();
+    tokio::time::timeout(PATIENCE, node.stopped()).await.expect("it ends").expect("nothing failed");
 }
 
 #[tokio::test]

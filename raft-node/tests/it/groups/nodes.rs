@@ -21,6 +21,28 @@ pub(super) struct Trio {
     nodes: BTreeMap<NodeId, Node>,
 }
 
+/// A node by itself, with clients whose service opens a group; and the directory, to be kept until the node has ended.
+pub(super) async fn serving(group: GroupId, machine: Numbers) -> (tempfile::TempDir, Node) {
+    let (day, id) = (Duration::from_hours(24), IDS[0]);
+    let ca = pki::CertificateAuthority::generate(day).expect("an authority");
+    let own = ca.issue_node("groups", id, day).expect("a certificate");
+    let tls = TlsIdentity::from_pem(&ca.credentials().cert_pem, &own.cert_pem, &own.key_pem).expect("valid");
+    let dir = tempfile::tempdir().expect("a directory");
+    let node = Node::builder()
+        .identity(id, "groups")
+        .data_dir(dir.path())
+        .listen("127.0.0.1:0".parse().expect("an address"))
+        .tls(tls)
+        .serve_clients(move |node, _clients| async move {
+            // The node may end before.
+            let _ = node.create_group(group, machine, GroupOptions::new().founders([id])).await;
+        })
+        .start()
+        .await
+        .expect("started");
+    (dir, node)
+}
+
 impl Trio {
     /// Without any group.
     pub(super) async fn start() -> Trio {
