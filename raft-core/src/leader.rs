@@ -17,9 +17,17 @@ impl Raft {
         let heartbeat_at = self.now + self.config.heartbeat_interval;
         let reads = Reads { arrived: self.forwarded.take().collect(), ..Reads::default() };
         let yield_at = self.first_yield_at();
-        let (transfer, lease_void, busy_at) = (None, false, self.now);
-        self.role =
-            RoleState::Leader(Leader { progress, heartbeat_at, reads, transfer, lease_void, busy_at, yield_at });
+        let (transfer, lease_void, news_at, busy_at) = (None, false, None, self.now);
+        self.role = RoleState::Leader(Leader {
+            progress,
+            heartbeat_at,
+            reads,
+            transfer,
+            lease_void,
+            news_at,
+            busy_at,
+            yield_at,
+        });
         (self.election_open, self.failed_elections) = (false, 0);
         self.forget_leader();
         self.leader = Some(self.config.id);
@@ -82,10 +90,8 @@ impl Raft {
         self.advance_membership();
         self.begin_read_round();
         self.go_on_with_transfer();
-        self.with_each_progress(|raft, peer, progress| {
-            raft.replicate(peer, progress);
-            raft.tell_commit(peer, progress);
-        });
+        self.with_each_progress(Raft::replicate);
+        self.tell_commits();
         self.finish_reads();
         self.leave_when_removed();
     }
@@ -154,17 +160,35 @@ impl Raft {
         self.send(peer, Message::AppendEntries(append));
     }
 
-    /// News of a commit rides on the next append; when nothing is under way that could carry it, it goes by itself.
-    fn tell_commit(&mut self, peer: NodeId, progress: &mut Progress) {
-        if progress.is_quiet() {
-            self.say_commit(peer, progress);
+    /// News of a commit rides on the next append; when none comes within [`Config::commit_notification_delay`](crate::Config), it goes by itself.
+    fn tell_commits(&mut self) {
+        let (now, delay) = (self.now, self.config.commit_notification_delay);
+        let RoleState::Leader(leader) = &self.role else { return };
+        let planned = leader.news_at;
+        let due = delay.is_zero() || planned.is_some_and(|at| now >= at);
+        let mut waits = false;
+        self.with_each_progress(|raft, peer, progress| {
+            if !progress.is_quiet() {
+                // What is under way is answered, and then it is looked at again.
+            } else if due {
+                raft.say_commit(peer, progress);
+            } else {
+                waits |= raft.commit_news(progress).is_some();
+            }
+        });
+        if let RoleState::Leader(leader) = &mut self.role {
+            leader.news_at = waits.then(|| planned.unwrap_or(now + delay));
         }
     }
 
-    /// Tells a follower what is committed of what it is known to have, if that is news.
+    /// What is committed of what a follower is known to have, if it was not told.
+    fn commit_news(&self, progress: &Progress) -> Option<LogIndex> {
+        Some(progress.match_index.min(self.log.commit)).filter(|commit| *commit > progress.told_commit)
+    }
+
+    /// Tells a follower, now.
     pub(crate) fn say_commit(&mut self, peer: NodeId, progress: &mut Progress) {
-        let commit = progress.match_index.min(self.log.commit);
-        if commit > progress.told_commit {
+        if let Some(commit) = self.commit_news(progress) {
             progress.told_commit = commit;
             self.send(peer, Message::Heartbeat(Heartbeat { epoch: progress.epoch, commit, round: None }));
         }

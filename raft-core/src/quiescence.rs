@@ -51,7 +51,7 @@ impl Raft {
         let log = self.own_term_committed() && self.log.commit == last && self.log.applied == last;
         let disk = self.durability.is_idle() && self.durability.durable() == last && self.restoring.is_empty();
         let reads = leader.reads.arrived.is_empty() && leader.reads.waiting.is_empty();
-        let stays = leader.transfer.is_none() && !self.memberships.current().is_joint();
+        let stays = leader.transfer.is_none() && leader.news_at.is_none() && !self.memberships.current().is_joint();
         // Else it could never hand over to whoever should rather lead.
         let yields_to = |id, priority| priority > self.config.priority && self.memberships.current().is_voter(id);
         let mut followers = leader.progress.iter();
@@ -142,6 +142,7 @@ impl Raft {
             RoleState::Leader(leader) => {
                 let reads = leader.reads.arrived.is_empty() && leader.reads.waiting.is_empty();
                 assert!(reads && leader.transfer.is_none(), "sleeps, and somebody waits: {self:?}");
+                assert!(leader.news_at.is_none(), "sleeps, and has news: {self:?}");
                 let behind = leader.progress.values().any(|progress| progress.match_index != last);
                 assert!(!behind, "sleeps, and a follower lacks something: {self:?}");
             }

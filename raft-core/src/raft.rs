@@ -161,6 +161,7 @@ impl Raft {
                     at = at.min(self.quorum_heard_at(leader) + self.config.election_timeout);
                 }
                 at = leader.transfer.map_or(at, |transfer| at.min(transfer.until));
+                at = leader.news_at.map_or(at, |news| at.min(news));
                 self.durability.stalled_at(self.config.max_write_stall).map_or(at, |stall| at.min(stall))
             }
             _ => self.forwarded_deadline().map_or(self.election_at, |at| at.min(self.election_at)),
@@ -471,8 +472,17 @@ impl Raft {
         self.now = now;
         self.rng = SmallRng::seed_from_u64(0);
         if let RoleState::Leader(leader) = &mut self.role {
-            let crate::role::Leader { progress, heartbeat_at, reads, transfer, lease_void: _, busy_at, yield_at } =
-                leader;
+            let crate::role::Leader {
+                progress,
+                heartbeat_at,
+                reads,
+                transfer,
+                lease_void: _,
+                news_at,
+                busy_at,
+                yield_at,
+            } = leader;
+            *news_at = news_at.map(|_| now + self.config.commit_notification_delay);
             *heartbeat_at = now + self.config.heartbeat_interval;
             (*busy_at, *yield_at) = (now, now);
             reads.begun.clear();

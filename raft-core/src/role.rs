@@ -34,6 +34,8 @@ pub(crate) struct Leader {
     pub(crate) transfer: Option<Transfer>,
     /// Someone was told to stand in this term, whatever has become of that: no promise not to vote holds any more.
     pub(crate) lease_void: bool,
+    /// When to tell of a commit for whose sake nothing was sent yet.
+    pub(crate) news_at: Option<Instant>,
     /// When something last happened in the group, heartbeats apart.
     pub(crate) busy_at: Instant,
     /// When to hand over to a server of higher priority at the earliest.

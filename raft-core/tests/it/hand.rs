@@ -72,6 +72,11 @@ impl Server {
         Server { raft, now: Instant(0), quick_disk: true, writes, applied, events, unfinished: None }
     }
 
+    /// A server with these settings and an empty log that everyone has elected.
+    pub(crate) fn leading_with(config: Config, voters: u64) -> (Self, Vec<Envelope>) {
+        Server::with(config, voters).elected()
+    }
+
     /// A server that got the entries of these terms from server 2, the leader of `term`.
     pub(crate) fn following(voters: u64, term: u64, terms: &[u64]) -> Self {
         let mut server = Server::new(voters);
@@ -86,14 +91,19 @@ impl Server {
         if let Some(last) = terms.last() {
             server.receive(2, *last, append(1, LogId::ZERO, terms, 0));
         }
-        server.time_out();
-        let term = server.term();
+        server.elected()
+    }
+
+    fn elected(mut self) -> (Self, Vec<Envelope>) {
+        self.time_out();
+        let term = self.term();
+        let voters: Vec<NodeId> = self.raft.membership().1.voters().to_vec();
         let mut sent = Vec::new();
-        for voter in 2..=voters {
-            sent.extend(server.receive(voter, term, vote(term, true)));
+        for voter in voters.into_iter().filter(|voter| *voter != NodeId(1)) {
+            sent.extend(self.receive(voter.0, term, vote(term, true)));
         }
-        assert!(server.raft.is_leader());
-        (server, sent)
+        assert!(self.raft.is_leader());
+        (self, sent)
     }
 
     pub(crate) fn term(&self) -> u64 {

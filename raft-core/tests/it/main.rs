@@ -7,6 +7,7 @@ mod fuzz;
 mod hand;
 mod handover;
 mod lab;
+mod news;
 mod quiescence;
 mod review;
 mod rules;

@@ -22,6 +22,7 @@ mod scan;
 mod sessions;
 mod snapshot;
 mod store;
+mod tables;
 
 pub use command::{Answer, Command, DecodeError, Item, Query, Refusal, Reply};
 pub use open::{KvError, KvIdentity, KvOptions};

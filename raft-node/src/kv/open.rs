@@ -212,7 +212,7 @@ fn encode(format: u32, identity: &KvIdentity) -> Vec<u8> {
     [&format.to_be_bytes()[..], &identity.node.0.to_be_bytes(), identity.cluster.as_bytes()].concat()
 }
 
-fn database_options(options: &KvOptions) -> Options {
+pub(super) fn database_options(options: &KvOptions) -> Options {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(&Cache::new_lru_cache(options.block_cache_bytes));
     // Compare-and-swap and get of absent keys need not touch the files.

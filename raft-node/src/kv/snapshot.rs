@@ -16,9 +16,10 @@ use raft_core::{GroupId, LogId, LogIndex, Membership, SnapshotMeta, Term};
 use rocksdb::{DB, ReadOptions, Snapshot, WriteBatch};
 
 use super::buffer::{Buffer, Change};
-use super::open::{KvError, KvIdentity, encode_identity, identity_key};
+use super::open::{self, KvError, KvIdentity, encode_identity, identity_key};
 use super::scan::Merged;
 use super::store::{DATA, KvStore, PREFIX, SESSION, applied_entry, group_key, write_options};
+use super::tables::{FILE_BYTES, TableError, Tables};
 use super::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use crate::state_machine::{Cut, RestoreError};
 
@@ -26,7 +27,7 @@ use crate::state_machine::{Cut, RestoreError};
 pub(super) const RESTORED_KEY: [u8; PREFIX] = [0, 0, 0, 0, 0, 0, 0, 0, b'r'];
 /// Spaces of stores that were restored; the numbers of groups are below.
 const RESTORED_SPACES: u64 = 1 << 63;
-/// Bytes that are handed over or written in one go.
+/// Bytes that are handed over in one go.
 const BATCH: usize = 256 << 10;
 const END: u8 = 0;
 /// Longest value that is believed, in bytes: a revision and a value, or a session with all the replies it may keep.
@@ -153,19 +154,18 @@ pub(super) fn next_space(space: GroupId) -> GroupId {
     GroupId((space.0 | RESTORED_SPACES).wrapping_add(1) | RESTORED_SPACES)
 }
 
-/// Writes what `data` delivers into `space`, which does not count yet: if a crash comes, it is cleared away at the next start.
+/// Makes what `data` delivers part of the database, in `space`, which does not count yet: if a crash comes, it is cleared away at the next start.
 pub(super) fn fill(store: &KvStore, space: GroupId, data: &mut dyn Read) -> Result<(), RestoreError<KvError>> {
-    let mut items = 0u64;
-    let mut batch = WriteBatch::default();
-    let (mut key, mut value) = (Vec::new(), Vec::new());
-    let write = |batch: &mut WriteBatch| {
-        store
-            .db
-            .write_opt(std::mem::take(batch), &write_options())
-            .map_err(|e| RestoreError::Machine(store.database("restoring", e)))
+    let options = open::database_options(&store.options);
+    let machine = |error| RestoreError::Machine(error);
+    let mut tables =
+        Tables::create(&options, &store.dir, FILE_BYTES).map_err(|source| machine(store.directory(source)))?;
+    let failed = |error| match error {
+        TableError::NotAscending => senseless("the keys do not ascend".into()),
+        TableError::Database(source) => machine(store.database("restoring", source)),
     };
-    // What another attempt has left there is not part of it.
-    clear(&mut batch, space);
+    let mut items = 0u64;
+    let (mut key, mut value) = (Vec::new(), Vec::new());
     loop {
         let mut tag = [0];
         data.read_exact(&mut tag)?;
@@ -184,11 +184,8 @@ pub(super) fn fill(store: &KvStore, space: GroupId, data: &mut dyn Read) -> Resu
         data.read_exact(&mut key[PREFIX..])?;
         value.resize(value_len, 0);
         data.read_exact(&mut value)?;
-        batch.put(&key, &value);
+        tables.put(&key, &value).map_err(failed)?;
         items += 1;
-        if batch.size_in_bytes() >= 4 * BATCH {
-            write(&mut batch)?;
-        }
     }
     let mut count = [0; 8];
     data.read_exact(&mut count)?;
@@ -198,7 +195,7 @@ pub(super) fn fill(store: &KvStore, space: GroupId, data: &mut dyn Read) -> Resu
     if data.read(&mut [0])? > 0 {
         return Err(senseless("something behind the end".into()));
     }
-    write(&mut batch)
+    tables.ingest(&store.db).map_err(failed)
 }
 
 fn number(data: &mut dyn Read) -> io::Result<usize> {
@@ -225,8 +222,6 @@ pub(super) fn switch(
     batch.put(RESTORED_KEY, encode_restored(space, meta));
     batch.put(identity_key(), encode_identity(identity));
     let failed = |e| store.database("switching to what was restored", e);
-    // The data go to the disk first, so that the switch is small.
-    store.db.flush().map_err(failed)?;
     store.db.write_opt(batch, &write_options()).map_err(failed)?;
     store.db.flush().map_err(failed)
 }

@@ -33,6 +33,7 @@ use super::open::{self, KvError, KvIdentity, KvOptions};
 use super::scan::Merged;
 use super::sessions::{Sessions, Ticket};
 use super::snapshot::{self, KvCut};
+use super::tables;
 use super::{Answer, Command, Item, MAX_SCAN_BYTES, MAX_SCAN_ITEMS, MAX_VALUE_BYTES, Query, Refusal, Reply};
 use crate::state_machine::{Cut, Replies, RestoreError, StateMachine, Work};
 
@@ -47,7 +48,7 @@ pub(super) const PREFIX: usize = 9;
 /// the database only what is in the database.
 pub struct KvStore {
     pub(super) db: Arc<DB>,
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     identity: KvIdentity,
     /// Where the data are, and where they came from.
     pub(super) space: GroupId,
@@ -66,7 +67,7 @@ pub struct KvStore {
     replay_bytes: usize,
     /// `active` holds part of a batch that is not done. If it broke off, nothing may be written any more.
     torn: bool,
-    options: KvOptions,
+    pub(super) options: KvOptions,
     /// A key under construction; kept for its capacity.
     key: Vec<u8>,
 }
@@ -79,6 +80,8 @@ impl KvStore {
     pub fn open(dir: impl AsRef<Path>, identity: &KvIdentity, options: &KvOptions) -> Result<Self, KvError> {
         let dir = dir.as_ref();
         let db = Arc::new(open::open(dir, identity, options)?);
+        // Not before the database is ours.
+        tables::clear_away(dir).map_err(|source| KvError::Directory { dir: dir.to_owned(), source })?;
         let flusher = Flusher::start(db.clone(), dir.to_owned())
             .map_err(|source| KvError::Directory { dir: dir.to_owned(), source })?;
         let mut store = KvStore {
@@ -335,6 +338,10 @@ impl KvStore {
         KvError::Damaged { dir: self.dir.clone(), what: what.to_owned() }
     }
 
+    pub(super) fn directory(&self, source: std::io::Error) -> KvError {
+        KvError::Directory { dir: self.dir.clone(), source }
+    }
+
     pub(super) fn database(&self, doing: &'static str, source: rocksdb::Error) -> KvError {
         KvError::Database { dir: self.dir.clone(), doing, source }
     }
@@ -407,7 +414,7 @@ impl StateMachine for KvStore {
         self.finish_flush()?;
         self.begin_flush();
         let cut = KvCut::begin(self.db.clone(), self.space, self.flushing.clone())
-            .map_err(|source| KvError::Directory { dir: self.dir.clone(), source })?;
+            .map_err(|source| self.directory(source))?;
         Ok(Some(Box::new(cut)))
     }
 

@@ -292,6 +292,8 @@ fn config(seed: u64, dice: &mut Dice) -> Config {
     limit(&mut config.max_unapplied_bytes, 60, 2000);
     limit(&mut config.max_cached_bytes, 0, 2000);
     limit(&mut config.max_reject_runs, 1, 6);
+    config.commit_notification_delay =
+        [0, 2, 50][(seed / 3 % 3) as usize] * millis(1).min(config.heartbeat_interval / 50);
     config.max_promotion_lag = [1000, 10, 0][(seed % 3) as usize];
     config
 }
