@@ -63,7 +63,7 @@ use crate::change::{ChangeError, MembershipChange};
 use crate::entries::{Entries, EntryKind};
 use crate::io::{
     Event, Fetch, Input, Output, ProposeError, Proposed, ReadError, ReadId, ReadOutcome, Restore, SendSnapshot,
-    StepDownReason, TransferError, Write,
+    TransferError, Write,
 };
 use crate::message::Envelope;
 use crate::raft::Raft;
@@ -280,7 +280,10 @@ impl<P, R> Driver<P, R> {
     /// When [`Driver::turn`] is due at the latest, after a [`Driver::step`] with [`Input::Wake`].
     pub fn deadline(&self) -> Instant {
         let at = self.core.deadline();
-        if self.proposals.is_empty() { at } else { at.min(self.hold_until) }
+        let at = if self.proposals.is_empty() { at } else { at.min(self.hold_until) };
+        let hangs_at = self.core.durability.stalled_at(self.core.config.max_write_stall);
+        // A leader steps down then, which is in its own deadline.
+        hangs_at.filter(|_| !self.core.is_leader() && self.waits_for_disk()).map_or(at, |hangs_at| at.min(hangs_at))
     }
 
     /// Takes in an event; what follows from it is carried out at the next [`Driver::turn`].
@@ -387,13 +390,14 @@ impl<P, R> Driver<P, R> {
         for event in output.events.drain(..) {
             ports.event(&event);
             match event {
-                Event::SteppedDown { reason, .. } => self.give_up(reason),
+                Event::SteppedDown { .. } => self.give_up(),
                 // The core may begin to hand over by itself, too.
                 Event::TransferBegun { .. } => self.hold(now),
                 _ => {}
             }
         }
         let busy = self.finish_reads(&mut output, ports) || busy;
+        self.give_up_on_disk();
         self.tell_failed(ports) || busy
     }
 
@@ -491,14 +495,10 @@ impl<P, R> Driver<P, R> {
     }
 
     /// After leadership is lost: a command that is committed will still be applied here and answered; of all others the
-    /// outcome is unknown. If it was lost because the disk hangs, that is also said of those that wait for the disk, which may take for ever: whoever asks the
-    /// next leader again, within a session, hears what came of it at once.
-    fn give_up(&mut self, reason: StepDownReason) {
+    /// outcome is unknown.
+    fn give_up(&mut self) {
         self.failed.extend(self.changing.take().map(|(proposer, _)| (proposer, RequestError::OutcomeUnknown)));
-        let mut commit = self.core.commit_index();
-        if reason == StepDownReason::WriteStalled {
-            commit = commit.min(self.core.durability.durable());
-        }
+        let commit = self.core.commit_index();
         for waiting in std::mem::take(&mut self.waiting) {
             let certain = waiting.index <= commit && self.core.term_at(waiting.index) == Some(waiting.term);
             if certain {
@@ -507,6 +507,31 @@ impl<P, R> Driver<P, R> {
                 self.failed.push((waiting.proposer, RequestError::OutcomeUnknown));
             }
         }
+    }
+
+    /// Whether anybody waits for what is not on the own disk yet, and so cannot be applied.
+    fn waits_for_disk(&self) -> bool {
+        let durable = self.core.durability.durable();
+        self.waiting.back().is_some_and(|waiting| waiting.index > durable)
+            || self.unapplied.iter().any(|(index, _)| *index > durable)
+    }
+
+    /// What others have committed is answered here once the own disk has it, too. One that hangs may take for ever: whoever has written hears that
+    /// the outcome is unknown, and whoever reads that this is not the place. The next leader can tell them, at once if they have a session. A leader steps
+    /// down before it comes to that.
+    fn give_up_on_disk(&mut self) {
+        if self.core.is_leader() || !self.core.disk_hangs() || !self.waits_for_disk() {
+            return;
+        }
+        let (durable, hint) = (self.core.durability.durable(), self.core.leader());
+        let split = self.waiting.partition_point(|waiting| waiting.index <= durable);
+        let unknown = self.waiting.split_off(split).into_iter();
+        self.failed.extend(unknown.map(|waiting| (waiting.proposer, RequestError::OutcomeUnknown)));
+        let (ready, hopeless) =
+            std::mem::take(&mut self.unapplied).into_iter().partition(|(index, _)| *index <= durable);
+        self.unapplied = ready;
+        let hopeless: VecDeque<_> = hopeless;
+        hopeless.into_iter().for_each(|(_, readers)| self.fail_reads(readers, hint));
     }
 
     /// Reads go to the state machine behind the entries that they must see.

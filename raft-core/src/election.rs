@@ -49,8 +49,12 @@ impl Raft {
 
     /// Only voters do. A server whose disk hangs would be elected, and hang; one that takes over a snapshot lacks what is committed.
     fn may_stand(&self) -> bool {
-        let stalled = self.durability.stalled_at(self.config.max_write_stall).is_some_and(|at| self.now >= at);
-        self.may_campaign() && !stalled && !self.is_incomplete()
+        self.may_campaign() && !self.disk_hangs() && !self.is_incomplete()
+    }
+
+    /// Whether the disk has not finished a write for longer than any should take.
+    pub(crate) fn disk_hangs(&self) -> bool {
+        self.durability.stalled_at(self.config.max_write_stall).is_some_and(|at| self.now >= at)
     }
 
     /// Begins a real election: the new term and the vote for oneself are one write, and nothing leaves before it is durable.

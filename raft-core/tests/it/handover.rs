@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use raft_core::driver::{Driver, Job, Ports, RequestError};
 use raft_core::{
-    AppendAck, Config, Envelope, Event, Heartbeat, HeartbeatReply, Input, Instant, Lease, LogId, LogIndex, Membership,
-    Message, NodeId, ProposeError, Raft, ReadIndexReply, ReadOutcome, Recovered, Role, TimeoutNow, VoteReply,
-    VoteRequest,
+    AppendAck, Config, Envelope, Event, Heartbeat, HeartbeatReply, Input, Lease, LogId, LogIndex, Message, NodeId,
+    ProposeError, ReadIndexReply, ReadOutcome, Role, TimeoutNow, VoteReply, VoteRequest,
 };
 
 use crate::hand::{Server, append, appends, ask_vote, config, id, to, vote};
@@ -216,122 +214,4 @@ fn an_election_has_not_failed_before_its_requests_have_left() {
     server.receive(2, 1, vote(1, true));
     assert!(server.raft.is_leader());
     assert!(appends(&server.pass(1), 2).is_empty());
-}
-
-/// Everything that a driver wants, done by nobody; and who was told what.
-#[derive(Default)]
-struct Told {
-    writes: Vec<raft_core::Write>,
-    failed: Vec<(u32, RequestError)>,
-}
-
-impl Ports for Told {
-    type Proposer = u32;
-    type Reader = u32;
-    fn send(&mut self, messages: &mut Vec<Envelope>) {
-        messages.clear();
-    }
-    fn write(&mut self, write: raft_core::Write) {
-        self.writes.push(write);
-    }
-    fn apply(&mut self, _: Job<u32, u32>) {}
-    fn fetch(&mut self, _: raft_core::Fetch) {}
-    fn send_snapshot(&mut self, _: raft_core::SendSnapshot) {}
-    fn event(&mut self, _: &Event) {}
-    fn fail_proposal(&mut self, proposer: u32, error: RequestError) {
-        self.failed.push((proposer, error));
-    }
-    fn changed(&mut self, _: u32, _: LogId) {}
-    fn fail_read(&mut self, _: u32, _: RequestError) {}
-}
-
-/// A driver's server 1, which leads three, and the ports that it works on.
-fn driving() -> (Driver<u32, u32>, Told, Instant) {
-    let recovered = Recovered::fresh(Membership::of_voters([1, 2, 3].map(NodeId)));
-    let core = Raft::new(config(), recovered, Instant(0)).expect("the settings are fine");
-    let (mut driver, mut told) = (Driver::new(core), Told::default());
-    let now = driver.deadline();
-    driver.step(now, Input::Wake);
-    turns(&mut driver, &mut told, now);
-    driver.step(now, message(2, 1, vote(1, true)));
-    turns(&mut driver, &mut told, now);
-    assert!(driver.core().is_leader());
-    (driver, told, now)
-}
-
-/// Goes on until there is nothing to do, with a disk that is quick.
-fn turns(driver: &mut Driver<u32, u32>, told: &mut Told, now: Instant) {
-    while driver.turn(now, told) {
-        told.writes.drain(..).for_each(|write| driver.step(now, Input::Persisted(write.seq)));
-    }
-}
-
-fn message(from: u64, term: u64, body: Message) -> Input {
-    Input::Message(Envelope { from: NodeId(from), to: NodeId(1), term: raft_core::Term(term), body })
-}
-
-/// What others have made durable is committed, but it is applied here, and answered, only when it is on the own disk.
-#[test]
-fn nobody_waits_for_the_disk_of_a_leader_that_has_stepped_down_because_of_it() {
-    let committed_elsewhere = || {
-        let (mut driver, mut told, now) = driving();
-        driver.propose(now, b"x".to_vec().into(), 7);
-        while driver.turn(now, &mut told) {}
-        // The leader numbers the lives of its followers.
-        for (other, epoch) in [(2, 1), (3, 2)] {
-            driver.step(now, message(other, 1, Message::AppendAck(AppendAck { epoch, match_index: LogIndex(1) })));
-        }
-        while driver.turn(now, &mut told) {}
-        let status = driver.core().status();
-        assert_eq!((status.commit_index, status.durable_index), (LogIndex(1), LogIndex(0)));
-        (driver, told, now)
-    };
-    let (mut driver, mut told, now) = committed_elsewhere();
-    let later = now + driver.core().config().max_write_stall;
-    driver.step(later, Input::Wake);
-    while driver.turn(later, &mut told) {}
-    assert!(!driver.core().is_leader() && told.failed == [(7, RequestError::OutcomeUnknown)], "{:?}", told.failed);
-
-    // For any other reason it waits: its disk goes on, and then it is answered.
-    let (mut driver, mut told, now) = committed_elsewhere();
-    driver.step(now, message(2, 2, ask_vote(id(1, 1))));
-    while driver.turn(now, &mut told) {}
-    assert!(!driver.core().is_leader() && told.failed.is_empty(), "{:?}", told.failed);
-}
-
-#[test]
-fn commands_wait_while_leadership_is_handed_over() {
-    // It fails: they are taken in after all.
-    let (mut driver, mut told, now) = driving();
-    assert_eq!(driver.transfer_leadership(now, Some(NodeId(2))), Ok(NodeId(2)));
-    driver.propose(now, b"x".to_vec().into(), 7);
-    turns(&mut driver, &mut told, now);
-    assert_eq!((told.failed.len(), driver.waits(), driver.core().status().last_log.index), (0, 1, LogIndex(0)));
-    let later = now + Duration::from_millis(300);
-    assert!(driver.deadline() <= later);
-    driver.step(later, Input::Wake);
-    turns(&mut driver, &mut told, later);
-    assert_eq!((told.failed.len(), driver.waits(), driver.core().status().last_log.index), (0, 1, LogIndex(1)));
-
-    // It succeeds: they are told who leads next, as soon as that is known.
-    let (mut driver, mut told, now) = driving();
-    driver.transfer_leadership(now, Some(NodeId(2))).expect("it was heard");
-    driver.step(now, message(2, 2, Message::RequestVote(VoteRequest { last_log: LogId::ZERO, transfer: true })));
-    driver.propose(now, b"x".to_vec().into(), 7);
-    turns(&mut driver, &mut told, now);
-    assert_eq!((driver.core().is_leader(), told.failed.len(), driver.waits()), (false, 0, 1));
-    driver.step(now, message(2, 2, append(1, LogId::ZERO, &[], 0)));
-    turns(&mut driver, &mut told, now);
-    assert_eq!(told.failed, [(7, RequestError::NotLeader { hint: Some(NodeId(2)) })]);
-
-    // Nobody leads next: nobody waits for ever.
-    let (mut driver, mut told, now) = driving();
-    driver.transfer_leadership(now, Some(NodeId(2))).expect("it was heard");
-    driver.step(now, message(2, 2, Message::RequestVote(VoteRequest { last_log: LogId::ZERO, transfer: true })));
-    driver.propose(now, b"x".to_vec().into(), 7);
-    turns(&mut driver, &mut told, now);
-    let later = now + Duration::from_millis(300);
-    assert!(told.failed.is_empty() && driver.deadline() <= later);
-    turns(&mut driver, &mut told, later);
-    assert_eq!(told.failed, [(7, RequestError::NotLeader { hint: None })]);
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod corpus;
+mod driving;
 mod explore;
 mod fuzz;
 mod hand;
