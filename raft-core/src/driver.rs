@@ -296,6 +296,11 @@ impl<P, R> Driver<P, R> {
         self.core.compact(up_to);
     }
 
+    /// A leader is about to end while its links live on: see [`Raft::wake_others`]. They hear of it with the next turn.
+    pub fn wake_others(&mut self, now: Instant) {
+        self.core.wake_others(now);
+    }
+
     /// Takes in a command. All that come in before the next turn become one batch: one record, one sync, one message.
     pub fn propose(&mut self, now: Instant, command: Bytes, proposer: P) {
         let (size, limit) = (command.len(), self.core.config.max_entry_bytes);

@@ -17,7 +17,7 @@ use crate::io::{Event, WakeReason};
 use crate::message::{Message, Quiesce};
 use crate::raft::Raft;
 use crate::role::RoleState;
-use crate::types::{LogId, NodeId};
+use crate::types::{Instant, LogId, NodeId};
 
 impl Raft {
     /// As the leader, when a heartbeat is due: sends everybody to sleep instead if nothing has happened for long enough, and nothing can.
@@ -111,6 +111,15 @@ impl Raft {
         } else {
             self.leader_heard_at = now;
             self.reset_election_timer();
+        }
+    }
+
+    /// For a leader that is about to end while its links live on: if the group sleeps, everybody is told that it leads, once more, and so will miss it. One that
+    /// is awake is missed anyway.
+    pub fn wake_others(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+        if self.quiesced && self.is_leader() {
+            self.rouse(WakeReason::Request);
         }
     }
 

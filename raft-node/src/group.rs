@@ -146,12 +146,8 @@ impl Group {
 
     /// Before a leader that has failed ends: followers that sleep would go on sleeping, since its node is as well as before. So they are woken, and will miss it.
     pub(crate) fn wake_others<T: Transport>(&mut self, now: Instant, node: &mut Outlets<T>) {
-        if self.driver.core().is_leader() {
-            for peer in self.membership().members() {
-                self.driver.step(now, Input::LinkReset(peer));
-            }
-            self.driver.turn(now, &mut Desk { node, own: &mut self.own });
-        }
+        self.driver.wake_others(now);
+        self.driver.turn(now, &mut Desk { node, own: &mut self.own });
     }
 
     /// Ends the group: nobody is left without an answer, and its farewell follows behind the last work for it.

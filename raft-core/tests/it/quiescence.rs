@@ -183,6 +183,32 @@ fn a_sleeping_leader_whose_disk_hangs_steps_down() {
     assert!(group.events.iter().any(stalled), "{:?}", group.events);
 }
 
+/// Its node may be as well as before, so nobody else would tell them. Those that are awake need no telling, and nothing that is on its way is sent again.
+#[test]
+fn a_leader_that_is_about_to_end_wakes_those_who_sleep_and_nobody_else() {
+    let mut group = Group::new(3, |_| {});
+    group.run(Duration::from_secs(5));
+    assert!(group.sleeps());
+    let leader = group.leader();
+    let tells = |group: &mut Group, server: usize| {
+        let before = group.sent.len();
+        group.servers[server].wake_others(group.now);
+        group.pump(server);
+        group.sent[before..].to_vec()
+    };
+    let told = tells(&mut group, (leader + 1) % 3);
+    assert!(group.sleeps() && told.is_empty(), "a follower is not missed: {told:?}");
+
+    let told = tells(&mut group, leader);
+    assert!(told.len() == 2 && told.iter().all(|sent| matches!(sent.body, Message::Heartbeat(_))), "{told:?}");
+    group.run(Duration::from_millis(1));
+    assert!(group.servers.iter().all(|raft| !raft.status().quiesced && raft.deadline() < Instant::NEVER));
+
+    group.propose("on its way");
+    assert!(group.servers[leader].status().followers.iter().all(|follower| follower.inflight_appends > 0));
+    assert_eq!(tells(&mut group, leader), [], "all are awake");
+}
+
 /// Else it would never hand over.
 #[test]
 fn a_leader_does_not_sleep_before_whoever_should_rather_lead() {
