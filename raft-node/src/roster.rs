@@ -31,7 +31,9 @@ pub(crate) struct Roster {
 struct View {
     /// Where the present members are.
     current: Addresses,
-    /// They, and who was a member until the last change.
+    /// The present members, whether anybody knows where they are or not: a transport of the user's may reach them without that.
+    members: BTreeSet<NodeId>,
+    /// Those with an address, and who was a member until the last change.
     linked: BTreeSet<NodeId>,
     /// The addresses, for all who want to know.
     published: watch::Sender<Addresses>,
@@ -57,7 +59,7 @@ impl Roster {
         published: watch::Sender<Addresses>,
         transport: &mut impl Transport,
     ) {
-        let view = View { current: Addresses::new(), linked: BTreeSet::new(), published };
+        let view = View { current: Addresses::new(), members: BTreeSet::new(), linked: BTreeSet::new(), published };
         self.views.insert(group, view);
         self.follow(group, membership, transport);
     }
@@ -71,6 +73,7 @@ impl Roster {
         } else {
             member::addresses(membership, &self.configured)
         };
+        view.members = membership.members().into_iter().collect();
         let former = std::mem::replace(&mut view.current, present);
         let linked = former.keys().chain(view.current.keys()).copied().collect();
         let before = std::mem::replace(&mut view.linked, linked);
@@ -104,7 +107,7 @@ impl Roster {
 
     /// Whether what happens to the link to this peer is of interest for the group.
     pub(crate) fn concerns(&self, group: GroupId, peer: NodeId) -> bool {
-        self.views.get(&group).is_some_and(|view| view.linked.contains(&peer))
+        self.views.get(&group).is_some_and(|view| view.members.contains(&peer) || view.linked.contains(&peer))
     }
 
     /// A group does not need these links any more. Whether one of them goes.

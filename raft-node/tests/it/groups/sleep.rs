@@ -15,7 +15,7 @@ use super::{IDS, group};
 
 /// Goes to sleep soon.
 fn sleepy() -> GroupOptions {
-    GroupOptions::new().tune(|config| config.quiesce_after = Some(config.heartbeat_interval * 2))
+    GroupOptions::new().founders(IDS).tune(|config| config.quiesce_after = Some(config.heartbeat_interval * 2))
 }
 
 /// Waits until all groups sleep on these nodes.
@@ -83,14 +83,14 @@ async fn whoever_stops_or_fails_does_not_leave_the_others_asleep() {
     write(&trio, failed, 1).await;
 }
 
-/// Three nodes without disks and sockets.
-async fn in_memory() -> (MemoryNetwork, BTreeMap<NodeId, Node>) {
+/// Three nodes without disks and sockets, that know the others' addresses or not: in memory, ids are enough.
+async fn in_memory(know_addresses: bool) -> (MemoryNetwork, BTreeMap<NodeId, Node>) {
     let network = MemoryNetwork::new();
     let mut nodes = BTreeMap::new();
     for id in IDS {
         let (inbound, inbox) = mpsc::channel(4096);
         let transport = network.endpoint(id, inbound);
-        let peers = IDS.map(|id| (id, format!("memory:{id}")));
+        let peers = IDS.into_iter().filter(|_| know_addresses).map(|id| (id, format!("memory:{id}")));
         let builder = Node::builder().identity(id, "groups").peers(peers);
         let node = builder.start_with(MemoryStorage::new(), transport, inbox).await.expect("started");
         nodes.insert(id, node);
@@ -126,7 +126,17 @@ async fn leader(nodes: &BTreeMap<NodeId, Node>, among: &[NodeId], id: GroupId) -
 
 #[tokio::test]
 async fn a_link_that_is_lost_wakes_all_groups_that_relied_on_it() {
-    let (network, nodes) = in_memory().await;
+    all_wake(true).await;
+}
+
+/// Whoever brings a transport of his own need not have addresses.
+#[tokio::test]
+async fn a_link_that_is_lost_wakes_groups_whose_members_have_no_addresses() {
+    all_wake(false).await;
+}
+
+async fn all_wake(know_addresses: bool) {
+    let (network, nodes) = in_memory(know_addresses).await;
     let all: Vec<GroupId> = (1..=30).map(GroupId).collect();
     for id in &all {
         for node in nodes.values() {
