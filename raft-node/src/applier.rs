@@ -9,8 +9,9 @@ use bytes::BytesMut;
 use raft_core::driver::{self, Settled, Waiting, settle};
 use raft_core::{Entries, EntryKind, Input, LogId, LogIndex, Membership, Restore, SnapshotMeta};
 
+use crate::farewell::{Farewell, Presence};
 use crate::handle::ReadRequest;
-use crate::inbox::Internal;
+use crate::inbox::{Fatal, Internal};
 use crate::reply::{Flusher, Outcome, RequestError, Responder};
 use crate::snapshot::SnapshotError;
 use crate::snapshot::file::FileReader;
@@ -58,8 +59,8 @@ type Cause = Box<dyn std::error::Error + Send + Sync>;
 /// A group's state machine, and those who wait for it.
 pub(crate) struct Applier<S> {
     machine: S,
-    /// It is not asked anything more.
-    failed: bool,
+    /// Why it is not asked anything more.
+    failure: Option<Arc<Fatal>>,
     /// The last entry that the machine contains, and who belongs to the cluster as of then.
     applied: LogId,
     membership: Membership,
@@ -76,6 +77,10 @@ pub(crate) struct Applier<S> {
     /// Bytes applied since the core was last woken for it.
     quiet_bytes: usize,
     wake_after_bytes: usize,
+    /// The snapshot that was ordered last.
+    order: Option<Order>,
+    /// Goes last: nothing of the group is in memory then.
+    presence: Presence,
 }
 
 impl<S: StateMachine> Applier<S> {
@@ -83,7 +88,7 @@ impl<S: StateMachine> Applier<S> {
         let Start { machine, state, max_unapplied_bytes, shelf, keeper, progress } = start;
         Applier {
             machine,
-            failed: false,
+            failure: None,
             applied: state.last,
             membership: state.membership,
             shelf,
@@ -96,11 +101,13 @@ impl<S: StateMachine> Applier<S> {
             answer: BytesMut::new(),
             quiet_bytes: 0,
             wake_after_bytes: WAKE_AFTER_BYTES.min(max_unapplied_bytes / 2),
+            order: None,
+            presence: Presence::default(),
         }
     }
 
     pub(crate) fn has_failed(&self) -> bool {
-        self.failed
+        self.failure.is_some()
     }
 
     /// Sends the answers.
@@ -109,18 +116,13 @@ impl<S: StateMachine> Applier<S> {
     }
 
     pub(crate) fn is_prompt(&self, job: &Job) -> bool {
-        match job {
-            Job::Apply { entries, .. } => {
-                entries.len() <= MAX_INLINE_ENTRIES
-                    && entries.byte_len() <= MAX_INLINE_BYTES
-                    && self.machine.is_prompt(Work::Apply(entries))
+        let is_prompt = |work: Work<'_>| self.machine.is_prompt(work);
+        is_small(job)
+            && match job {
+                Job::Apply { entries, .. } => is_prompt(Work::Apply(entries)),
+                Job::Query(reads) => reads.iter().all(|read| is_prompt(Work::Query(&read.query))),
+                Job::Restore(_) => false,
             }
-            Job::Query(reads) => {
-                reads.len() <= MAX_INLINE_QUERIES
-                    && reads.iter().all(|read| self.machine.is_prompt(Work::Query(&read.query)))
-            }
-            Job::Restore(_) => false,
-        }
     }
 
     pub(crate) fn work(&mut self, job: Job) -> Result<(), Failed> {
@@ -133,9 +135,21 @@ impl<S: StateMachine> Applier<S> {
     }
 
     pub(crate) fn fail(&mut self, cause: Cause) -> Failed {
-        self.failed = true;
-        self.shelf.inbox.send(Internal::Failed(cause));
+        let why = Arc::new(Fatal::StateMachine(cause));
+        self.failure = Some(why.clone());
+        self.shelf.inbox.send(Internal::Failed(why));
         Failed
+    }
+
+    /// The group ends: nothing more comes for it. Its farewell is said when a file that is being written is finished, and the machine dropped.
+    pub(crate) fn leave(&mut self, mut farewell: Farewell) {
+        self.order.take().inspect(Order::call_off);
+        if let (Ok(()), Some(why)) = (&farewell.result, &self.failure) {
+            // The loop had done with the group, or has ended itself.
+            tracing::error!(group = %farewell.group, error = %why, "failed while stopping");
+            farewell.result = Err(why.clone());
+        }
+        self.presence.leave(farewell);
     }
 
     pub(crate) fn begin(&mut self, task: Task) -> Result<(), Failed> {
@@ -170,13 +184,11 @@ impl<S: StateMachine> Applier<S> {
 
     fn cut(&mut self) -> Result<(), S::Error> {
         let meta = SnapshotMeta { last: self.applied, membership: self.membership.clone() };
-        let order = self.machine.cut()?.filter(|_| meta.last.index > LogIndex::ZERO).map(|cut| Make {
-            cut,
-            meta,
-            to: self.shelf.clone(),
-        });
+        let cut = self.machine.cut()?.filter(|_| meta.last.index > LogIndex::ZERO);
+        let (to, presence) = (self.shelf.clone(), self.presence.clone());
+        self.order = cut.map(|cut| Order::new(Make { cut, meta, to, presence }));
         // The keeper ends after us.
-        let taken = order.is_some_and(|order| self.keeper.send(Order::Make(order)).is_ok());
+        let taken = self.order.as_ref().is_some_and(|order| self.keeper.send(order.clone()).is_ok());
         if !taken {
             self.shelf.inbox.send(Internal::SnapshotMade(Err(SnapshotError::Unsupported)));
         }
@@ -240,6 +252,15 @@ impl<S: StateMachine> Applier<S> {
             self.flusher.add(read.responder.reply(Outcome::Answered { answer: &self.answer }));
         }
         Ok(())
+    }
+}
+
+/// Whether it is about few entries or queries, with few bytes.
+pub(crate) fn is_small(job: &Job) -> bool {
+    match job {
+        Job::Apply { entries, .. } => entries.len() <= MAX_INLINE_ENTRIES && entries.byte_len() <= MAX_INLINE_BYTES,
+        Job::Query(reads) => reads.len() <= MAX_INLINE_QUERIES,
+        Job::Restore(_) => false,
     }
 }
 

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use raft_core::{GroupId, Input, Instant, NodeId};
 use raft_net::{Inbound, Transport};
-use tokio::sync::mpsc as queue;
+use tokio::sync::{mpsc as queue, watch};
 
 use crate::alarms::Alarms;
 use crate::group::Group;
-use crate::handle::{Asked, refuse};
+use crate::handle::{Asked, Stopped, refuse};
 use crate::inbox::{Fatal, Internal, Life, News};
 use crate::node::{Control, GroupError, GroupStatus};
 use crate::open::{Opened, Reservation, Tools};
@@ -46,6 +46,15 @@ enum Happened {
     Time,
 }
 
+/// What is left of a loop that has ended.
+pub(crate) struct Ended<T> {
+    pub(crate) result: Result<(), Arc<Fatal>>,
+    /// The last replies have yet to leave.
+    pub(crate) transport: T,
+    /// How the group has ended that the node was there for.
+    pub(crate) sole: Option<watch::Receiver<Stopped>>,
+}
+
 /// A node with its groups.
 pub(crate) struct Host<T> {
     groups: HashMap<GroupId, Group>,
@@ -57,8 +66,8 @@ pub(crate) struct Host<T> {
     inlets: Inlets,
     outlets: Outlets<T>,
     tools: Tools,
-    /// The node ends with this group.
-    sole: Option<GroupId>,
+    /// The node ends with this group; and how that has ended, when all work for it is done.
+    sole: Option<(GroupId, watch::Receiver<Stopped>)>,
     /// Someone asked the node to stop.
     stopping: bool,
     /// Set when the loop is to end.
@@ -86,8 +95,8 @@ impl<T: Transport> Host<T> {
         }
     }
 
-    /// Runs until the node is asked to stop, or cannot go on. The transport is given back, since the last replies have yet to leave.
-    pub(crate) async fn run(mut self) -> (Result<(), Arc<Fatal>>, T) {
+    /// Runs until the node is asked to stop, or cannot go on.
+    pub(crate) async fn run(mut self) -> Ended<T> {
         let result = match self.serve().await {
             Ok(result) => result,
             Err(fatal) => Err(Arc::new(fatal)),
@@ -103,7 +112,8 @@ impl<T: Transport> Host<T> {
                 refuse(request);
             }
         }
-        (result, self.outlets.transport)
+        let sole = self.sole.map(|(_, stopped)| stopped);
+        Ended { result, transport: self.outlets.transport, sole }
     }
 
     async fn serve(&mut self) -> Result<Result<(), Arc<Fatal>>, Fatal> {
@@ -229,9 +239,9 @@ impl<T: Transport> Host<T> {
     /// What is meant for a former life of a group is of no use to anybody.
     fn news(&mut self, now: Instant, life: Life, internal: Internal) {
         let Some(group) = find(&mut self.groups, life) else { return };
-        if let Internal::Failed(cause) = internal {
+        if let Internal::Failed(why) = internal {
             group.wake_others(now, &mut self.outlets);
-            return self.end(life.group, Err(Arc::new(Fatal::StateMachine(cause))));
+            return self.end(life.group, Err(why));
         }
         activate(&mut self.active, group);
         group.take_in(now, internal, &mut self.outlets);
@@ -305,14 +315,14 @@ impl<T: Transport> Host<T> {
 
     /// The node ends when this group does.
     pub(crate) fn end_with(&mut self, group: GroupId) {
-        self.sole = Some(group);
+        self.sole = self.groups.get(&group).map(|open| (group, open.stopped.subscribe()));
     }
 
     fn end(&mut self, id: GroupId, result: Result<(), Arc<Fatal>>) {
         let Some(mut group) = self.groups.remove(&id) else { return };
         self.alarms.clear(id, &mut group.alarm);
         self.taken.insert(id);
-        if self.sole == Some(id) {
+        if self.sole.as_ref().is_some_and(|(sole, _)| *sole == id) {
             self.ended = Some(result.clone());
         } else if !self.stopping {
             // When the node ends, what was sent last has yet to leave.

@@ -1,5 +1,7 @@
 //! What comes back to the loop from the node's own threads, and which group it is for.
 
+use std::sync::Arc;
+
 use raft_core::{GroupId, Input, LogIndex, SnapshotId};
 use raft_storage::StorageError;
 use tokio::sync::mpsc as queue;
@@ -53,8 +55,8 @@ pub(crate) enum Internal {
         id: SnapshotId,
         last: LogIndex,
     },
-    /// The state machine can go on no longer.
-    Failed(Box<dyn std::error::Error + Send + Sync>),
+    /// The state machine can go on no longer. A group that is being stopped is told by its farewell.
+    Failed(Arc<Fatal>),
 }
 
 /// The way from the node's threads to its loop. Never blocks; once the loop is gone, messages to it are pointless.

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::builder::StartError;
 use crate::doorkeeper::Doorkeeper;
 use crate::handle::{Asked, Stopped};
-use crate::host::{Host, Inlets};
+use crate::host::{Ended, Host, Inlets};
 use crate::inbox::Inbox;
 use crate::node::Metrics;
 use crate::open::{self, Tools};
@@ -242,7 +242,7 @@ fn wire<S: Storage, T: Transport, H>(
     let (reader, reader_thread) = reader::spawn(storage.reader(), inbox.clone())?;
     let (writer, writer_thread) = writer::spawn(storage, inbox.clone())?;
     let (keeper, keeper_thread) = keeper::spawn()?;
-    let (pool, mut threads) = Pool::spawn(applier_threads, &keeper)?;
+    let (pool, mut threads) = Pool::spawn(applier_threads)?;
     threads.extend([writer_thread, reader_thread, keeper_thread]);
     let incoming = Arc::new(Incoming::default());
     transport.receive_snapshots(incoming.clone());
@@ -288,7 +288,7 @@ impl<T: Transport> Wired<T> {
     /// Runs the node to its end, and makes sure that what was handed to its threads is finished.
     async fn run(self) {
         let Wired { host, threads, stopped } = self;
-        let (result, transport) = host.run().await;
+        let Ended { mut result, transport, sole } = host.run().await;
         if let Err(error) = &result {
             tracing::error!(%error, "the node stops");
         }
@@ -296,6 +296,12 @@ impl<T: Transport> Wired<T> {
         // open a group has senders, too, and drops them once it has heard here that the node ends.
         if tokio::task::spawn_blocking(move || join(threads)).await.is_err() {
             tracing::error!("nobody waits for the threads of the node");
+        }
+        // Its state machine may have failed with the last of its work.
+        if let (Ok(()), Some(sole)) = (&result, sole)
+            && let Some(last) = sole.borrow().0.clone()
+        {
+            result = last;
         }
         // Replies made meanwhile are on their way to the clients; after them, farewells to everybody.
         tokio::time::sleep(FAREWELL).await;

@@ -211,7 +211,8 @@ impl Node {
     /// Opens a group: begins a new one, or goes on with what is on the disk from before. Each node of the group opens it; until enough of them
     /// have, it has no leader.
     ///
-    /// The group goes on when the caller does not wait for the result, or drops the handle.
+    /// Once this has been polled, the node does the work, and the group goes on, whether the caller waits for the result or not, and when the handle is dropped. A
+    /// node that ends does not wait for anybody to look at the result.
     ///
     /// # Errors
     /// See [`GroupError`]; nothing is left of the attempt. The state machine has been dropped.
@@ -221,8 +222,15 @@ impl Node {
         machine: M,
         options: GroupOptions,
     ) -> Result<Raft, GroupError> {
-        let (tools, reservation) = self.ask(|reserved| Control::Reserve { group, reserved }).await??;
         let plan = options.plan(self.id, group, &self.configured);
+        let node = self.clone();
+        // What it works with keeps the node's threads alive, so it must not be left to the caller, who may keep this future and never poll it again.
+        let opening = self.runtime.spawn(async move { node.open(group, machine, plan).await });
+        opening.await.unwrap_or(Err(GroupError::ShuttingDown))
+    }
+
+    async fn open<M: StateMachine>(&self, group: GroupId, machine: M, plan: Plan) -> Result<Raft, GroupError> {
+        let (tools, reservation) = self.ask(|reserved| Control::Reserve { group, reserved }).await??;
         // The machine may be restored from a snapshot, which takes its time.
         let opening = self.runtime.spawn_blocking(move || open::open(&tools, reservation, machine, plan));
         let opened = match opening.await {

@@ -36,7 +36,7 @@ use crate::snapshot::{SnapshotFileError, SnapshotPolicy};
 use crate::state_machine::StateMachine;
 use crate::writer::{Found, Open, Order};
 
-/// What it takes to open a group on a node. Whoever has one keeps the node's threads alive.
+/// What it takes to open a group on a node. Whoever has one keeps the node's threads alive: only tasks of the node's own do.
 #[derive(Clone)]
 pub(crate) struct Tools {
     pub(crate) id: NodeId,

@@ -18,6 +18,8 @@ pub(super) enum Behaviour {
     PanicsPromptly,
     /// Fails when it is asked anything.
     FailsWhenAsked,
+    /// Takes its time before it fails.
+    FailsSlowly,
     /// Takes its time to say how far it is.
     OpensSlowly,
 }
@@ -60,7 +62,10 @@ impl StateMachine for Numbers {
             if entry.kind == EntryKind::Command {
                 let number = Numbers::answer(entry.payload).into_iter().next().unwrap_or_default();
                 match self.behaviour {
-                    Behaviour::Fails | Behaviour::FailsPromptly if number == 13 => {
+                    Behaviour::Fails | Behaviour::FailsPromptly | Behaviour::FailsSlowly if number == 13 => {
+                        if self.behaviour == Behaviour::FailsSlowly {
+                            std::thread::sleep(std::time::Duration::from_millis(500));
+                        }
                         return Err(std::io::Error::other("thirteen is too much"));
                     }
                     Behaviour::Panics | Behaviour::PanicsPromptly => assert!(number != 13, "thirteen, as asked"),

@@ -4,10 +4,13 @@ mod disk;
 mod machine;
 mod nodes;
 mod sleep;
+mod threads;
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use raft_core::{GroupId, MembershipChange, NodeId, Role};
@@ -254,6 +257,42 @@ async fn a_node_ends_although_its_service_is_opening_a_group() {
     assert_eq!(node.groups().await.expect("it runs"), [], "it is still being opened");
     node.shutdown();
     tokio::time::timeout(PATIENCE, node.stopped()).await.expect("it ends").expect("nothing failed");
+}
+
+/// Whoever asked for a group may never look at the answer, and keep it.
+#[tokio::test]
+async fn a_node_ends_although_somebody_keeps_a_group_that_is_being_opened() {
+    for polls in 0..=2 {
+        let (_dir, node) = nodes::alone(|builder| builder).await;
+        let options = GroupOptions::new().founders([NodeId(1)]);
+        let mut opening = Box::pin(node.create_group(group(1), Numbers::new(Behaviour::OpensSlowly), options));
+        for _ in 0..polls {
+            assert!(opening.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        node.shutdown();
+        tokio::time::timeout(PATIENCE, node.stopped()).await.expect("it ends").expect("nothing failed");
+        let opened = tokio::time::timeout(PATIENCE, opening).await.expect("there is an answer");
+        assert!(matches!(opened, Err(GroupError::ShuttingDown)), "{polls}: {opened:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_fails_while_its_group_is_being_stopped_has_failed() {
+    let (_dir, node) = nodes::alone(|builder| builder).await;
+    let options = GroupOptions::new().founders([NodeId(1)]);
+    let machine = Numbers::new(Behaviour::FailsSlowly);
+    let raft = node.create_group(group(1), machine, options).await.expect("opened");
+    raft.leader().wait_for(Option::is_some).await.expect("it runs");
+    let placed = raft.start(Numbers::command(13)).await.expect("it leads");
+    while raft.status().await.expect("it runs").commit_index < placed.last {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let stopped = node.stop_group(group(1)).await;
+    assert!(matches!(&stopped, Err(GroupError::Failed(why)) if why.to_string().contains("thirteen")), "{stopped:?}");
+    assert!(raft.stopped().await.is_err());
+    node.shutdown();
+    node.stopped().await.expect("it was the group's failure, not the node's");
 }
 
 #[tokio::test]

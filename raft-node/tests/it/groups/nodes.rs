@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use raft_core::{GroupId, NodeId};
 use raft_net::{TlsIdentity, pki};
-use raft_node::{Consistency, GroupOptions, Node, Raft, RequestError};
+use raft_node::{Consistency, GroupOptions, Node, NodeBuilder, Raft, RequestError};
 
 use super::IDS;
 use super::machine::Numbers;
@@ -23,23 +23,28 @@ pub(super) struct Trio {
 
 /// A node by itself, with clients whose service opens a group; and the directory, to be kept until the node has ended.
 pub(super) async fn serving(group: GroupId, machine: Numbers) -> (tempfile::TempDir, Node) {
+    alone(|builder| {
+        builder.serve_clients(move |node, _clients| async move {
+            // The node may end before.
+            let _ = node.create_group(group, machine, GroupOptions::new().founders([IDS[0]])).await;
+        })
+    })
+    .await
+}
+
+/// A node by itself; and the directory, to be kept until the node has ended.
+pub(super) async fn alone(with: impl FnOnce(NodeBuilder) -> NodeBuilder) -> (tempfile::TempDir, Node) {
     let (day, id) = (Duration::from_hours(24), IDS[0]);
     let ca = pki::CertificateAuthority::generate(day).expect("an authority");
     let own = ca.issue_node("groups", id, day).expect("a certificate");
     let tls = TlsIdentity::from_pem(&ca.credentials().cert_pem, &own.cert_pem, &own.key_pem).expect("valid");
     let dir = tempfile::tempdir().expect("a directory");
-    let node = Node::builder()
+    let builder = Node::builder()
         .identity(id, "groups")
         .data_dir(dir.path())
         .listen("127.0.0.1:0".parse().expect("an address"))
-        .tls(tls)
-        .serve_clients(move |node, _clients| async move {
-            // The node may end before.
-            let _ = node.create_group(group, machine, GroupOptions::new().founders([id])).await;
-        })
-        .start()
-        .await
-        .expect("started");
+        .tls(tls);
+    let node = with(builder).start().await.expect("started");
     (dir, node)
 }
 
