@@ -16,7 +16,7 @@ mod scan;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use raft_core::{GroupId, LogIndex, NodeId, Write};
@@ -58,8 +58,26 @@ pub struct RocksStorage {
     synced: WriteOptions,
     /// Where records are put together; kept to save an allocation for each.
     scratch: Vec<u8>,
-    poisoned: Option<Arc<str>>,
+    poison: Poison,
     metrics: Arc<StorageMetrics>,
+}
+
+/// Why nothing is written any more, once a write has failed: whoever writes to the database, what fails for one is final for all.
+#[derive(Clone, Debug, Default)]
+struct Poison(Arc<OnceLock<Arc<str>>>);
+
+impl Poison {
+    fn by(&self, error: &StorageError) {
+        // What failed first is the cause.
+        let _ = self.0.set(error.to_string().into());
+    }
+
+    fn check(&self) -> Result<(), StorageError> {
+        match self.0.get() {
+            Some(cause) => Err(StorageError::Poisoned { cause: cause.clone() }),
+            None => Ok(()),
+        }
+    }
 }
 
 impl RocksStorage {
@@ -96,7 +114,7 @@ impl RocksStorage {
             groups,
             synced,
             scratch: Vec::new(),
-            poisoned: None,
+            poison: Poison::default(),
             metrics: Arc::default(),
         })
     }
@@ -116,18 +134,18 @@ impl RocksStorage {
     /// # Errors
     /// The storage is poisoned, or what it says is damaged.
     pub fn founders(&self, group: GroupId) -> Result<Option<Vec<NodeId>>, StorageError> {
-        self.check_alive()?;
+        self.poison.check()?;
         let key = meta::key(group, meta::Tag::Founders);
         let found = self.db.get_cf(column(&self.db, META)?, key).map_err(|error| read_error("the founders", error))?;
         found.map(|value| meta::decode_founders(&key, group, &value)).transpose()
     }
 
-    /// By which incarnations the other nodes are known.
+    /// By which incarnations the other nodes are known. When something about them cannot be written down, that is final for the storage, too.
     ///
     /// # Errors
     /// What is written down about them is damaged.
     pub fn known_peers(&self, group: GroupId) -> Result<KnownPeers, StorageError> {
-        KnownPeers::open(&self.db, group)
+        KnownPeers::open(&self.db, group, self.poison.clone())
     }
 
     /// Pins the voters with which a group begins: the first call writes them down, durably; every later one, also after a
@@ -137,7 +155,7 @@ impl RocksStorage {
     /// [`StorageError::WrongFounders`] when the group began with others: nothing has changed, mend the configuration. Any other error
     /// is final, for all groups: they share the disk whose sync failed.
     pub fn pin_founders(&mut self, group: GroupId, voters: &[NodeId]) -> Result<(), StorageError> {
-        self.check_alive()?;
+        self.poison.check()?;
         let key = meta::key(group, meta::Tag::Founders);
         match self.founders(group)? {
             Some(found) if found == voters => Ok(()),
@@ -146,7 +164,7 @@ impl RocksStorage {
                 self.db
                     .put_cf_opt(column(&self.db, META)?, key, meta::encode_founders(&key, voters), &self.synced)
                     .map_err(|error| StorageError::engine("writing the founders", error))
-                    .inspect_err(|error| self.poisoned = Some(error.to_string().into()))?;
+                    .inspect_err(|error| self.poison.by(error))?;
                 self.groups.entry(group).or_default();
                 Ok(())
             }
@@ -161,13 +179,6 @@ impl RocksStorage {
     /// Counters since it was opened.
     pub fn metrics(&self) -> Arc<StorageMetrics> {
         self.metrics.clone()
-    }
-
-    fn check_alive(&self) -> Result<(), StorageError> {
-        match &self.poisoned {
-            Some(cause) => Err(StorageError::Poisoned { cause: cause.clone() }),
-            None => Ok(()),
-        }
     }
 
     /// Moves the outlines on, then writes one batch with one sync. When it fails half-way, the outlines are ahead of the disk: the
@@ -213,15 +224,15 @@ impl Storage for RocksStorage {
     type Reader = RocksReader;
 
     fn recover(&mut self, group: GroupId) -> Result<RecoveredLog, StorageError> {
-        self.check_alive()?;
+        self.poison.check()?;
         Ok(self.groups.get(&group).map(|state| state.outline.clone()).unwrap_or_default())
     }
 
     fn write(&mut self, batch: &[(GroupId, Write)]) -> Result<(), StorageError> {
-        self.check_alive()?;
+        self.poison.check()?;
         self.write_synced(batch).inspect_err(|error| {
             tracing::error!(dir = %self.dir.display(), %error, "the log cannot be written any more");
-            self.poisoned = Some(error.to_string().into());
+            self.poison.by(error);
         })
     }
 
@@ -244,7 +255,7 @@ impl Storage for RocksStorage {
 
 impl std::fmt::Debug for RocksStorage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RocksStorage").field("dir", &self.dir).field("poisoned", &self.poisoned).finish_non_exhaustive()
+        f.debug_struct("RocksStorage").field("dir", &self.dir).field("poison", &self.poison).finish_non_exhaustive()
     }
 }
 

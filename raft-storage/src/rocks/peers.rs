@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use raft_core::{GroupId, NodeId};
 use rocksdb::{DB, WriteOptions};
 
-use super::{META, column, meta, read_error};
+use super::{META, Poison, column, meta, read_error};
 use crate::error::StorageError;
 
 /// The incarnations under which the other nodes are known: the first that is seen of a node is written down, durably, before anything that the node says is
@@ -18,6 +18,8 @@ use crate::error::StorageError;
 pub struct KnownPeers {
     db: Weak<DB>,
     group: GroupId,
+    /// That of the storage.
+    poison: Poison,
     known: Arc<Mutex<BTreeMap<NodeId, u128>>>,
 }
 
@@ -31,17 +33,17 @@ pub enum Acquaintance {
 }
 
 impl KnownPeers {
-    pub(super) fn open(db: &Arc<DB>, group: GroupId) -> Result<Self, StorageError> {
+    pub(super) fn open(db: &Arc<DB>, group: GroupId, poison: Poison) -> Result<Self, StorageError> {
         let key = meta::key(group, meta::Tag::Peers);
         let stored = db.get_cf(column(db, META)?, key).map_err(|error| read_error("the known peers", error))?;
         let known = stored.map(|value| meta::decode_peers(&key, group, &value)).transpose()?.unwrap_or_default();
-        Ok(KnownPeers { db: Arc::downgrade(db), group, known: Arc::new(Mutex::new(known)) })
+        Ok(KnownPeers { db: Arc::downgrade(db), group, poison, known: Arc::new(Mutex::new(known)) })
     }
 
     /// Whether `node` is known by this incarnation. If it is not known at all, it is now, after a sync.
     ///
     /// # Errors
-    /// It could not be written down, or the storage has been closed: do not believe the node.
+    /// It could not be written down, or the storage is poisoned or closed: do not believe the node.
     pub fn meet(&self, node: NodeId, incarnation: u128) -> Result<Acquaintance, StorageError> {
         let mut known = self.lock();
         match known.get(&node) {
@@ -74,12 +76,14 @@ impl KnownPeers {
     }
 
     fn store(&self, known: &BTreeMap<NodeId, u128>) -> Result<(), StorageError> {
+        self.poison.check()?;
         let db = self.db.upgrade().ok_or_else(|| StorageError::engine("writing the known peers", "it is closed"))?;
         let key = meta::key(self.group, meta::Tag::Peers);
         let mut synced = WriteOptions::default();
         synced.set_sync(true);
         db.put_cf_opt(column(&db, META)?, key, meta::encode_peers(&key, known), &synced)
             .map_err(|error| StorageError::engine("writing the known peers", error))
+            .inspect_err(|error| self.poison.by(error))
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, u128>> {

@@ -12,6 +12,7 @@ use super::{GROUP, append, open};
 const DIR: &str = "RAFT_STORAGE_TEST_FULL_DISK";
 const SYNC_DIR: &str = "RAFT_STORAGE_TEST_FAILED_SYNC";
 const PIN_DIR: &str = "RAFT_STORAGE_TEST_FAILED_PIN";
+const MEET_DIR: &str = "RAFT_STORAGE_TEST_FAILED_MEETING";
 
 /// The operating system refuses to let a file of this process grow beyond a limit, as a full disk would. The limit cannot be taken
 /// back, so this is a process of its own: this very test, started again.
@@ -85,6 +86,28 @@ fn a_failed_sync_of_founders_is_final_for_all_groups() {
         assert!(matches!(later, StorageError::Poisoned { .. }), "{later}");
         return println!("poisoned");
     }
+    dies_of_a_failed_sync(PIN_DIR, "a_failed_sync_of_founders_is_final_for_all_groups");
+}
+
+/// Who is who is written by another thread, but to the same disk.
+#[test]
+fn a_failed_sync_of_who_is_who_is_final_for_the_log() {
+    if let Some(dir) = env::var_os(MEET_DIR) {
+        let mut storage = open(Path::new(&dir)).unwrap();
+        let peers = storage.known_peers(GROUP).unwrap();
+        let error = peers.meet(NodeId(2), 7).unwrap_err();
+        assert!(matches!(error, StorageError::Engine { .. }), "{error}");
+        let later = storage.write(&[append(1, 1, &[b"x"])]).unwrap_err();
+        assert!(matches!(later, StorageError::Poisoned { .. }), "{later}");
+        let other = peers.meet(NodeId(3), 8).unwrap_err();
+        assert!(matches!(other, StorageError::Poisoned { .. }), "{other}");
+        return println!("poisoned");
+    }
+    dies_of_a_failed_sync(MEET_DIR, "a_failed_sync_of_who_is_who_is_final_for_the_log");
+}
+
+/// Starts the test again, in a process of its own in which one sync fails: it says "poisoned" when that was the one that it is about.
+fn dies_of_a_failed_sync(variable: &str, test: &str) {
     if Command::new("strace").arg("-V").output().is_err() {
         eprintln!("skipped: strace is not installed (`cargo xtask setup` installs it)");
         return;
@@ -95,8 +118,8 @@ fn a_failed_sync_of_founders_is_final_for_all_groups() {
         let output = Command::new("strace")
             .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", &inject])
             .arg(env::current_exe().unwrap())
-            .args(["--exact", "failing_disk::a_failed_sync_of_founders_is_final_for_all_groups", "--nocapture"])
-            .env(PIN_DIR, dir.path())
+            .args(["--exact", &format!("failing_disk::{test}"), "--nocapture"])
+            .env(variable, dir.path())
             .output()
             .unwrap();
         String::from_utf8_lossy(&output.stdout).contains("poisoned")
