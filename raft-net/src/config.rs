@@ -79,9 +79,11 @@ pub struct Limits {
     pub max_append_frame: usize,
     /// Largest frame of any other kind, in bytes.
     pub max_control_frame: usize,
-    /// Bytes of entries that may wait for one peer; what comes on top is dropped (and counted).
+    /// Bytes of entries of each group that may wait for one peer; what comes on top is dropped (and counted), and has to be sent again. It must exceed what a group
+    /// sends before it hears of anything (`raft_core::Config::max_inflight_bytes` and one message): then nothing is dropped, and what waits for a peer that does
+    /// not read is bounded by the windows of the groups that it shares with this node.
     pub append_queue_bytes: usize,
-    /// Bytes of other messages that may wait for one peer; what comes on top is dropped (and counted).
+    /// Bytes of other messages, of all groups, that may wait for one peer; what comes on top is dropped (and counted).
     pub control_queue_bytes: usize,
     /// QUIC flow control window of one stream, in bytes. Larger does not speed up a LAN, it only queues: heartbeats
     /// then wait behind bulk data.

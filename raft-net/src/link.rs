@@ -1,6 +1,7 @@
 //! The way to one peer: who it is, and the session over which it can be reached at present.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -141,48 +142,89 @@ impl Session {
 pub(crate) struct Lane {
     channel: Channel,
     queue: Mutex<Queue>,
-    /// Bytes queued or being written.
-    waiting: AtomicUsize,
     wake: Notify,
 }
 
+/// To whom room in a queue belongs. Entries of each group have their own: a group sends no more than its window before it hears that something has arrived, so
+/// it gets along with that, whatever others do. With one room for all, a few busy groups would fill it, and what is dropped of one of them makes everything useless that
+/// it sends after that. Other messages are small, and all groups share the room (`None`).
+type Owner = Option<GroupId>;
+
+/// Invariant: `waiting` is the sum of `order` for each owner, and has no zeros.
 #[derive(Debug)]
 struct Queue {
     sink: FrameSink,
     frames: u64,
+    /// Bytes queued or being written.
+    waiting: HashMap<Owner, usize>,
+    /// The same bytes, in the order in which they leave.
+    order: VecDeque<(Owner, usize)>,
+}
+
+impl Queue {
+    fn waiting(&self, owner: Owner) -> usize {
+        self.waiting.get(&owner).copied().unwrap_or_default()
+    }
+
+    fn add(&mut self, owner: Owner, bytes: usize) {
+        *self.waiting.entry(owner).or_default() += bytes;
+        match self.order.back_mut() {
+            Some((last, run)) if *last == owner => *run += bytes,
+            _ => self.order.push_back((owner, bytes)),
+        }
+    }
+
+    fn release(&mut self, mut bytes: usize) {
+        while let Some((owner, run)) = self.order.front_mut().filter(|_| bytes > 0) {
+            let part = bytes.min(*run);
+            (bytes, *run) = (bytes - part, *run - part);
+            let left = self.waiting.get_mut(owner).map_or(0, |waiting| {
+                *waiting -= part;
+                *waiting
+            });
+            if left == 0 {
+                self.waiting.remove(owner);
+            }
+            if *run == 0 {
+                self.order.pop_front();
+            }
+        }
+    }
 }
 
 impl Lane {
     fn new(preface: Preface) -> Self {
         let mut sink = FrameSink::new();
         codec::encode_preface(preface, &mut sink);
-        let waiting = AtomicUsize::new(sink.len());
-        Lane { channel: preface.channel, queue: Mutex::new(Queue { sink, frames: 0 }), waiting, wake: Notify::new() }
+        let preface_bytes = sink.len();
+        let mut queue = Queue { sink, frames: 0, waiting: HashMap::new(), order: VecDeque::new() };
+        queue.add(None, preface_bytes);
+        Lane { channel: preface.channel, queue: Mutex::new(queue), wake: Notify::new() }
     }
 
     fn post(&self, group: GroupId, envelope: &Envelope, limits: &Limits, metrics: &NetMetrics) {
-        let (max_frame, max_waiting) = match self.channel {
-            Channel::Control => (limits.max_control_frame, limits.control_queue_bytes),
-            Channel::Append => (limits.max_append_frame, limits.append_queue_bytes),
+        let (owner, max_frame, max_waiting) = match self.channel {
+            Channel::Control => (None, limits.max_control_frame, limits.control_queue_bytes),
+            Channel::Append => (Some(group), limits.max_append_frame, limits.append_queue_bytes),
         };
         let size = match &envelope.body {
             Message::AppendEntries(append) => append.entries.byte_len(),
             _ => 0,
         };
-        let waiting = self.waiting.load(Ordering::Relaxed);
+        let mut queue = lock(&self.queue);
+        let waiting = queue.waiting(owner);
         // What is larger than the queue passes when the queue is (almost) empty: otherwise it would never pass.
         if waiting.saturating_add(size) > max_waiting && waiting > codec::PREFACE_LIMIT {
             bump(&metrics.dropped_full, 1);
             return;
         }
-        let mut queue = lock(&self.queue);
         let was_empty = queue.sink.is_empty();
         let Some(written) = codec::encode(envelope, group, max_frame, &mut queue.sink) else {
             bump(&metrics.dropped_oversized, 1);
             return;
         };
         queue.frames += 1;
-        self.waiting.fetch_add(written, Ordering::Relaxed);
+        queue.add(owner, written);
         drop(queue);
         if was_empty {
             self.wake.notify_one();
@@ -205,7 +247,7 @@ impl Lane {
 
     /// `bytes` of what was taken now belong to QUIC.
     pub(crate) fn written(&self, bytes: usize) {
-        self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+        lock(&self.queue).release(bytes);
     }
 }
 
@@ -258,6 +300,34 @@ mod tests {
         assert_eq!((metrics.snapshot().dropped_oversized, lock(&lane.queue).frames), (1, 0));
         lane.post(GroupId::FIRST, &append(3000), &limits, &metrics);
         assert_eq!(lock(&lane.queue).frames, 1);
+    }
+
+    #[tokio::test]
+    async fn no_group_takes_the_room_of_another_and_each_gets_back_its_own() {
+        let limits = Limits { append_queue_bytes: 1000, max_append_frame: 5000, ..Limits::default() };
+        let (lane, metrics) = (lane(Channel::Append), NetMetrics::default());
+        let dropped = || metrics.snapshot().dropped_full;
+        for group in 1..=50 {
+            lane.post(GroupId(group), &append(700), &limits, &metrics);
+        }
+        assert_eq!((dropped(), lock(&lane.queue).frames), (0, 50));
+        lane.post(GroupId(1), &append(700), &limits, &metrics);
+        lane.post(GroupId(2), &append(100), &limits, &metrics);
+        assert_eq!((dropped(), lock(&lane.queue).frames), (1, 51));
+        let mut batch = Vec::new();
+        lane.take(&mut batch).await;
+        let all: usize = batch.iter().map(Bytes::len).sum();
+        // The first group's is at the front: when half of everything has left, it has room, and the last group has none.
+        lane.written(all / 2);
+        for group in [1, 50] {
+            lane.post(GroupId(group), &append(700), &limits, &metrics);
+        }
+        assert_eq!((dropped(), lock(&lane.queue).frames), (2, 1));
+        lane.written(all - all / 2);
+        assert_eq!(lock(&lane.queue).order.iter().map(|(owner, _)| *owner).collect::<Vec<_>>(), [Some(GroupId(1))]);
+        lane.take(&mut batch).await;
+        lane.written(batch.iter().map(Bytes::len).sum::<usize>());
+        assert!(lock(&lane.queue).waiting.is_empty() && lock(&lane.queue).order.is_empty());
     }
 
     #[tokio::test]

@@ -49,6 +49,17 @@ pub enum StartError {
         /// The limit, in bytes.
         limit: usize,
     },
+    /// What is on its way to a follower would not fit into the queue of the network.
+    #[error(
+        "messages with entries for one follower may have {needed} bytes in all (`max_inflight_bytes` and one message more), but \
+         `append_queue_bytes` of the network is {limit}"
+    )]
+    QueueTooSmall {
+        /// What the settings of the group ask for, in bytes.
+        needed: usize,
+        /// The limit, in bytes.
+        limit: usize,
+    },
     /// The node's thread died while starting.
     #[error("the node's thread ended while starting")]
     Died,

@@ -22,7 +22,7 @@ use crate::handle::{Asked, Stopped};
 use crate::host::{Ended, Host, Inlets};
 use crate::inbox::Inbox;
 use crate::node::Metrics;
-use crate::open::{self, Tools};
+use crate::open::{self, Room, Tools};
 use crate::pool::Pool;
 use crate::ports::Outlets;
 use crate::reply::Flusher;
@@ -75,7 +75,7 @@ pub(crate) struct Parts<S, T> {
     metrics: Metrics,
     incarnation: u128,
     doorkeeper: Doorkeeper,
-    max_frame: usize,
+    room: Room,
 }
 
 /// Opens a node's parts, on its thread.
@@ -96,7 +96,7 @@ impl Start {
     pub(crate) fn make_room(&mut self, config: &Config) {
         self.limits.max_append_frame = self.limits.max_append_frame.max(open::frame_bytes(config));
         // What the core's window lets through must not be dropped on its way.
-        self.limits.append_queue_bytes = self.limits.append_queue_bytes.max(config.max_inflight_bytes);
+        self.limits.append_queue_bytes = self.limits.append_queue_bytes.max(open::window_bytes(config));
     }
 
     fn site(&self) -> Result<Site, StartError> {
@@ -126,14 +126,14 @@ impl Start {
             let mut net = NetConfig::new(id, cluster, listen, tls);
             (net.incarnation, net.peer_check) = (incarnation, doorkeeper.check());
             net.data_dir = Some(data_dir);
-            let max_frame = limits.max_append_frame;
+            let room = Room { frame: limits.max_append_frame, queue: limits.append_queue_bytes };
             net.limits = limits;
             let transport = QuicTransport::bind(net, inbound, client_sender)?;
             let address = Some(transport.local_addr()?);
             let metrics =
                 Metrics { storage: Some(storage.metrics()), net: Some(transport.metrics()), ..Metrics::default() };
             let clients = Some(clients);
-            Ok(Parts { storage, transport, network, clients, address, metrics, incarnation, doorkeeper, max_frame })
+            Ok(Parts { storage, transport, network, clients, address, metrics, incarnation, doorkeeper, room })
         };
         Ok((site, Box::new(open)))
     }
@@ -159,7 +159,7 @@ impl Start {
                 metrics: Metrics::default(),
                 incarnation: rand::random(),
                 doorkeeper: Doorkeeper::default(),
-                max_frame: usize::MAX,
+                room: Room { frame: usize::MAX, queue: usize::MAX },
             })
         };
         Ok((self.site()?, Box::new(open)))
@@ -235,8 +235,7 @@ fn wire<S: Storage, T: Transport, H>(
     begin: impl FnOnce(&mut Host<T>, Ends) -> Result<H, StartError>,
 ) -> Result<WiredNode<T, H>, StartError> {
     let Site { id, configured, data_dir, applier_threads } = site;
-    let Parts { storage, mut transport, network, clients, address, metrics, incarnation, doorkeeper, max_frame } =
-        parts;
+    let Parts { storage, mut transport, network, clients, address, metrics, incarnation, doorkeeper, room } = parts;
     let (inbox, internal) = Inbox::new();
     let (requests, asked) = mpsc::unbounded_channel();
     let (reader, reader_thread) = reader::spawn(storage.reader(), inbox.clone())?;
@@ -251,7 +250,7 @@ fn wire<S: Storage, T: Transport, H>(
         incarnation,
         data_dir,
         configured: Arc::new(configured.clone()),
-        max_frame,
+        room,
         origin: std::time::Instant::now(),
         inbox,
         writer: writer.clone(),

@@ -46,8 +46,7 @@ pub(crate) struct Tools {
     pub(crate) data_dir: Option<PathBuf>,
     /// Where nodes are, as far as the configuration says.
     pub(crate) configured: Arc<BTreeMap<NodeId, String>>,
-    /// The longest message with entries that the network takes, in bytes.
-    pub(crate) max_frame: usize,
+    pub(crate) room: Room,
     /// When the node's time began.
     pub(crate) origin: std::time::Instant,
     pub(crate) inbox: Inbox,
@@ -58,6 +57,15 @@ pub(crate) struct Tools {
     pub(crate) address: Option<SocketAddr>,
     /// Those of the node; each group has its own of snapshots.
     pub(crate) metrics: Metrics,
+}
+
+/// What the network takes of each group, in bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    /// The longest message with entries.
+    pub(crate) frame: usize,
+    /// Messages with entries that may wait for one peer.
+    pub(crate) queue: usize,
 }
 
 /// What a group is to be like.
@@ -132,7 +140,7 @@ pub(crate) fn open<M: StateMachine>(
 ) -> Result<Opened, StartError> {
     let Plan { mut config, founders, join, policy } = plan;
     let life = reservation.life;
-    check_frames(&config, tools.max_frame)?;
+    check_room(&config, tools.room)?;
     let Found { log, founders } = find(tools, life.group, founders, join)?;
     // Those with whom the group begins have the identity 0.
     config.identity = if founders.is_empty() { identity_of(tools.incarnation) } else { 0 };
@@ -185,15 +193,25 @@ pub(crate) fn open<M: StateMachine>(
     Ok(Opened { group, shelf, published, reservation })
 }
 
-/// An entry of the largest size must fit into a frame.
-fn check_frames(config: &Config, max_frame: usize) -> Result<(), StartError> {
-    let needed = frame_bytes(config);
-    if needed > max_frame { Err(StartError::FrameTooSmall { needed, limit: max_frame }) } else { Ok(()) }
+/// An entry of the largest size must fit into a frame; and what the core's window lets through must fit into the queue, or it would be dropped and sent again, time
+/// after time.
+fn check_room(config: &Config, room: Room) -> Result<(), StartError> {
+    let (frame, window) = (frame_bytes(config), window_bytes(config));
+    if frame > room.frame {
+        return Err(StartError::FrameTooSmall { needed: frame, limit: room.frame });
+    }
+    if window > room.queue { Err(StartError::QueueTooSmall { needed: window, limit: room.queue }) } else { Ok(()) }
 }
 
 /// The longest message with entries, in bytes.
 pub(crate) fn frame_bytes(config: &Config) -> usize {
     config.max_entry_bytes.max(config.max_append_bytes).saturating_add(64 << 10)
+}
+
+/// More than what a group sends to one peer before it hears of anything, in bytes: the last message may exceed the window, and each has a head.
+pub(crate) fn window_bytes(config: &Config) -> usize {
+    let heads = config.max_inflight_appends.saturating_mul(128);
+    config.max_inflight_bytes.saturating_add(frame_bytes(config)).saturating_add(heads)
 }
 
 /// Asks the writer, which owns the log.

@@ -119,6 +119,31 @@ async fn what_does_not_fit_into_the_queue_is_dropped_and_counted() {
     assert_eq!(one.stats().dropped_full as usize, dropped);
 }
 
+/// Each has its own room in the queue, so that one that keeps within its window loses nothing because others send much.
+#[tokio::test]
+async fn many_busy_groups_and_a_peer_that_does_not_read() {
+    let (pki, groups) = (Pki::new(), 20_u64);
+    let mut config = pki.config(1);
+    config.limits.append_queue_bytes = 1 << 20;
+    let mut nodes = [Node::start(config), Node::with_inbox(pki.config(2), 2)];
+    connect(&mut nodes).await;
+    let [one, two] = &mut nodes;
+    for n in 1..=6 {
+        for group in 1..=groups {
+            one.transport.send(GroupId(group), &mut vec![append(1, 2, n, 128 << 10)]);
+        }
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(one.stats().dropped_full, 0);
+    let mut seen = vec![0; groups as usize];
+    while seen.iter().sum::<usize>() < 6 * groups as usize {
+        if let Inbound::Messages { group, messages } = two.next().await {
+            seen[group.0 as usize - 1] += messages.len();
+        }
+    }
+    assert_eq!(seen, vec![6; groups as usize]);
+}
+
 #[tokio::test]
 async fn messages_to_nobody_are_dropped_and_counted() {
     let pki = Pki::new();

@@ -68,6 +68,9 @@ async fn who_asks_for_what_is_not_possible_is_told_so() {
     let too_large = alone().tune(|config| config.max_entry_bytes = 1 << 30);
     let refused = node.create_group(group(7), Numbers::default(), too_large).await.expect_err("too large");
     assert!(refused.to_string().contains("max_append_frame"), "{refused}");
+    let too_much = alone().tune(|config| config.max_inflight_bytes = 1 << 30);
+    let refused = node.create_group(group(7), Numbers::default(), too_much).await.expect_err("too much");
+    assert!(refused.to_string().contains("append_queue_bytes"), "{refused}");
     let raft = node.create_group(group(7), Numbers::default(), alone()).await.expect("what failed leaves nothing");
     assert!(matches!(node.create_group(group(7), Numbers::default(), alone()).await, Err(GroupError::Exists { .. })));
     raft.leader().wait_for(Option::is_some).await.expect("it runs");
