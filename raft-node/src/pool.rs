@@ -284,6 +284,7 @@ impl Worker {
         let (hand_over, given) = channel();
         let own = whom.clone();
         let spawned = Builder::new().name("raft-restore".into()).spawn(move || {
+            crate::background::yield_to_others();
             if let Ok(job) = given.recv() {
                 own.job(job);
                 own.answer();

@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 
 use rocksdb::{DB, IngestExternalFileOptions, Options, SstFileWriter};
 
+use crate::background::Breather;
+
 /// Where the files are until the database takes them over, below its directory.
 const PLACE: &str = "restoring";
 /// A file of so many bytes is complete.
-pub(super) const FILE_BYTES: u64 = 64 << 20;
+pub(super) const FILE_BYTES: u64 = 16 << 20;
 
 /// Why there are no files.
 #[derive(Debug)]
@@ -36,6 +38,7 @@ pub(super) struct Tables<'a> {
     writer: Option<SstFileWriter<'a>>,
     paths: Vec<PathBuf>,
     last: Vec<u8>,
+    breather: Breather,
 }
 
 impl<'a> Tables<'a> {
@@ -43,7 +46,15 @@ impl<'a> Tables<'a> {
         clear_away(dir)?;
         let place = dir.join(PLACE);
         fs::create_dir(&place)?;
-        Ok(Tables { options, place, file_bytes, writer: None, paths: Vec::new(), last: Vec::new() })
+        Ok(Tables {
+            options,
+            place,
+            file_bytes,
+            writer: None,
+            paths: Vec::new(),
+            last: Vec::new(),
+            breather: Breather::default(),
+        })
     }
 
     /// Keys must ascend.
@@ -63,7 +74,7 @@ impl<'a> Tables<'a> {
                 none.insert(writer)
             }
         };
-        writer.put(key, value)?;
+        self.breather.work(key.len() + value.len(), || writer.put(key, value))?;
         if writer.file_size() >= self.file_bytes { self.finish_file() } else { Ok(()) }
     }
 

@@ -14,13 +14,15 @@ use std::path::{Path, PathBuf};
 
 use raft_core::{GroupId, LogId, LogIndex, Membership, SnapshotMeta, Term};
 
+use crate::background::Breather;
+
 const MAGIC: &[u8; 8] = b"raftsnap";
 const FORMAT: u32 = 1;
 /// Bytes of data in a chunk; the last one may have fewer.
 const CHUNK: usize = 256 << 10;
 /// After so many bytes what was written is brought to the disk, instead of all at once in the end: a gigabyte that waits in the system's memory would
 /// hold up every sync of the log on the same disk for seconds.
-pub(crate) const SYNC_BYTES: u64 = 1 << 20;
+pub(crate) const SYNC_BYTES: u64 = 512 << 10;
 /// Longest membership that is believed, in bytes.
 const MAX_MEMBERSHIP: u32 = 1 << 20;
 /// Bytes of the header before the membership.
@@ -90,6 +92,7 @@ pub(crate) struct FileWriter {
     data: u64,
     /// Bytes of data when it was last synced.
     synced: u64,
+    breather: Breather,
 }
 
 impl FileWriter {
@@ -97,7 +100,15 @@ impl FileWriter {
         let io = |source| SnapshotFileError::Io { path: path.to_owned(), source };
         let mut file = File::create(path).map_err(io)?;
         file.write_all(&header.encode()).map_err(io)?;
-        Ok(FileWriter { file, path: path.to_owned(), chunk: Vec::with_capacity(CHUNK), chunks: 0, data: 0, synced: 0 })
+        Ok(FileWriter {
+            file,
+            path: path.to_owned(),
+            chunk: Vec::with_capacity(CHUNK),
+            chunks: 0,
+            data: 0,
+            synced: 0,
+            breather: Breather::default(),
+        })
     }
 
     /// Writes what is left, and the footer; all of it is on the disk then. Returns the size of the file.
@@ -116,19 +127,22 @@ impl FileWriter {
         if self.chunk.is_empty() {
             return Ok(());
         }
-        let mut head = [0; 8];
-        head[..4].copy_from_slice(&(self.chunk.len() as u32).to_be_bytes());
-        head[4..].copy_from_slice(&checksum(self.chunks, &self.chunk).to_be_bytes());
-        self.file.write_all(&head)?;
-        self.file.write_all(&self.chunk)?;
-        self.chunks += 1;
-        self.data += self.chunk.len() as u64;
-        self.chunk.clear();
-        if self.data - self.synced >= SYNC_BYTES {
-            self.synced = self.data;
-            self.file.sync_data()?;
-        }
-        Ok(())
+        let FileWriter { file, chunk, chunks, data, synced, breather, .. } = self;
+        breather.work(chunk.len(), || {
+            let mut head = [0; 8];
+            head[..4].copy_from_slice(&(chunk.len() as u32).to_be_bytes());
+            head[4..].copy_from_slice(&checksum(*chunks, chunk).to_be_bytes());
+            file.write_all(&head)?;
+            file.write_all(chunk)?;
+            *chunks += 1;
+            *data += chunk.len() as u64;
+            if *data - *synced >= SYNC_BYTES {
+                *synced = *data;
+                file.sync_data()?;
+            }
+            chunk.clear();
+            Ok(())
+        })
     }
 }
 

@@ -13,6 +13,7 @@ use super::directory::{Directory, remove};
 use super::file::{FileHeader, FileReader, SYNC_BYTES};
 use super::keeper::Shelf;
 use super::{SnapshotMetrics, count, lock};
+use crate::background::Breather;
 use crate::inbox::{GroupInbox, Internal};
 
 /// Takes what the transport delivers, for all groups.
@@ -71,7 +72,18 @@ impl SnapshotReceiver for Incoming {
         let (directory, header) = (Arc::downgrade(&directory), header.clone());
         Ok((
             offset,
-            Box::new(Sink { directory, inbox, header, expected, file, offset, synced: offset, progress, claim }),
+            Box::new(Sink {
+                directory,
+                inbox,
+                header,
+                expected,
+                file,
+                offset,
+                synced: offset,
+                breather: Breather::default(),
+                progress,
+                claim,
+            }),
         ))
     }
 }
@@ -102,22 +114,26 @@ struct Sink {
     offset: u64,
     /// The offset when it was last synced.
     synced: u64,
+    breather: Breather,
     progress: Arc<SnapshotProgress>,
     claim: Claim,
 }
 
 impl SnapshotSink for Sink {
     fn write(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
-        if let Some(file) = &self.file {
-            file.write_all_at(chunk, self.offset)?;
-            if self.offset + chunk.len() as u64 - self.synced >= SYNC_BYTES {
-                // The sender waits meanwhile.
-                self.synced = self.offset + chunk.len() as u64;
+        let Sink { file, offset, synced, breather, progress, .. } = self;
+        // The sender waits meanwhile.
+        breather.work(chunk.len(), || {
+            let Some(file) = file else { return Ok(()) };
+            file.write_all_at(chunk, *offset)?;
+            if *offset + chunk.len() as u64 - *synced >= SYNC_BYTES {
+                *synced = *offset + chunk.len() as u64;
                 file.sync_data()?;
             }
-        }
-        self.offset += chunk.len() as u64;
-        self.progress.reach(self.offset);
+            Ok::<_, std::io::Error>(())
+        })?;
+        *offset += chunk.len() as u64;
+        progress.reach(*offset);
         Ok(())
     }
 
