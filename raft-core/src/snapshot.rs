@@ -47,16 +47,15 @@ impl Restoring {
 
 impl Raft {
     /// Forgets the log up to `up_to`, because the state machine has everything up to there *durably*: after a crash nobody else can give it back.
-    /// No more is forgotten than the state machine has reported as applied, and an index at or below the present start is ignored. How many
-    /// entries are worth keeping for slow followers is up to the caller: who needs what is gone gets a snapshot.
+    /// No more is forgotten than the state machine has reported as applied, and an index at or below the present start is ignored; so is one as of which
+    /// this server does not know who belonged to the cluster, since no follower could be sent a snapshot of that. How many entries are worth keeping for slow followers is up to the caller: who needs what is gone gets a snapshot.
     pub fn compact(&mut self, up_to: LogIndex) {
         let to = up_to.min(self.log.applied);
         if to <= self.log.start().index {
             return;
         }
-        if let Some(term) = self.log.term_at(to) {
+        if let (Some(term), Some(membership)) = (self.log.term_at(to), self.membership_at(to).cloned()) {
             let last = LogId::new(term, to);
-            let membership = self.memberships.at(to).clone();
             self.memberships.purge(to);
             self.log.purge(last);
             self.durability.begins_after(SnapshotMeta { last, membership });

@@ -215,10 +215,11 @@ impl Raft {
         (self.memberships.index(), self.memberships.current())
     }
 
-    /// Who belonged to the cluster as of the entry at `index`; `None` if that is below the start of the log, or behind its end. For whoever makes a
-    /// snapshot.
+    /// Who belonged to the cluster as of the entry at `index`; `None` if that is below the start of the log, or behind its end; and on a server
+    /// that joined later before the first entry that says who belongs to it. For whoever makes a snapshot: without that, it is of use to nobody.
     pub fn membership_at(&self, index: LogIndex) -> Option<&Membership> {
-        self.log.term_at(index).map(|_| self.memberships.at(index))
+        let known = self.log.term_at(index).map(|_| self.memberships.at(index));
+        known.filter(|membership| !membership.voters().is_empty())
     }
 
     /// Whether this server leads. Cheaper than [`status`](Self::status).

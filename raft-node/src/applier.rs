@@ -184,7 +184,9 @@ impl<S: StateMachine> Applier<S> {
 
     fn cut(&mut self) -> Result<(), S::Error> {
         let meta = SnapshotMeta { last: self.applied, membership: self.membership.clone() };
-        let cut = self.machine.cut()?.filter(|_| meta.last.index > LogIndex::ZERO);
+        // A server that joined later may not have applied yet who belongs to the cluster: such a snapshot would be of use to nobody.
+        let whole = meta.last.index > LogIndex::ZERO && !meta.membership.voters().is_empty();
+        let cut = self.machine.cut()?.filter(|_| whole);
         let (to, presence) = (self.shelf.clone(), self.presence.clone());
         self.order = cut.map(|cut| Order::new(Make { cut, meta, to, presence }));
         // The keeper ends after us.

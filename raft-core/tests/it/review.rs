@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use raft_core::{
-    AppendAck, Config, Heartbeat, HeartbeatReply, Input, Instant, LogId, LogIndex, Membership, Message, NodeId,
-    ProposeError, Raft, ReadOutcome, Recovered, Role,
+    AppendAck, AppendEntries, Config, EntryKind, Heartbeat, HeartbeatReply, Input, Instant, LogId, LogIndex,
+    Membership, Message, NodeId, ProposeError, Raft, ReadOutcome, Recovered, Role, Segment, Term,
 };
 
-use crate::hand::{Server, ack, append, appends, config, entries, id, to};
+use crate::hand::{Server, ack, append, appends, config, entries, id, to, vote};
 
 fn answer(epoch: u64, round: u64, index: u64) -> Message {
     let (received, match_index) = (LogIndex(index), LogIndex(index));
@@ -203,4 +203,35 @@ fn a_recovered_log_names_the_term_of_every_entry() {
     assert!(!recovered(LogId::ZERO, &[id(2, 3)]), "entries 1 and 2 are of no term");
     assert!(recovered(id(3, 100), &[id(3, 101)]));
     assert!(!recovered(id(3, 100), &[]), "nor is any here");
+}
+
+/// Found by fuzzing. A server that joins gets the log from its beginning, and leads as soon as it has the entry that makes it a voter, before that is applied.
+/// What it has applied by then is from a time when it did not know who belonged to the cluster. It forgot the log up to there, and what it sent to
+/// followers that needed a snapshot was refused for want of members, again and again.
+#[test]
+fn the_log_is_kept_as_long_as_it_is_not_known_who_belonged_to_the_cluster() {
+    let mut server = Server::with(config(), 0);
+    let mut entries = entries(1, &[1]);
+    let membership = Membership::of_voters([1, 2].map(NodeId)).encode();
+    entries
+        .push(Segment::pack(LogIndex(2), Term(1), EntryKind::Membership, &[membership]).expect("one"))
+        .expect("next");
+    let append = AppendEntries { epoch: 1, seq: 1, prev_log: LogId::ZERO, leader_commit: LogIndex(1), entries };
+    server.receive(2, 1, Message::AppendEntries(append));
+    assert_eq!((server.last_log(), server.applied.len()), (id(1, 2), 1));
+    assert!(server.raft.membership_at(LogIndex(1)).is_none() && server.raft.membership_at(LogIndex(2)).is_some());
+    server.raft.compact(LogIndex(1));
+    server.settle();
+    assert_eq!(server.raft.log_start(), LogId::ZERO);
+
+    server.time_out();
+    let sent = server.receive(2, 2, vote(2, true));
+    assert!(server.raft.is_leader() && server.raft.take_output().snapshots.is_empty(), "{sent:?}");
+    let probe = appends(&sent, 2).remove(0);
+    let sent = server.receive(2, 2, ack(&probe));
+    server.settle();
+    assert_eq!(server.applied.len(), 3, "{sent:?}");
+    server.raft.compact(LogIndex(2));
+    server.settle();
+    assert_eq!(server.raft.log_start(), id(1, 2));
 }

@@ -75,7 +75,11 @@ impl<W: Workload> World<'_, W> {
         if breaks || self.network.is_cut(i, server) || self.network.is_cut(server, i) {
             return self.schedule.after(time / 2, sent(None));
         }
-        let membership = replica.membership.clone().unwrap_or_else(|| self.founders());
+        // Who joined later knows of the members only what it has applied.
+        let is_founder = self.servers[i].identity == 0;
+        let Some(membership) = replica.membership.clone().or_else(|| is_founder.then(|| self.founders())) else {
+            return self.failed(format!("n{} does not know who belonged to the cluster at {last}", i + 1));
+        };
         let meta = SnapshotMeta { last, membership };
         // Its id is its receiver's to give.
         let received = SnapshotReceived { from: id_of(i), term, epoch, meta, id: crate::SnapshotId(0) };
