@@ -1,17 +1,15 @@
 //! Starting a node that has one group.
 
 use std::future::Future;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use raft_core::{Config, ConfigError, GroupId, NodeId};
-use raft_net::{ClientConnection, Inbound, NetError, TlsIdentity, Transport};
-use raft_storage::{Options, Storage, StorageError};
+use raft_net::{ClientConnection, Inbound, NetError, Transport};
+use raft_storage::{Storage, StorageError};
 use tokio::sync::mpsc;
 
 use crate::handle::Raft;
 use crate::host::Host;
-use crate::launch::{self, ClientService, Ends, Start};
+use crate::launch::{self, ClientService, Ends, Start, node_settings};
 use crate::open::{self, Plan};
 use crate::snapshot::{SnapshotFileError, SnapshotPolicy};
 use crate::state_machine::StateMachine;
@@ -94,24 +92,7 @@ impl Raft {
 }
 
 impl<M: StateMachine> Builder<M> {
-    /// This node's id, and the name of its cluster. Both are written into the data directory and the certificate.
-    pub fn identity(mut self, id: NodeId, cluster: impl Into<String>) -> Self {
-        self.start.id = Some(id);
-        self.start.cluster = Some(cluster.into());
-        self
-    }
-
-    /// Where the log lives. The node makes directories `log` and `snapshots` in it, and keeps the keys of its network identity there.
-    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.start.data_dir = Some(dir.into());
-        self
-    }
-
-    /// Where to listen for peers and clients (UDP). Port 0 takes any free port.
-    pub fn listen(mut self, address: SocketAddr) -> Self {
-        self.start.listen = Some(address);
-        self
-    }
+    node_settings!();
 
     /// The voters with which the cluster begins, and their addresses (`host:port`); this node may be among them. Once the cluster has begun, who belongs to it is
     /// in its log ([`Raft::change_membership`](crate::Raft::change_membership)), and what stands here is only where to look first.
@@ -124,24 +105,6 @@ impl<M: StateMachine> Builder<M> {
     /// Of no effect on a node that has started before.
     pub fn join(mut self, join: bool) -> Self {
         self.join = join;
-        self
-    }
-
-    /// Certificates and key.
-    pub fn tls(mut self, tls: TlsIdentity) -> Self {
-        self.start.tls = Some(tls);
-        self
-    }
-
-    /// Limits and times of the network.
-    pub fn net_limits(mut self, limits: raft_net::Limits) -> Self {
-        self.start.limits = limits;
-        self
-    }
-
-    /// Settings of the log's storage.
-    pub fn storage_options(mut self, options: Options) -> Self {
-        self.start.storage = options;
         self
     }
 

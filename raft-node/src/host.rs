@@ -5,7 +5,7 @@
 //!
 //! The work of a turn is proportional to the groups in which something has happened. The others are not even looked at.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +28,7 @@ use crate::writer::Order;
 const MAX_DRAIN: usize = 4096;
 /// So many groups have their turn before the network has one.
 const GROUPS_AT_A_TIME: usize = 64;
-/// The timer is never set further ahead than this.
+/// Where the timer is set when no group has an alarm.
 const LONGEST_SLEEP: Duration = Duration::from_hours(1);
 
 /// What the loop listens to.
@@ -57,7 +57,8 @@ pub(crate) struct Ended<T> {
 
 /// A node with its groups.
 pub(crate) struct Host<T> {
-    groups: HashMap<GroupId, Group>,
+    /// Looked up for every message: with few groups faster than by a hash, and with many as fast.
+    groups: BTreeMap<GroupId, Group>,
     /// Groups that are being opened, or that were stopped and of which something is still in memory.
     taken: HashSet<GroupId>,
     /// Those in which something has happened.
@@ -80,7 +81,7 @@ pub(crate) struct Host<T> {
 impl<T: Transport> Host<T> {
     pub(crate) fn new(inlets: Inlets, outlets: Outlets<T>, tools: Tools, strays: Arc<AtomicU64>) -> Self {
         Host {
-            groups: HashMap::new(),
+            groups: BTreeMap::new(),
             taken: HashSet::new(),
             active: Vec::new(),
             alarms: Alarms::default(),
@@ -101,7 +102,7 @@ impl<T: Transport> Host<T> {
             Ok(result) => result,
             Err(fatal) => Err(Arc::new(fatal)),
         };
-        for (_, group) in self.groups.drain() {
+        for group in std::mem::take(&mut self.groups).into_values() {
             group.end(result.clone(), &mut self.outlets, self.tools.inbox.clone());
         }
         self.outlets.flusher.flush();
@@ -183,8 +184,7 @@ impl<T: Transport> Host<T> {
 
     /// When the timer is to wake the loop.
     fn next_look(&self) -> tokio::time::Instant {
-        let longest = self.now() + LONGEST_SLEEP;
-        let at = self.alarms.next().map_or(longest, |at| at.min(longest));
+        let at = self.alarms.next().unwrap_or_else(|| self.now() + LONGEST_SLEEP);
         tokio::time::Instant::from_std(self.tools.origin + Duration::from_nanos(at.0))
     }
 
@@ -266,9 +266,7 @@ impl<T: Transport> Host<T> {
                 drop(found.send(self.groups.get(&group).map(|group| group.raft.clone())));
             }
             Control::List(list) => {
-                let mut groups: Vec<GroupStatus> = self.groups.values().map(GroupStatus::of).collect();
-                groups.sort_by_key(|status| status.group);
-                drop(list.send(groups));
+                drop(list.send(self.groups.values().map(GroupStatus::of).collect()));
             }
             // If the writer is gone, the loop will hear of that.
             Control::Stored(list) => drop(self.tools.writer.send(Order::List(list))),
@@ -342,7 +340,7 @@ impl<T: Transport> Host<T> {
     }
 }
 
-fn find(groups: &mut HashMap<GroupId, Group>, life: Life) -> Option<&mut Group> {
+fn find(groups: &mut BTreeMap<GroupId, Group>, life: Life) -> Option<&mut Group> {
     groups.get_mut(&life.group).filter(|group| group.life() == life)
 }
 

@@ -56,6 +56,50 @@ pub(crate) struct Start {
     pub(crate) applier_threads: usize,
 }
 
+/// What both builders can be told, as methods that fill `self.start`.
+macro_rules! node_settings {
+    () => {
+        /// This node's id, and the name of its cluster: all nodes that can have groups together. Both are written into the data directory and the
+        /// certificate.
+        pub fn identity(mut self, id: raft_core::NodeId, cluster: impl Into<String>) -> Self {
+            self.start.id = Some(id);
+            self.start.cluster = Some(cluster.into());
+            self
+        }
+
+        /// Where the log lives. The node makes directories `log` and `snapshots` in it, and keeps the keys of its network identity there.
+        pub fn data_dir(mut self, dir: impl Into<std::path::PathBuf>) -> Self {
+            self.start.data_dir = Some(dir.into());
+            self
+        }
+
+        /// Where to listen for peers and clients (UDP). Port 0 takes any free port.
+        pub fn listen(mut self, address: std::net::SocketAddr) -> Self {
+            self.start.listen = Some(address);
+            self
+        }
+
+        /// Certificates and key.
+        pub fn tls(mut self, tls: raft_net::TlsIdentity) -> Self {
+            self.start.tls = Some(tls);
+            self
+        }
+
+        /// Limits and times of the network. What a group with the settings known at the start needs is made room for.
+        pub fn net_limits(mut self, limits: raft_net::Limits) -> Self {
+            self.start.limits = limits;
+            self
+        }
+
+        /// Settings of the log's storage.
+        pub fn storage_options(mut self, options: raft_storage::Options) -> Self {
+            self.start.storage = options;
+            self
+        }
+    };
+}
+pub(crate) use node_settings;
+
 /// What a node is made of, besides what is opened on its thread.
 pub(crate) struct Site {
     id: NodeId,

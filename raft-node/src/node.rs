@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use raft_core::{Config, GroupId, LogIndex, NodeId, Role, Term};
-use raft_net::{ClientConnection, Inbound, NetMetrics, TlsIdentity, Transport};
-use raft_storage::{Options, Storage, StorageMetrics};
+use raft_net::{ClientConnection, Inbound, NetMetrics, Transport};
+use raft_storage::{Storage, StorageMetrics};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tokio::sync::{oneshot, watch};
@@ -19,7 +18,7 @@ use crate::group::Group;
 use crate::handle::{Asked, Raft, Stopped, wait_for_end};
 use crate::host::Host;
 use crate::inbox::Fatal;
-use crate::launch::{self, ClientService, Ends, Start};
+use crate::launch::{self, ClientService, Ends, Start, node_settings};
 use crate::open::{self, Opened, Plan, Reservation, Tools};
 use crate::snapshot::{SnapshotMetrics, SnapshotPolicy};
 use crate::state_machine::StateMachine;
@@ -395,46 +394,11 @@ pub struct NodeBuilder {
 }
 
 impl NodeBuilder {
-    /// This node's id, and the name of its cluster: all nodes that can have groups together. Both are written into the data directory and the certificate.
-    pub fn identity(mut self, id: NodeId, cluster: impl Into<String>) -> Self {
-        self.start.id = Some(id);
-        self.start.cluster = Some(cluster.into());
-        self
-    }
-
-    /// Where the log of all groups lives. The node makes directories `log` and `snapshots` in it, and keeps the keys of its network identity there.
-    pub fn data_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.start.data_dir = Some(dir.into());
-        self
-    }
-
-    /// Where to listen for peers and clients (UDP). Port 0 takes any free port.
-    pub fn listen(mut self, address: SocketAddr) -> Self {
-        self.start.listen = Some(address);
-        self
-    }
+    node_settings!();
 
     /// Where nodes are (`host:port`); this node may be among them. Connections are made to the members of the groups that are open, and to no others.
     pub fn peers(mut self, peers: impl IntoIterator<Item = (NodeId, String)>) -> Self {
         self.start.peers.extend(peers);
-        self
-    }
-
-    /// Certificates and key.
-    pub fn tls(mut self, tls: TlsIdentity) -> Self {
-        self.start.tls = Some(tls);
-        self
-    }
-
-    /// Limits and times of the network.
-    pub fn net_limits(mut self, limits: raft_net::Limits) -> Self {
-        self.start.limits = limits;
-        self
-    }
-
-    /// Settings of the log's storage.
-    pub fn storage_options(mut self, options: Options) -> Self {
-        self.start.storage = options;
         self
     }
 
