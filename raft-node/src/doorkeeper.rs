@@ -83,6 +83,15 @@ impl Doorkeeper {
         state.forget_naming(&members);
     }
 
+    /// Nothing is left on the disk of a group that is not open.
+    pub(crate) fn delete(&self, group: GroupId) {
+        let mut state = self.lock();
+        let members = state.dormant.remove(&group).unwrap_or_default();
+        if !state.named.is_empty() && members.iter().any(|id| !state.named.contains_key(id)) {
+            self.forget(&state);
+        }
+    }
+
     fn judge(&self, state: &State, peer: NodeId, incarnation: u128) -> Result<(), String> {
         let named = state.named.get(&peer);
         let is_meant = named.is_none_or(|named| named.keys().all(|id| *id == 0 || *id == identity_of(incarnation)));
@@ -209,6 +218,17 @@ mod tests {
         assert!((check.0)(NodeId(2), 6).is_err());
         doorkeeper.follow(G[2], &of(&[1]));
         assert!((check.0)(NodeId(2), 6).is_ok(), "it belonged to none any more");
+    }
+
+    #[test]
+    fn a_group_that_is_deleted_knows_nobody_any_more() {
+        let mut bench = Bench::new();
+        let (doorkeeper, check) = bench.start(&[(G[1], &[1, 3]), (G[2], &[1, 2])]);
+        assert!((check.0)(NodeId(2), 5).is_ok());
+        doorkeeper.follow(G[1], &of(&[1, 3]));
+        assert!((check.0)(NodeId(2), 6).is_err(), "it belongs to the group that is not open");
+        doorkeeper.delete(G[2]);
+        assert!((check.0)(NodeId(2), 6).is_ok());
     }
 
     #[test]

@@ -302,6 +302,7 @@ fn wire<S: Storage, T: Transport, H>(
         keeper,
         requests: requests.clone(),
         address,
+        doorkeeper: doorkeeper.clone(),
         metrics: metrics.clone(),
     };
     let (stopped, stopped_seen) = watch::channel(Stopped::default());

@@ -84,6 +84,11 @@ use crate::state_machine::StateMachine;
 /// raft.leader().wait_for(Option::is_some).await?;
 /// assert_eq!(raft.propose("command").await?.reply, "2");
 ///
+/// // For good: what is deleted never comes back under this id.
+/// node.stop_group(GroupId(1)).await?;
+/// node.delete_group(GroupId(1)).await?;
+/// assert_eq!(node.stored_groups().await?, [2, 70_000].map(GroupId));
+///
 /// node.shutdown();
 /// node.stopped().await?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -101,7 +106,7 @@ pub struct Node {
     configured: Arc<BTreeMap<NodeId, String>>,
 }
 
-/// Why a group was not opened, or not stopped.
+/// Why a group was not opened, not stopped, or not deleted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GroupError {
@@ -120,7 +125,7 @@ pub enum GroupError {
     /// The node is stopping, or has stopped.
     #[error("the node is shutting down")]
     ShuttingDown,
-    /// It cannot be opened. Nothing of it is left in memory, and the other groups are not concerned.
+    /// It cannot be opened, or not be deleted. Nothing of it is left in memory, and the other groups are not concerned.
     #[error(transparent)]
     Start(#[from] StartError),
     /// The group did not stop because someone asked for it.
@@ -276,6 +281,26 @@ impl Node {
         let raft = self.group(group).await?;
         raft.shutdown();
         raft.stopped().await.map_err(GroupError::Failed)
+    }
+
+    /// Deletes what this node has on its disk of a group that is not open: its log and its snapshots. What the state machine has written elsewhere is the caller's.
+    ///
+    /// That is for good. The node forgets what it promised in the group, as if its disk had been lost, so the group can never be opened here again under this id: a
+    /// group that is to go on somewhere else, or begin anew, needs another. First remove the node from the group's members ([`Raft::change_membership`]); to
+    /// them, one who is not removed is down for ever.
+    ///
+    /// Once this has been polled, the node does the work. When it is called again after a crash or an error, it finishes what it began.
+    ///
+    /// # Errors
+    /// [`GroupError::Exists`] when the group is open, or was stopped a moment ago: wait for its end. [`GroupError::Unknown`] when there is nothing of it on the disk.
+    pub async fn delete_group(&self, group: GroupId) -> Result<(), GroupError> {
+        let node = self.clone();
+        let deleting = self.runtime.spawn(async move {
+            let (tools, reservation) = node.ask(|reserved| Control::Reserve { group, reserved }).await??;
+            let deleting = node.runtime.spawn_blocking(move || open::delete(&tools, &reservation));
+            deleting.await.unwrap_or(Err(GroupError::ShuttingDown))
+        });
+        deleting.await.unwrap_or(Err(GroupError::ShuttingDown))
     }
 
     /// Asks the node to stop, with all its groups. Where it leads it hands over first.

@@ -17,13 +17,13 @@ use tokio::sync::watch;
 use crate::alarms::Alarm;
 use crate::applier::{self, Applier, Progress};
 use crate::builder::StartError;
-use crate::doorkeeper::identity_of;
+use crate::doorkeeper::{Doorkeeper, identity_of};
 use crate::group::Group;
 use crate::handle::{Asked, Links, Raft, Stopped};
 use crate::handover::Handover;
 use crate::inbox::{Inbox, Life, News};
 use crate::member;
-use crate::node::Metrics;
+use crate::node::{GroupError, Metrics};
 use crate::pool::Pool;
 use crate::ports::Own;
 use crate::roster::Addresses;
@@ -55,6 +55,7 @@ pub(crate) struct Tools {
     pub(crate) keeper: Sender<keeper::Order>,
     pub(crate) requests: UnboundedSender<Asked>,
     pub(crate) address: Option<SocketAddr>,
+    pub(crate) doorkeeper: Doorkeeper,
     /// Those of the node; each group has its own of snapshots.
     pub(crate) metrics: Metrics,
 }
@@ -235,16 +236,56 @@ fn recovered(log: RecoveredLog, applied: LogIndex, founders: Membership, restore
     }
 }
 
-/// The first group has the folder that it had before there were others.
 fn open_directory(data_dir: Option<&Path>, group: GroupId) -> Result<Option<Arc<Directory>>, StartError> {
     let Some(data_dir) = data_dir else { return Ok(None) };
-    let all = data_dir.join("snapshots");
-    if group == GroupId::FIRST {
-        return Ok(Some(Arc::new(Directory::open(&all, group)?)));
+    let own = folder(data_dir, group);
+    if let Some(all) = own.parent().filter(|all| *all != data_dir) {
+        let io = |source| SnapshotFileError::Io { path: all.to_owned(), source };
+        std::fs::create_dir_all(all).and_then(|()| sync_dir(data_dir)).map_err(io)?;
     }
-    let io = |source| SnapshotFileError::Io { path: all.clone(), source };
-    std::fs::create_dir_all(&all).and_then(|()| sync_dir(data_dir)).map_err(io)?;
-    Ok(Some(Arc::new(Directory::open(&all.join(format!("group-{group}")), group)?)))
+    Ok(Some(Arc::new(Directory::open(&own, group)?)))
+}
+
+/// Where a group's snapshots are. The first group has the folder that it had before there were others.
+fn folder(data_dir: &Path, group: GroupId) -> PathBuf {
+    let all = data_dir.join("snapshots");
+    if group == GroupId::FIRST { all } else { all.join(format!("group-{group}")) }
+}
+
+/// Deletes what is on the disk of a group that is not open; nobody opens it meanwhile. Waits for the disk.
+pub(crate) fn delete(tools: &Tools, reservation: &Reservation) -> Result<(), GroupError> {
+    let group = reservation.life.group;
+    let (done, answer) = mpsc::channel();
+    tools.writer.send(Order::Delete(group, done)).map_err(|_| StartError::Died)?;
+    let was_there = answer.recv().map_err(|_| StartError::Died)?.map_err(StartError::from)?;
+    if !was_there {
+        return Err(GroupError::Unknown { group });
+    }
+    tools.doorkeeper.delete(group);
+    // The log first: a group with a log that begins after a snapshot, and without the snapshot, would be of no use.
+    if let Some(data_dir) = &tools.data_dir {
+        let own = folder(data_dir, group);
+        delete_snapshots(&own).map_err(|source| StartError::from(SnapshotFileError::Io { path: own, source }))?;
+    }
+    tracing::info!(%group, "group deleted");
+    Ok(())
+}
+
+/// The files only: in the folder of the first group are the folders of the others.
+fn delete_snapshots(own: &Path) -> std::io::Result<()> {
+    let files = match std::fs::read_dir(own) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        files => files?,
+    };
+    for file in files {
+        let file = file?;
+        if file.file_type()?.is_file() {
+            std::fs::remove_file(file.path())?;
+        }
+    }
+    // It may not be empty, and costs nothing.
+    let _ = std::fs::remove_dir(own);
+    Ok(())
 }
 
 /// A machine that keeps nothing itself starts from the newest snapshot that is whole; so does one whose own state is older than what the log still

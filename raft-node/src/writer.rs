@@ -14,6 +14,8 @@ use crate::inbox::{Fatal, Inbox, Internal, Life, News};
 pub(crate) enum Order {
     Write(Life, Write),
     Open(Open),
+    /// Nothing of a group is to be left. Answers whether there was anything.
+    Delete(GroupId, Sender<Result<bool, StorageError>>),
     /// Which groups are there?
     List(oneshot::Sender<Vec<GroupId>>),
 }
@@ -74,6 +76,7 @@ fn run<S: Storage>(storage: &mut S, queue: &Receiver<Order>, inbox: &Inbox) {
             Some(Order::Open(Open { group, founders, join, found })) => {
                 drop(found.send(look(storage, group, founders, join)));
             }
+            Some(Order::Delete(group, done)) => drop(done.send(storage.delete(group))),
             Some(Order::List(list)) => drop(list.send(storage.groups())),
             Some(Order::Write(..)) | None => {}
         }

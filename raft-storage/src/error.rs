@@ -100,6 +100,14 @@ pub enum StorageError {
         /// What is wrong.
         what: String,
     },
+    /// The group was deleted from this log: what was promised in it is forgotten, so it must not take part again.
+    #[error(
+        "group {group} was deleted here, and what this node promised in it is forgotten: it can never be opened here again under this id"
+    )]
+    Deleted {
+        /// Which.
+        group: GroupId,
+    },
     /// A write contradicts the log or the hard state: a defect of the caller. The storage is poisoned.
     #[error("group {group}: write {seq} is refused: {reason}")]
     BadWrite {

@@ -69,7 +69,7 @@
 //!
 //! | tag | value |
 //! |---|---|
-//! | 1, hard state | `format u8 = 1, current term u64, voted u8, voted for u64` |
+//! | 1, hard state | `format u8 = 1, current term u64, voted u8, voted for u64`; the term 2^64 - 1 says that the group was deleted, and nothing else is left of it |
 //! | 2, log start | `format u8 = 2, index u64, term u64, checksum that the first record names u32, index under which the first record is stored u64`, then the membership as of the start ([`raft_core::Membership::encode`]); absent until the log is compacted. Format 1 ends after the checksum: the first record begins right after the start |
 //! | 3, founders | `format u8 = 1`, then each voter of the first membership `u64` |
 //! | 4, peers | `format u8 = 1`, then for each node whose messages were ever believed `node u64, incarnation u128` |

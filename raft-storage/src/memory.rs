@@ -193,7 +193,10 @@ impl Storage for MemoryStorage {
 
     fn recover(&mut self, group: GroupId) -> Result<RecoveredLog, StorageError> {
         self.check_alive()?;
-        Ok(lock(&self.live).get(&group).map(GroupImage::outline).unwrap_or_default())
+        match lock(&self.live).get(&group).map(GroupImage::outline) {
+            Some(outline) if outline::is_deleted(&outline) => Err(StorageError::Deleted { group }),
+            found => Ok(found.unwrap_or_default()),
+        }
     }
 
     fn write(&mut self, batch: &[(GroupId, Write)]) -> Result<(), StorageError> {
@@ -206,7 +209,17 @@ impl Storage for MemoryStorage {
     }
 
     fn groups(&self) -> Vec<GroupId> {
-        lock(&self.live).keys().copied().collect()
+        self.outlines.iter().filter(|(_, outline)| !outline::is_deleted(outline)).map(|(group, _)| *group).collect()
+    }
+
+    fn delete(&mut self, group: GroupId) -> Result<bool, StorageError> {
+        self.sync()?;
+        let Some(outline) = self.outlines.get_mut(&group) else { return Ok(false) };
+        *outline = outline::deleted();
+        let image = GroupImage { hard_state: outline::DELETED, ..GroupImage::default() };
+        lock(&self.live).insert(group, image.clone());
+        self.durable.insert(group, image);
+        Ok(true)
     }
 }
 

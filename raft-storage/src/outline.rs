@@ -1,7 +1,7 @@
 //! A group's log in outline, and the rules that every write must keep.
 
 use raft_core::{
-    EntryKind, GroupId, HardState, LogId, LogIndex, Membership, MembershipError, Segment, SnapshotMeta, Write,
+    EntryKind, GroupId, HardState, LogId, LogIndex, Membership, MembershipError, Segment, SnapshotMeta, Term, Write,
 };
 
 use crate::error::StorageError;
@@ -15,10 +15,26 @@ use crate::storage::RecoveredLog;
 /// is at most `hard_state.current_term`; the indices of `changes` strictly increase within the log.
 pub(crate) type Outline = RecoveredLog;
 
+/// All that is left of a group that was deleted: no later hard state is possible, and so no write. No group gets there otherwise, since its terms end at
+/// [`Term::MAX`].
+pub(crate) const DELETED: HardState = HardState { current_term: Term(u64::MAX), voted_for: None };
+
+/// What a store knows of a group that was deleted.
+pub(crate) fn deleted() -> Outline {
+    Outline { hard_state: DELETED, ..Outline::default() }
+}
+
+pub(crate) fn is_deleted(outline: &Outline) -> bool {
+    outline.hard_state == DELETED
+}
+
 /// Brings `outline` to where it is after `write`, or says which rule the write breaks (`outline` is then worthless). Returns whether
 /// nothing of what was in the log before is in it any more because the write begins it anew.
 pub(crate) fn advance(outline: &mut Outline, group: GroupId, write: &Write) -> Result<bool, StorageError> {
     let refuse = |reason| StorageError::BadWrite { group, seq: write.seq, reason };
+    if is_deleted(outline) {
+        return Err(refuse("the group was deleted"));
+    }
     let replaced = match &write.log_start {
         Some(start) => !begin_after(outline, start).map_err(refuse)?,
         None => false,

@@ -26,7 +26,7 @@ pub trait Storage: Send + 'static {
     /// What this group's log and hard state hold now. A group that was never written to has the defaults.
     ///
     /// # Errors
-    /// [`StorageError::Poisoned`] after a failed write.
+    /// [`StorageError::Poisoned`] after a failed write; [`StorageError::Deleted`].
     fn recover(&mut self, group: GroupId) -> Result<RecoveredLog, StorageError>;
 
     /// Makes all of `batch` durable, in order, with one sync. Returns when it is on the disk.
@@ -38,7 +38,7 @@ pub trait Storage: Send + 'static {
     /// A reader of this storage.
     fn reader(&self) -> Self::Reader;
 
-    /// The groups that it holds something of, in ascending order: those that were ever written to, or whose founders were pinned.
+    /// The groups that it holds something of, in ascending order: those that were ever written to, or whose founders were pinned, and that were not deleted.
     fn groups(&self) -> Vec<GroupId>;
 
     /// The voters with which a group began, if they were pinned. By default nobody remembers them.
@@ -58,6 +58,16 @@ pub trait Storage: Send + 'static {
     fn pin_founders(&mut self, group: GroupId, voters: &[NodeId]) -> Result<(), StorageError> {
         let _ = (group, voters);
         Ok(())
+    }
+
+    /// Deletes all that it holds of a group, durably, except that it was: from then on the group is [`StorageError::Deleted`] for ever. A group whose term and vote are
+    /// forgotten could vote twice in a term, or be counted for entries that it has no more. `false`: there never was anything of it. By default nothing can be deleted.
+    ///
+    /// # Errors
+    /// All are final.
+    fn delete(&mut self, group: GroupId) -> Result<bool, StorageError> {
+        let _ = group;
+        Err(StorageError::engine("delete a group", "this storage does not support it"))
     }
 }
 

@@ -9,6 +9,7 @@ use super::scan::GroupState;
 use super::{check_iterator, iterate};
 use crate::error::StorageError;
 use crate::fold::{Effect, pack};
+use crate::outline;
 
 /// A RocksDB batch under construction.
 pub(super) struct Changes<'a> {
@@ -177,6 +178,18 @@ impl<'a> Changes<'a> {
         let key = meta::key(group, Tag::LogStart);
         self.batch.put_cf(self.meta, key, meta::encode_log_start(&key, start));
     }
+}
+
+/// Leaves nothing of a group but a hard state that says so.
+pub(super) fn deletion(log: &ColumnFamily, meta: &ColumnFamily, group: GroupId) -> WriteBatch {
+    let mut batch = WriteBatch::default();
+    batch.delete_range_cf(log, record::key(group, LogIndex::ZERO), record::key(group, LogIndex(u64::MAX)));
+    // Who is who belongs to the node, whatever group it is stored under.
+    batch.delete_cf(meta, meta::key(group, Tag::LogStart));
+    batch.delete_cf(meta, meta::key(group, Tag::Founders));
+    let key = meta::key(group, Tag::HardState);
+    batch.put_cf(meta, key, meta::encode_hard_state(&key, outline::DELETED));
+    batch
 }
 
 /// Stands for the checksum of a record that ends with `id`.

@@ -156,6 +156,7 @@ impl RocksStorage {
     /// is final, for all groups: they share the disk whose sync failed.
     pub fn pin_founders(&mut self, group: GroupId, voters: &[NodeId]) -> Result<(), StorageError> {
         self.poison.check()?;
+        self.check_there(group)?;
         let key = meta::key(group, meta::Tag::Founders);
         match self.founders(group)? {
             Some(found) if found == voters => Ok(()),
@@ -171,9 +172,14 @@ impl RocksStorage {
         }
     }
 
-    /// Every group that was ever written to, or whose founders were pinned.
+    /// Every group that was ever written to, or whose founders were pinned, and that was not deleted.
     pub fn groups(&self) -> impl Iterator<Item = GroupId> {
-        self.groups.keys().copied()
+        self.groups.iter().filter(|(_, state)| !outline::is_deleted(&state.outline)).map(|(group, _)| *group)
+    }
+
+    fn check_there(&self, group: GroupId) -> Result<(), StorageError> {
+        let deleted = self.groups.get(&group).is_some_and(|state| outline::is_deleted(&state.outline));
+        if deleted { Err(StorageError::Deleted { group }) } else { Ok(()) }
     }
 
     /// Counters since it was opened.
@@ -225,6 +231,7 @@ impl Storage for RocksStorage {
 
     fn recover(&mut self, group: GroupId) -> Result<RecoveredLog, StorageError> {
         self.poison.check()?;
+        self.check_there(group)?;
         Ok(self.groups.get(&group).map(|state| state.outline.clone()).unwrap_or_default())
     }
 
@@ -250,6 +257,21 @@ impl Storage for RocksStorage {
 
     fn pin_founders(&mut self, group: GroupId, voters: &[NodeId]) -> Result<(), StorageError> {
         RocksStorage::pin_founders(self, group, voters)
+    }
+
+    fn delete(&mut self, group: GroupId) -> Result<bool, StorageError> {
+        self.poison.check()?;
+        let Some(state) = self.groups.get_mut(&group) else { return Ok(false) };
+        let bytes = state.outline.bytes;
+        let batch = changes::deletion(column(&self.db, LOG)?, column(&self.db, META)?, group);
+        self.db
+            .write_opt(batch, &self.synced)
+            .map_err(|error| StorageError::engine("delete a group", error))
+            .inspect_err(|error| self.poison.by(error))?;
+        *state = GroupState { outline: outline::deleted(), ..GroupState::default() };
+        self.starts.forget(group);
+        self.purger.purged(group, LogIndex(u64::MAX), bytes);
+        Ok(true)
     }
 }
 

@@ -32,6 +32,10 @@ impl Starts {
         }
     }
 
+    pub(super) fn forget(&self, group: GroupId) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
+    }
+
     fn of(&self, group: GroupId) -> (LogIndex, LogIndex) {
         let starts = self.0.read().unwrap_or_else(PoisonError::into_inner);
         starts.get(&group).copied().unwrap_or((LogIndex::ZERO, LogIndex(1)))

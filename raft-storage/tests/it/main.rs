@@ -4,6 +4,7 @@ mod conformance;
 #[path = "../../../raft-core/tests/it/corpus.rs"]
 mod corpus;
 mod damage;
+mod deletion;
 mod differential;
 mod failing_disk;
 mod framing;

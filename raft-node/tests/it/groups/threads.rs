@@ -9,8 +9,8 @@ use bytes::BytesMut;
 use raft_core::{Entries, EntryKind, GroupId, LogIndex, MembershipChange, NodeId, SnapshotMeta};
 use raft_net::memory::MemoryNetwork;
 use raft_node::{
-    Consistency, Cut, GroupOptions, Node, Outcome, Proposal, Raft, Replies, ReplySink, Responder, RestoreError,
-    SnapshotError, SnapshotPolicy, StateMachine,
+    Consistency, Cut, GroupError, GroupOptions, Node, Outcome, Proposal, Raft, Replies, ReplySink, Responder,
+    RestoreError, SnapshotError, SnapshotPolicy, StateMachine,
 };
 use raft_storage::MemoryStorage;
 use tempfile::TempDir;
@@ -215,6 +215,33 @@ async fn a_group_can_be_stopped_while_a_snapshot_of_another_is_written() {
     slow.writing.open();
     stopping.await.expect("stopped");
     assert!(written.await.expect("no panic").is_err(), "nobody waits for it any more");
+    end(&node).await;
+}
+
+#[tokio::test]
+async fn a_group_is_deleted_when_it_is_stopped_and_never_comes_back() {
+    let (dir, node) = start(&MemoryNetwork::new(), NodeId(1)).await;
+    let files = |of: &str| std::fs::read_dir(dir.path().join(of)).map_or(0, Iterator::count);
+    let mut groups = Vec::new();
+    for id in [1, 2, 3] {
+        let (raft, _) = group_of(&node, id).await;
+        raft.snapshot().await.expect("made");
+        groups.push(raft);
+    }
+    let other = GroupOptions::new().founders([NodeId(1)]);
+    assert!(matches!(node.delete_group(GroupId(2)).await, Err(GroupError::Exists { .. })), "it runs");
+    assert!(matches!(node.delete_group(GroupId(4)).await, Err(GroupError::Unknown { .. })));
+    assert_eq!((files("snapshots"), files("snapshots/group-2")), (3, 1), "two folders, and a file of the first group");
+    for id in [1, 2] {
+        node.stop_group(GroupId(id)).await.expect("stopped");
+        node.delete_group(GroupId(id)).await.expect("deleted");
+        node.delete_group(GroupId(id)).await.expect("it is");
+    }
+    assert_eq!(node.stored_groups().await.expect("it runs"), [GroupId(3)]);
+    assert_eq!((files("snapshots"), files("snapshots/group-3")), (1, 1));
+    let refused = node.create_group(GroupId(2), Gated::default(), other).await.expect_err("it was deleted");
+    assert!(refused.to_string().contains("deleted"), "{refused}");
+    assert_eq!(groups[2].propose("b").await.expect("applied").reply[..], [2], "the others go on");
     end(&node).await;
 }
 
