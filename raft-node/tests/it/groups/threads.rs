@@ -245,22 +245,48 @@ async fn a_group_is_deleted_when_it_is_stopped_and_never_comes_back() {
     end(&node).await;
 }
 
+/// Two nodes, and a group of the first whose machine on the second is about to take over a snapshot, and waits for its gate.
+struct Joining {
+    leader: Raft,
+    follower: Raft,
+    machine: Gated,
+    nodes: [(TempDir, Node); 2],
+}
+
+impl Joining {
+    async fn start() -> Joining {
+        let network = MemoryNetwork::new();
+        let nodes = [start(&network, NodeId(1)).await, start(&network, NodeId(2)).await];
+        let [(_, one), (_, two)] = &nodes;
+        let (leader, _) = group_of(one, 1).await;
+        leader.snapshot().await.expect("made");
+        leader.propose("b").await.expect("applied");
+        let machine = Gated::default();
+        machine.restoring.close();
+        let follower = two.create_group(GroupId(1), machine.clone(), GroupOptions::new().join(true)).await;
+        let follower = follower.expect("opened");
+        let identity = follower.status().await.expect("it runs").identity;
+        let change = MembershipChange::new().learner(NodeId(2)).identity(NodeId(2), identity);
+        leader.change_membership(change).await.expect("added");
+        machine.restoring.reached().await;
+        Joining { leader, follower, machine, nodes }
+    }
+}
+
+/// Until the machine on this node has counted so many commands.
+async fn counted(raft: &Raft, count: u8) {
+    let all_there = async {
+        while raft.read("", Consistency::Stale).await.expect("it runs")[..] != [count] {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(PATIENCE, all_there).await.expect("it gets everything");
+}
+
 #[tokio::test]
 async fn a_group_that_takes_over_a_snapshot_holds_up_no_other() {
-    let network = MemoryNetwork::new();
-    let ((_dir, one), (_other_dir, two)) = (start(&network, NodeId(1)).await, start(&network, NodeId(2)).await);
-    let (leader, _) = group_of(&one, 1).await;
-    leader.snapshot().await.expect("made");
-    leader.propose("b").await.expect("applied");
+    let Joining { leader, follower, machine, nodes: [(_dir, one), (_other_dir, two)] } = Joining::start().await;
     let (busy, _) = group_of(&two, 2).await;
-    let joining = Gated::default();
-    joining.restoring.close();
-    let options = GroupOptions::new().join(true);
-    let follower = two.create_group(GroupId(1), joining.clone(), options).await.expect("opened");
-    let identity = follower.status().await.expect("it runs").identity;
-    let change = MembershipChange::new().learner(NodeId(2)).identity(NodeId(2), identity);
-    leader.change_membership(change).await.expect("added");
-    joining.restoring.reached().await;
     for count in 2..=50 {
         let applied = timeout(PATIENCE, busy.propose("b")).await.expect("its thread is free").expect("applied");
         assert_eq!(applied.reply[..], [count]);
@@ -270,15 +296,25 @@ async fn a_group_that_takes_over_a_snapshot_holds_up_no_other() {
     tokio::pin!(read);
     assert!(timeout(Duration::from_millis(50), &mut read).await.is_err(), "its machine has other work");
     leader.propose("c").await.expect("applied");
-    joining.restoring.open();
+    machine.restoring.open();
     assert!((1..=3).contains(&timeout(PATIENCE, read).await.expect("answered").expect("a count")[0]));
-    let all_there = async {
-        while follower.read("", Consistency::Stale).await.expect("it runs")[..] != [3] {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(PATIENCE, all_there).await.expect("it gets what was written meanwhile");
-    // A group that is stopped in the middle of it ends behind it.
+    counted(&follower, 3).await;
+    end(&one).await;
+    end(&two).await;
+}
+
+#[tokio::test]
+async fn a_group_that_is_stopped_while_it_takes_over_a_snapshot_ends_behind_that() {
+    let Joining { follower, machine, nodes: [(_dir, one), (_other_dir, two)], .. } = Joining::start().await;
+    let stopping = two.stop_group(GroupId(1));
+    tokio::pin!(stopping);
+    assert!(timeout(Duration::from_millis(50), &mut stopping).await.is_err(), "its machine is at work");
+    let again = || two.create_group(GroupId(1), Gated::default(), GroupOptions::new());
+    assert!(matches!(again().await, Err(GroupError::Exists { .. })));
+    machine.restoring.open();
+    timeout(PATIENCE, stopping).await.expect("it ends").expect("nothing failed");
+    assert!(follower.read("", Consistency::Stale).await.is_err());
+    counted(&again().await.expect("opened again"), 2).await;
     end(&one).await;
     end(&two).await;
 }
