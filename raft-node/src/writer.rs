@@ -118,7 +118,7 @@ fn look<S: Storage>(
 #[cfg(test)]
 mod tests {
     use raft_core::{Entries, EntryKind, HardState, LogIndex, Segment, Term};
-    use raft_storage::{MemoryReader, MemoryStorage};
+    use raft_storage::{Identity, MemoryReader, MemoryStorage, Options, RocksStorage};
     use tokio::sync::mpsc::UnboundedReceiver;
 
     use super::*;
@@ -238,6 +238,22 @@ mod tests {
         assert_eq!(persisted(bench.inbox.blocking_recv().as_ref()), (9, 3));
         drop(bench.writer);
         bench.thread.join().expect("it ends");
+    }
+
+    /// Else it would be elected, or vote, before the cluster knows of it.
+    #[test]
+    fn whoever_has_joined_is_no_founder_after_a_restart_whatever_its_configuration_says() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let configured = || vec![NodeId(1), NodeId(2)];
+        let founders = |group, join| {
+            let mut storage =
+                RocksStorage::open(dir.path(), &Identity::new("test", NodeId(3)), &Options::default()).expect("opened");
+            look(&mut storage, group, configured(), join).expect("what was written down").founders
+        };
+        assert_eq!(founders(GroupId(1), true), []);
+        assert_eq!(founders(GroupId(1), false), [], "it has heard of nobody yet, and belongs to nobody");
+        assert_eq!(founders(GroupId(2), false), configured());
+        assert_eq!(founders(GroupId(2), true), configured(), "it was there from the beginning");
     }
 
     /// A second sync would succeed, without what the first one lost.
