@@ -233,6 +233,21 @@ impl Checker {
         self.members.restarted(id);
     }
 
+    /// The disk of this server is lost. Others know it under this id; whoever comes in its place is another.
+    pub(crate) fn bury(&mut self, id: NodeId, disk: &Disk) {
+        self.members.bury(id, disk);
+    }
+
+    /// What the server that a membership means had on its disk, if that is lost.
+    pub(crate) fn grave(&self, membership: &Membership, id: NodeId) -> Option<&Image> {
+        self.members.grave(membership, id)
+    }
+
+    /// Every membership that counts, or may count yet, anywhere.
+    pub(crate) fn memberships(&self) -> impl Iterator<Item = &Membership> {
+        self.members.may_count()
+    }
+
     /// Another server with an empty disk has taken the place of this one, under the same id: nothing that it has promised binds the new one.
     pub fn replaced(&mut self, id: NodeId, identity: u64) {
         self.members.replaced(id, identity);

@@ -22,8 +22,12 @@ pub(super) struct Members {
     committed_at: LogIndex,
     /// What counts at each server: the index, from its disk, and what it said last.
     views: BTreeMap<NodeId, View>,
+    /// Those that any server has ever written behind that one: each may be committed yet.
+    proposed: BTreeMap<LogId, Arc<Membership>>,
     /// Which server each id means now, if it is not the first one.
     identities: BTreeMap<NodeId, u64>,
+    /// What was on the disks of members that have lost them, by id and identity. What was committed was there, and that it is gone is not to blame on anybody.
+    graves: BTreeMap<(NodeId, u64), Image>,
 }
 
 #[derive(Debug, Default)]
@@ -45,17 +49,43 @@ impl Members {
 
     /// A server has handed out a write, and `disk` has just taken it.
     pub(super) fn wrote(&mut self, id: NodeId, write: &Write, disk: &Disk) {
+        let changes = write.entries.segments().iter().flat_map(|segment| segment.of_kind(EntryKind::Membership));
+        let changes: Vec<_> =
+            changes.filter_map(|entry| Some((entry.id(), Arc::new(Membership::decode(entry.payload).ok()?)))).collect();
+        let newer = changes.iter().filter(|(entry, _)| entry.index > self.committed_at);
+        self.proposed.extend(newer.cloned());
         let Some(view) = self.views.get_mut(&id) else { return };
         if write.truncate_from.is_some_and(|from| view.written.is_some_and(|at| at >= from))
             || write.log_start.is_some()
         {
             view.written = newest(disk.live());
         }
-        let changes = write.entries.segments().iter().flat_map(|segment| segment.of_kind(EntryKind::Membership));
-        for entry in changes {
+        for (entry, membership) in changes {
             (view.written, view.new) = (Some(entry.index), Some(entry.index));
-            view.lately.extend(Membership::decode(entry.payload).map(Arc::new));
+            view.lately.push(membership);
         }
+    }
+
+    /// The disk of this server is lost, with what was on it.
+    pub(super) fn bury(&mut self, id: NodeId, disk: &Disk) {
+        let identity = self.identities.get(&id).copied().unwrap_or(0);
+        self.graves.insert((id, identity), disk.durable().clone());
+    }
+
+    /// What is on the disk of the server that a membership means, or was on it.
+    fn image<'d>(&'d self, membership: &Membership, id: NodeId, disks: &[&'d Disk]) -> Option<&'d Image> {
+        self.grave(membership, id)
+            .or_else(|| Some(disk_of(disks, id)?.durable()).filter(|_| self.means(membership, id)))
+    }
+
+    /// What was on the disk of the server that a membership means, if that is lost.
+    pub(super) fn grave(&self, membership: &Membership, id: NodeId) -> Option<&Image> {
+        self.graves.get(&(id, membership.identity(id)))
+    }
+
+    /// Every membership that counts, or may count yet, anywhere.
+    pub(super) fn may_count(&self) -> impl Iterator<Item = &Membership> {
+        self.proposed.values().chain([&self.committed]).map(|membership| &**membership)
     }
 
     /// Another server has this id now.
@@ -91,13 +121,12 @@ impl Members {
                 status.id
             ));
         }
-        let stands = matches!(status.role, Role::PreCandidate | Role::Candidate);
         // One whose vote was taken by a membership that may never be committed stands, too (thesis, Figure 4.6).
-        if stands && status.membership_index <= status.commit_index {
-            let identity = self.identities.get(&status.id).copied().unwrap_or(0);
-            if !status.membership.has_voter(status.id, identity) {
-                return Err(format!("{:?} stands for election, and has no vote: {status:?}", status.id));
-            }
+        let settled = status.membership_index <= status.commit_index;
+        let identity = self.identities.get(&status.id).copied().unwrap_or(0);
+        let votes = status.membership.is_voter(status.id) && status.membership.identity(status.id) == identity;
+        if matches!(status.role, Role::PreCandidate | Role::Candidate) && settled && !votes {
+            return Err(format!("{:?} stands for election, and has no vote: {status:?}", status.id));
         }
         if view
             .said
@@ -153,6 +182,7 @@ impl Members {
     /// This membership is committed at `index`.
     pub(super) fn committed(&mut self, index: LogIndex, membership: Membership) {
         (self.committed_at, self.committed) = (index, Arc::new(membership));
+        self.proposed.retain(|entry, _| entry.index > index);
     }
 
     pub(super) fn newest_committed(&self) -> (LogIndex, &Membership) {
@@ -171,8 +201,7 @@ impl Members {
         disks: &[&Disk],
     ) -> Result<(), Violation> {
         let kept_by = |members: &Membership| {
-            let has = |id| disk_of(disks, id).is_some_and(|disk| holds(disk.durable(), last));
-            members.has_quorum(|id| self.means(members, id) && has(id))
+            members.has_quorum(|id| self.image(members, id, disks).is_some_and(|image| holds(image, last)))
         };
         let leads = first_time && status.role == Role::Leader;
         let lately = self.views.get(&status.id).map_or(&[][..], |view| &view.lately);

@@ -114,7 +114,7 @@ impl<W: Workload> World<'_, W> {
     /// Whether this cluster can come to rest: nobody is missing, the leader has something to show for its term, and nobody should rather lead.
     fn can_sleep(&self) -> bool {
         let (_, members) = self.checker.membership();
-        let missing = self.servers.iter().any(|server| server.lost && members.contains(server.id));
+        let missing = members.members().into_iter().any(|id| !self.survivors().any(|server| server.id == id));
         let leader = self.leader().and_then(|i| self.servers[i].raft());
         let own = leader.is_some_and(|raft| raft.term_at(raft.commit_index()) == Some(raft.current_term()));
         !missing && own
@@ -126,7 +126,8 @@ impl<W: Workload> World<'_, W> {
         let replaced = self.leader().is_some_and(|leader| self.servers[leader].term() > died_in);
         let down = (0..self.servers.len()).find(|i| {
             let server = &self.servers[*i];
-            !server.is_up() && !server.lost && self.checker.membership().1.contains(server.id)
+            let members = self.checker.membership().1;
+            !server.is_up() && !server.lost && members.has_member(server.id, server.identity)
         });
         if let Some(i) = down.filter(|_| replaced) {
             self.start(i);
@@ -141,10 +142,10 @@ impl<W: Workload> World<'_, W> {
         ));
     }
 
-    /// The servers that take part to the end: members.
+    /// The servers that take part to the end: members that have their disks.
     fn survivors(&self) -> impl Iterator<Item = &Server<W>> {
         let (_, members) = self.checker.membership();
-        self.servers.iter().filter(|server| !server.lost && members.contains(server.id))
+        self.servers.iter().filter(|server| !server.lost && members.has_member(server.id, server.identity))
     }
 
     /// All follow one leader, and have the same log, committed and applied.
@@ -229,8 +230,9 @@ impl<W: Workload> World<'_, W> {
             // A disk that nobody may trust any more counts for nothing, and is not to blame on the cluster.
             let (_, members) = self.checker.membership();
             let has = |id| {
-                let server = index_of(id).and_then(|i| self.servers.get(i));
-                server.is_some_and(|server| server.lost || self.checker.holds(server.disk.durable(), entry))
+                let Some(server) = index_of(id).and_then(|i| self.servers.get(i)) else { return false };
+                let image = self.checker.grave(members, id).unwrap_or(server.disk.durable());
+                server.lost || self.checker.holds(image, entry)
             };
             if !members.has_quorum(has) {
                 return Err(format!("{entry} was acknowledged and is not on the disks of a majority of {members:?}"));

@@ -309,11 +309,12 @@ impl<W: Workload> World<'_, W> {
         self.servers[i].sync_fails = true;
     }
 
-    /// What a disk holds changes by itself. A majority of disks is always left.
+    /// What a disk holds changes by itself. A majority of disks is always left, of every membership that may count yet.
     fn lose_disk(&mut self) {
         let i = self.any_server();
-        let bad = self.servers.iter().filter(|server| server.rotten || server.lost).count();
-        if self.servers[i].rotten || self.servers[i].lost || (bad + 1) * 2 >= self.servers.len() {
+        let spare = self.mix.changes.is_none() || self.nothing_asked();
+        let kept = |membership| self.has_majority(membership, Some(i));
+        if !self.is_sound(i) || !spare || !self.checker.memberships().all(kept) {
             return;
         }
         // Checksums show that to whoever reads (the store's own tests flip bits in every region of its files), so a mark is enough here.

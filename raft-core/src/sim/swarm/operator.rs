@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::client::{Ask, Ticket};
+use super::mix::Fault;
 use super::replica::Replica;
 use super::server::{Item, Server};
 use super::sometimes::Situation;
@@ -52,7 +53,8 @@ impl<W: Workload> World<'_, W> {
         } else if self.nothing_asked() {
             if self.operator.dice.chance(1, 3) {
                 let i = self.operator.dice.pick(self.servers.len());
-                self.replace(i);
+                let lost = (0..self.servers.len()).find(|i| self.servers[*i].lost);
+                self.replace(lost.unwrap_or(i));
             }
             self.change_something();
         } else if self.operator.dice.chance(1, 4) {
@@ -66,7 +68,7 @@ impl<W: Workload> World<'_, W> {
     }
 
     /// Whether no request waits for an answer.
-    fn nothing_asked(&mut self) -> bool {
+    pub(super) fn nothing_asked(&mut self) -> bool {
         let servers = &self.servers;
         self.operator.pending.retain(|_, (server, life)| servers[*server].is_up() && servers[*server].life == *life);
         self.operator.pending.is_empty()
@@ -76,9 +78,37 @@ impl<W: Workload> World<'_, W> {
         let anyone = self.operator.dice.chance(1, 20).then(|| self.operator.dice.pick(self.servers.len()));
         let Some(server) = anyone.or_else(|| self.leader()) else { return };
         let Some(membership) = self.servers[server].raft().map(|raft| raft.membership().1.clone()) else { return };
-        let change = self.draw_change(&membership, id_of(server));
+        let gone = self.gone(&membership).filter(|_| self.operator.dice.chance(1, 2));
+        let change = match gone {
+            Some(id) => MembershipChange { removed: vec![id], ..MembershipChange::new() },
+            None => self.draw_change(&membership, id_of(server)),
+        };
         self.operator.removing.clone_from(&change.removed);
         self.ask_for_change(server, change);
+    }
+
+    /// A member that has lost its disk.
+    fn gone(&self, membership: &Membership) -> Option<NodeId> {
+        let gone = |id: &NodeId| self.servers[place(*id)].lost || !self.is_meant(membership, place(*id));
+        membership.members().into_iter().find(gone)
+    }
+
+    /// Whether a membership that has this server's id means the server that has it now.
+    pub(super) fn is_meant(&self, membership: &Membership, i: usize) -> bool {
+        !membership.contains(id_of(i)) || membership.identity(id_of(i)) == self.servers[i].identity
+    }
+
+    /// Whether what its disk holds can be trusted.
+    pub(super) fn is_sound(&self, i: usize) -> bool {
+        !self.servers[i].rotten && !self.servers[i].lost
+    }
+
+    /// Whether a majority of a membership has its disks, also without this server.
+    pub(super) fn has_majority(&self, membership: &Membership, without: Option<usize>) -> bool {
+        membership.has_quorum(|id| {
+            let i = place(id);
+            Some(i) != without && self.is_sound(i) && self.is_meant(membership, i)
+        })
     }
 
     /// Those who were removed just now come back, while the leader still tells them that they are out; as others, perhaps.
@@ -93,7 +123,13 @@ impl<W: Workload> World<'_, W> {
         self.ask_for_change(leader, change);
     }
 
+    /// Whoever is asked knows who was heard lately; that a disk is lost only the operator knows, who takes care not to depend on it.
     fn ask_for_change(&mut self, server: usize, change: MembershipChange) {
+        let now = self.servers[server].raft().map(|raft| raft.membership().1);
+        let next = now.and_then(|now| now.changed(&change).ok());
+        if self.mix.has(Fault::DiskLoss) && next.is_some_and(|next| !self.has_majority(&next, None)) {
+            return;
+        }
         self.note(format_args!("the operator asks n{}: {change:?}", server + 1));
         self.operator.requests += 1;
         self.operator.pending.insert(self.operator.requests, (server, self.servers[server].life));
@@ -154,7 +190,7 @@ impl<W: Workload> World<'_, W> {
             logs.into_iter().any(|(at, membership)| at > index && membership.contains(id))
         };
         let others = self.servers.iter().filter(|server| server.id != id);
-        let fresh = self.servers[i].disk.live().last().index == LogIndex::ZERO;
+        let fresh = self.servers[i].disk.live().last().index == LogIndex::ZERO && !self.servers[i].lost;
         if fresh || committed.is_joint() || committed.contains(id) || others.into_iter().any(|other| knows(&other.disk))
         {
             return;
@@ -162,13 +198,30 @@ impl<W: Workload> World<'_, W> {
         self.crash(i);
         self.note(format_args!("another server takes the place of n{}, and knows nothing", i + 1));
         self.counts.saw(Situation::Replaced);
+        self.renew(i);
+        self.start(i);
+    }
+
+    /// From now on another server has this id, with an empty disk.
+    fn renew(&mut self, i: usize) {
         let server = &mut self.servers[i];
         (server.disk, server.flushed, server.replica) = (Disk::empty(), Replica::default(), Replica::default());
         server.restored = None;
         server.identity += 1;
+        server.succeeds |= server.lost;
+        (server.rotten, server.lost) = (false, false);
         let identity = server.identity;
-        self.checker.replaced(id, identity);
-        self.start(i);
+        self.checker.replaced(id_of(i), identity);
+    }
+
+    /// As somebody would who does not know better: the disk of a server is emptied, and it is started under its old id as if nothing had happened.
+    pub(super) fn wipe_perhaps(&mut self, i: usize) {
+        if self.operator.dice.chance(1, 2) {
+            self.note(format_args!("n{} is to start again with an empty disk", i + 1));
+            self.checker.bury(id_of(i), &self.servers[i].disk);
+            self.renew(i);
+            self.start_later(i);
+        }
     }
 
     /// Which server under this id the sender of a message means, as far as it knows; servers tell one another who they are when they connect.
@@ -243,6 +296,10 @@ impl<W: Workload> World<'_, W> {
                 self.operator.left.entry(id).or_insert(term);
             } else if self.operator.left.remove(&id) == Some(term) {
                 self.counts.saw(Situation::BackInSameTerm);
+            }
+            if membership.contains(id) && self.is_meant(membership, place(id)) {
+                let succeeds = std::mem::take(&mut self.servers[place(id)].succeeds);
+                self.counts.add(Situation::WipedBack, u64::from(succeeds));
             }
         }
     }

@@ -66,6 +66,8 @@ pub(super) struct Server<W> {
     pub(super) rotten: bool,
     /// It will never come back: what its disk holds cannot be trusted, and it knows.
     pub(super) lost: bool,
+    /// The one that had the id before has lost its disk.
+    pub(super) succeeds: bool,
     /// The sync that is under way covers the writes up to this one.
     pub(super) syncing: Option<WriteSeq>,
     /// Writes that were synced, and those of them that the core was told of.
@@ -122,6 +124,7 @@ impl<W: Workload> Server<W> {
             sync_fails: false,
             rotten: false,
             lost: false,
+            succeeds: false,
             syncing: None,
             synced: WriteSeq(0),
             told: WriteSeq(0),
@@ -172,6 +175,7 @@ impl<W: Workload> Server<W> {
             members_at,
             members_joint: membership.is_joint(),
             identity: self.identity,
+            succeeds: self.succeeds,
             driver: Some(Driver::new(raft)),
             disk: std::mem::replace(&mut self.disk, Disk::empty()),
             clock,

@@ -100,6 +100,8 @@ situations! {
     Replaced: 300, "another server came in the place of one that had left, under its id";
     BackInSameTerm: 600, "a server came back in the term in which it had left";
     MeantAnother: 600, "a message arrived at another server than it was meant for, under the same id";
+    WipedRefused: 600, "a member came back with an empty disk, and was refused";
+    WipedBack: 600, "a member that had lost its disk was removed, and added as another";
     Stranger: 300, "a message came from a server that the receiver did not know for a member";
     Compacted: 20, "a log was compacted";
     SnapshotSent: 100, "a snapshot was sent";

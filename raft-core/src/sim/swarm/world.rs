@@ -413,6 +413,8 @@ impl<'w, W: Workload> World<'w, W> {
         self.show_message(&envelope, sent, true);
         if meant.is_some_and(|identity| identity != self.servers[i].identity) {
             // The server that it was meant for is gone for ever.
+            let refused = !self.is_meant(self.checker.membership().1, i);
+            self.counts.add(Situation::WipedRefused, u64::from(refused));
             return self.counts.saw(Situation::MeantAnother);
         }
         let Some(raft) = self.servers[i].raft() else { return };
@@ -536,11 +538,15 @@ impl<'w, W: Workload> World<'w, W> {
         Membership::of_voters((0..self.mix.servers).map(id_of))
     }
 
-    /// A server has found out that its disk cannot be trusted. It will not come back under its name.
+    /// A server has found out that its disk cannot be trusted. It will not come back under its name; but where the membership changes, somebody may
+    /// empty the disk and start it all the same.
     pub(super) fn lose(&mut self, i: usize) {
         self.note(format_args!("n{} does not trust its disk, and stays out", i + 1));
         self.counts.saw(Situation::DiskLost);
         self.servers[i].lost = true;
+        if self.healed.is_none() && self.mix.changes.is_some() {
+            self.wipe_perhaps(i);
+        }
     }
 
     /// Kills a server. Of what was not synced, some may be on its disk nevertheless.
