@@ -32,6 +32,8 @@ and, instead of what an exploration says itself:
   --commands C   commands proposed, in all
   --reads R      reads asked for, in all
   --crashes C    crashes, in all
+  --deaths D     servers that die for good, and
+  --resets R     links that are reported as lost without a reason, where groups sleep
   --compactions C  times that a log is compacted, in all
   --rounds R     heartbeat rounds of a leadership
   --appends A    appends to a follower in a leadership
@@ -123,6 +125,8 @@ fn option(args: &mut Args, word: &str, value: &str) -> Result<(), String> {
         "--commands" => set(all, number()?, |s| &mut s.commands),
         "--reads" => set(all, number()?, |s| &mut s.reads),
         "--crashes" => set(all, number()?, |s| &mut s.crashes),
+        "--deaths" => set(all, number()?, |s| &mut s.deaths),
+        "--resets" => set(all, number()?, |s| &mut s.resets),
         "--compactions" => set(all, number()?, |s| &mut s.compactions),
         "--rounds" => set(all, number()?, |s| &mut s.rounds),
         "--appends" => set(all, number()?, |s| &mut s.appends),

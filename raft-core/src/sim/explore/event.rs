@@ -80,8 +80,14 @@ pub(super) enum Event {
     LeaseExpires,
     /// The leader's next heartbeat is due.
     HeartbeatDue,
+    /// Nothing has happened for so long that all may go to sleep.
+    QuiesceDue,
     /// The leader has not heard a majority for an election timeout.
     QuorumLost,
+    /// It hears that its link to this server was lost.
+    LinkReset(u8),
+    /// It dies, and never comes back.
+    Dies,
     /// The leader's disk is taken for dead.
     WriteStalled,
     /// The oldest so many writes have reached the disk, and the core is told.
@@ -117,11 +123,17 @@ impl Event {
         match self {
             Event::DeliverLate(_) => NOW + config.heartbeat_interval / 10,
             Event::HeartbeatDue => NOW + config.heartbeat_interval,
+            Event::QuiesceDue => NOW + config.quiesce_after.unwrap_or_default(),
             Event::LeaseExpires | Event::QuorumLost => NOW + config.election_timeout,
             Event::ElectionTimeout => NOW + config.election_timeout * 2,
             Event::ElectionTimeoutStalled | Event::WriteStalled => NOW + WRITE_STALL,
             _ => NOW,
         }
+    }
+
+    /// Whether it belongs to the history, also when it changes nothing else.
+    pub(super) fn is_remembered(self) -> bool {
+        matches!(self, Event::Crash { .. } | Event::LinkReset(_) | Event::Dies)
     }
 
     /// The message that is delivered, if one is.
@@ -142,6 +154,9 @@ impl fmt::Display for Event {
             Event::ElectionTimeoutStalled => f.write_str("election timer runs out, and its disk hangs"),
             Event::LeaseExpires => f.write_str("has not heard the leader for an election timeout"),
             Event::HeartbeatDue => f.write_str("heartbeat is due"),
+            Event::QuiesceDue => f.write_str("nothing has happened for long"),
+            Event::LinkReset(peer) => write!(f, "hears that its link to n{peer} was lost"),
+            Event::Dies => f.write_str("dies for good"),
             Event::QuorumLost => f.write_str("has not heard a majority for an election timeout"),
             Event::WriteStalled => f.write_str("disk hangs"),
             Event::Persisted(1) => f.write_str("its oldest write is durable"),

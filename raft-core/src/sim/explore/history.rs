@@ -22,6 +22,12 @@ pub(super) struct History {
     pub(super) reads_asked: u64,
     pub(super) crashes: u64,
     pub(super) compactions: u64,
+    /// Who has died.
+    pub(super) dead: Vec<NodeId>,
+    /// Who is yet to hear that its link to whom is lost.
+    pub(super) unheard: Vec<(NodeId, NodeId)>,
+    /// How often somebody heard so without a reason.
+    pub(super) resets: u64,
 }
 
 /// What the promises are about, of one server.
@@ -30,6 +36,8 @@ pub(super) struct View {
     pub(super) id: NodeId,
     pub(super) term: Term,
     pub(super) leads: bool,
+    /// On whom it relies while it sleeps.
+    pub(super) asleep: Option<NodeId>,
     pub(super) commit: usize,
     /// What the state machine keeps durably: the entries whose effects are in it.
     pub(super) kept: Vec<EntryId>,
@@ -92,6 +100,23 @@ impl History {
         Ok(())
     }
 
+    /// All others are yet to hear of it.
+    pub(super) fn died(&mut self, id: NodeId, servers: usize) {
+        self.dead.push(id);
+        let living = (1..=servers as u64).map(NodeId).filter(|other| !self.dead.contains(other));
+        self.unheard.retain(|(who, _)| *who != id);
+        self.unheard.extend(living.map(|other| (other, id)));
+        self.unheard.sort_unstable();
+    }
+
+    /// A server has heard that its link to another is lost.
+    pub(super) fn link_reset(&mut self, id: NodeId, peer: NodeId) {
+        match self.unheard.iter().position(|unheard| *unheard == (id, peer)) {
+            Some(at) => drop(self.unheard.remove(at)),
+            None => self.resets += 1,
+        }
+    }
+
     /// A read ended without an answer.
     pub(super) fn read_lost(&mut self, id: NodeId, read: Option<u64>) {
         self.reads.retain(|(of, asked, _)| *of != id || read.is_some_and(|read| read != *asked));
@@ -112,6 +137,7 @@ pub(super) fn judge(history: &History, views: &[&View]) -> Result<(), String> {
             return Err(format!("state machine safety: {:?} commits {own:?}, and {first:?} was committed there", a.id));
         }
     }
+    somebody_would_wake(history, views)?;
     for (at, (entry, term)) in history.committed.iter().enumerate() {
         if let Some(leader) = views.iter().find(|v| v.leads && v.term > *term && v.log.get(at) != Some(entry)) {
             return Err(format!(
@@ -126,6 +152,19 @@ pub(super) fn judge(history: &History, views: &[&View]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// When all who live sleep, one of them leads all the others, unless somebody is yet to hear of a lost link: else nobody would ever miss the leader.
+fn somebody_would_wake(history: &History, views: &[&View]) -> Result<(), String> {
+    let mut living = views.iter().filter(|view| !history.dead.contains(&view.id));
+    if !history.unheard.is_empty() || !living.clone().all(|view| view.asleep.is_some()) {
+        return Ok(());
+    }
+    let leader = living.clone().find(|view| view.leads);
+    match living.find(|view| leader.map(|leader| (leader.id, leader.term)) != view.asleep.zip(Some(view.term))) {
+        Some(view) => Err(format!("sleep: {:?} relies on {:?}, and nobody is awake", view.id, view.asleep)),
+        None => Ok(()),
+    }
 }
 
 /// Logs that share an entry share everything before it.
@@ -154,6 +193,7 @@ mod tests {
             id: NodeId(id),
             term: Term(term),
             leads: false,
+            asleep: None,
             commit,
             kept: Vec::new(),
             durable: log.clone(),
@@ -189,6 +229,20 @@ mod tests {
 
         let lost = View { durable: log(&[(1, 0)]), ..good[1].clone() };
         assert!(verdict(&history, &[good[0].clone(), lost, good[2].clone()]).starts_with("durability"));
+    }
+
+    #[test]
+    fn nobody_may_sleep_for_ever_over_a_dead_leader() {
+        let relying_on = |leader| View { asleep: Some(NodeId(leader)), ..view(2, 1, 0, &[]) };
+        let leader = View { leads: true, asleep: Some(NodeId(1)), ..view(1, 1, 0, &[]) };
+        let mut history = History::default();
+        assert_eq!(verdict(&history, &[leader.clone(), relying_on(1)]), "");
+        assert!(verdict(&history, &[leader.clone(), relying_on(3)]).starts_with("sleep"));
+        history.died(NodeId(1), 2);
+        assert_eq!(verdict(&history, &[leader.clone(), relying_on(1)]), "", "it is yet to hear of it");
+        history.link_reset(NodeId(2), NodeId(1));
+        assert!(verdict(&history, &[leader.clone(), relying_on(1)]).starts_with("sleep"));
+        assert_eq!(verdict(&history, &[leader, view(2, 1, 0, &[])]), "", "it is awake");
     }
 
     #[test]

@@ -15,9 +15,12 @@
 //! snapshot is a message; that it has arrived, or has not, its sender hears sooner or later or never, and may hear wrongly that it has not. Taking it over
 //! takes the state machine's time, and then a write of the log; a crash may come before, between and after.
 //!
+//! **Sleep.** Where groups sleep, a server may die for good, and each of the others hears then, sooner or later, that its link to that one is lost: that is
+//! the transport's duty. It may hear so without a reason, too.
+//!
 //! **What is held against every state:** Election Safety, one vote a term, Log Matching, Leader Completeness, State Machine Safety, what is
 //! committed is on the disks of a majority, reads see what was committed when they were asked, what a log has forgotten is durable in its server's
-//! state machine, which keeps nothing but what was committed; and of each step: the
+//! state machine, which keeps nothing but what was committed, nobody sleeps for ever over a dead leader; and of each step: the
 //! invariants of the core, its debug assertions, no anomaly is reported, what is said is backed by the disk, memory and disk agree,
 //! terms, votes and commit indices are never taken back, entries are applied in order and as they are on the disk.
 //!
@@ -37,7 +40,7 @@ pub use search::{Limits, Progress, Report, Violation, explore};
 pub use settings::{Settings, suite};
 
 /// What every state is held against, in words.
-pub const PROPERTIES: [&str; 10] = [
+pub const PROPERTIES: [&str; 11] = [
     "election safety",
     "one vote a term, kept through crashes",
     "log matching",
@@ -47,5 +50,6 @@ pub const PROPERTIES: [&str; 10] = [
     "reads see what was committed when they were asked",
     "what a log has forgotten is in the durable state of its server's state machine",
     "nobody keeps, sends or takes over a snapshot of anything but what was committed",
+    "when all who live sleep, one of them leads the others, or somebody is yet to hear of a lost link",
     "per step: the core's own invariants, promises backed by the disk, nothing taken back",
 ];

@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hasher};
 use super::event::{Arrived, Event, NOW, Sent, Snapshot};
 use super::machine::Machine;
 use super::settings::Settings;
+use crate::config::Config;
 use crate::entries::{Entries, EntryKind, Segment};
 use crate::io::{
     Fetch, Input, Output, ReadId, ReadOutcome, Recovered, SendSnapshot, SnapshotId, SnapshotMeta, SnapshotReceived,
@@ -24,6 +25,8 @@ pub(super) struct Server {
     machine: Machine,
     /// What the core has asked the disk for.
     fetches: Vec<Fetch>,
+    /// How often it has started, where that matters: each life numbers its times awake from another number on.
+    life: u64,
 }
 
 /// What a step brought about outside the server.
@@ -68,8 +71,8 @@ impl Server {
             disk.accept(Write { seq: WriteSeq(2), hard_state: None, log_start, truncate_from: None, entries })?;
             disk.complete(WriteSeq(2))?;
         }
-        let raft = start(settings, id, &disk, LogIndex::ZERO)?;
-        let mut server = Server { raft, disk, machine, fetches: Vec::new() };
+        let raft = start(settings, id, &disk, LogIndex::ZERO, 0)?;
+        let mut server = Server { raft, disk, machine, fetches: Vec::new(), life: 0 };
         server.forget_time();
         Ok(server)
     }
@@ -82,6 +85,7 @@ impl Server {
         let busy = pending > 0;
         if status.role == Role::Leader {
             events.extend([Event::HeartbeatDue, Event::Propose]);
+            events.extend((settings.quiesces && !status.quiesced).then_some(Event::QuiesceDue));
             let accepts = |change| self.raft.clone().change_membership(NOW, change).is_ok();
             events.extend(settings.change.as_ref().is_some_and(accepts).then_some(Event::Change));
             events.extend((self.raft.reads_asked() < settings.reads).then_some(Event::Read));
@@ -98,6 +102,11 @@ impl Server {
         events.extend((!self.fetches.is_empty()).then_some(Event::Fetched));
         events.extend((status.applied_index > self.machine.last().index).then_some(Event::Compact));
         events.extend(self.machine.is_taking_over().then_some(Event::Restored));
+        if settings.quiesces {
+            let others = (1..=settings.servers as u8).filter(|other| u64::from(*other) != status.id.0);
+            events.extend(others.map(Event::LinkReset));
+            events.push(Event::Dies);
+        }
         if settings.crashes > 0 {
             events.push(Event::Crash { kept: pending as u8, torn: None });
             for (kept, write) in (0..).zip(self.disk.pending()) {
@@ -130,7 +139,8 @@ impl Server {
                 next.fetches.clear();
                 next.machine.crash();
                 let applied = if settings.remembers_applied { before.applied_index } else { LogIndex::ZERO };
-                next.raft = start(settings, before.id, &next.disk, applied)?;
+                next.life += u64::from(settings.quiesces);
+                next.raft = start(settings, before.id, &next.disk, applied, next.life)?;
             }
             Event::Persisted(writes) => {
                 let seq = next.disk.pending().nth(usize::from(writes) - 1).map(|write| write.seq);
@@ -156,6 +166,8 @@ impl Server {
                 next.raft.step(at, Input::Fetched { id: fetch.id, entries });
             }
             Event::Compact => next.compact()?,
+            Event::LinkReset(peer) => next.raft.step(at, Input::LinkReset(NodeId(peer.into()))),
+            Event::Dies => return Ok(Some((next, effects))),
             Event::Restored => {
                 let id = next.machine.finish(&mut next.disk)?;
                 next.raft.step(at, Input::Restored(id));
@@ -172,6 +184,7 @@ impl Server {
             | Event::ElectionTimeoutStalled
             | Event::LeaseExpires
             | Event::HeartbeatDue
+            | Event::QuiesceDue
             | Event::QuorumLost
             | Event::WriteStalled => next.raft.step(at, Input::Wake),
         }
@@ -371,12 +384,12 @@ impl Server {
     /// Equal for servers that are in the same state.
     pub(super) fn fingerprint(&self) -> u64 {
         // Names every field, so that a new one has to be thought of here.
-        let Server { raft, disk, machine, fetches } = self;
+        let Server { raft, disk, machine, fetches, life } = self;
         let mut hasher = DefaultHasher::new();
         raft.fingerprint(&mut hasher);
         disk.fingerprint(&mut hasher);
         machine.fingerprint(&mut hasher);
-        std::hash::Hash::hash(fetches, &mut hasher);
+        std::hash::Hash::hash(&(fetches, life), &mut hasher);
         hasher.finish()
     }
 
@@ -395,8 +408,9 @@ impl Server {
     }
 }
 
-fn start(settings: &Settings, id: NodeId, disk: &Disk, applied: LogIndex) -> Result<Raft, String> {
+fn start(settings: &Settings, id: NodeId, disk: &Disk, applied: LogIndex, life: u64) -> Result<Raft, String> {
     let found = disk.recover(settings.founders(id));
     let found = Recovered { applied: applied.max(found.applied), ..found };
-    Raft::new(settings.config(id), found, NOW).map_err(|error| format!("does not start: {error}"))
+    let config = Config { seed: life, ..settings.config(id) };
+    Raft::new(config, found, NOW).map_err(|error| format!("does not start: {error}"))
 }

@@ -36,6 +36,8 @@ pub struct Settings {
     pub check_quorum: bool,
     /// [`Config::no_op_on_election`].
     pub no_op_on_election: bool,
+    /// Groups sleep ([`Config::quiesce_after`]); then whoever lives hears it when another dies, sooner or later.
+    pub quiesces: bool,
     /// Each append carries one entry at most ([`Config::max_append_bytes`]), so that it may say less than its sender knows.
     pub single_entries: bool,
     /// Whether a message may arrive again and again, or at most once. Either way it may be lost, delayed and overtaken.
@@ -54,6 +56,10 @@ pub struct Settings {
     pub crashes: u64,
     /// How often, in all, a state machine keeps what it has, so that its log is forgotten.
     pub compactions: u64,
+    /// How many servers die, and never come back.
+    pub deaths: u64,
+    /// How often, in all, a server hears without a reason that a link was lost.
+    pub resets: u64,
     /// Heartbeat rounds of one leadership.
     pub rounds: u64,
     /// Appends to one follower in one leadership.
@@ -77,6 +83,7 @@ impl Settings {
             pre_vote: false,
             check_quorum: false,
             no_op_on_election: false,
+            quiesces: false,
             single_entries: false,
             repeats: true,
             remembers_applied: false,
@@ -86,6 +93,8 @@ impl Settings {
             reads: 0,
             crashes: 1,
             compactions: 0,
+            deaths: 0,
+            resets: 0,
             rounds: 0,
             appends: 4,
             wanted: None,
@@ -100,13 +109,15 @@ impl Settings {
 
     /// Settings of server `id`. No timer runs out by itself: the explorer decides what time it is.
     pub(super) fn config(&self, id: NodeId) -> Config {
+        let config = Config::new(id);
         Config {
+            quiesce_after: self.quiesces.then_some(config.heartbeat_interval * 2),
             pre_vote: self.pre_vote,
             check_quorum: self.check_quorum,
             no_op_on_election: self.no_op_on_election,
             max_append_bytes: if self.single_entries { 1 } else { 1 << 20 },
             max_write_stall: WRITE_STALL,
-            ..Config::new(id)
+            ..config
         }
     }
 
@@ -129,7 +140,7 @@ pub(super) const WRITE_STALL: Duration = Duration::from_secs(10);
 pub fn suite() -> Vec<Settings> {
     let three = |name| Settings::plain(name, 3);
     let led = |name| Settings { led: true, terms: 1, ..three(name) };
-    vec![
+    let mut suite = vec![
         Settings { terms: 1, commands: 1, ..three("one election, a command, a crash") },
         Settings { commands: 1, ..three("two elections, a command, a crash") },
         led("a leader, two commands, and its successor"),
@@ -207,6 +218,33 @@ pub fn suite() -> Vec<Settings> {
             commands: 3,
             rounds: 1,
             ..Settings::plain("two servers, three elections, three crashes", 2)
+        },
+    ];
+    suite.extend(sleeping());
+    suite
+}
+
+/// Groups that sleep, and one server of them dies.
+fn sleeping() -> [Settings; 2] {
+    let plain = |name, servers| Settings {
+        led: true,
+        quiesces: true,
+        prompt_disks: true,
+        no_op_on_election: true,
+        commands: 0,
+        crashes: 0,
+        deaths: 1,
+        resets: 1,
+        rounds: 1,
+        terms: 1,
+        ..Settings::plain(name, servers)
+    };
+    [
+        plain("two servers that sleep, and one dies", 2),
+        Settings {
+            pre_vote: true,
+            repeats: false,
+            ..plain("three servers that sleep, with pre-vote, and one dies", 3)
         },
     ]
 }

@@ -221,13 +221,19 @@ impl World {
     pub(super) fn events(&self, state: &[u32], events: &mut Vec<(usize, Event)>) {
         events.clear();
         let history = self.history(state);
-        for (at, server) in state[..self.settings.servers].iter().enumerate() {
+        let dead = |at: usize| history.dead.contains(&NodeId(at as u64 + 1));
+        for (at, server) in state[..self.settings.servers].iter().enumerate().filter(|(at, _)| !dead(*at)) {
             let own = self.servers[*server as usize].events.iter().filter(|event| match event {
                 Event::Crash { .. } => history.crashes < self.settings.crashes,
                 Event::Propose => history.commands < self.settings.commands,
                 Event::Change => !history.changed,
                 Event::Compact => history.compactions < self.settings.compactions,
                 Event::Read => history.reads_asked < self.settings.reads,
+                Event::Dies => (history.dead.len() as u64) < self.settings.deaths,
+                Event::LinkReset(peer) => {
+                    let reset = (NodeId(at as u64 + 1), NodeId((*peer).into()));
+                    history.unheard.contains(&reset) || history.resets < self.settings.resets
+                }
                 _ => true,
             });
             events.extend(own.map(|event| (at, *event)));
@@ -235,6 +241,9 @@ impl World {
         for id in self.on_the_way(state) {
             let sent = self.message(*id);
             let at = sent.to().0 as usize - 1;
+            if dead(at) {
+                continue;
+            }
             events.push((at, Event::Deliver(*id)));
             if matches!(sent, Sent::Message(Envelope { body: Message::HeartbeatReply(_), .. })) {
                 events.push((at, Event::DeliverLate(*id)));
@@ -271,9 +280,14 @@ impl World {
             |id| crashed && matches!(self.message(id), Sent::Arrived(arrived) if arrived.to.0 as usize == at + 1);
         let old = state[servers + 1..].iter().copied().filter(|id| Some(*id) != gone && !over(*id));
         merge(old, messages, next);
-        let own = crashed || matches!(event, Event::Propose | Event::Change | Event::Compact);
+        let own = event.is_remembered() || matches!(event, Event::Propose | Event::Change | Event::Compact);
         if news.is_some() || own {
             let mut history = self.history(state).clone();
+            match event {
+                Event::Dies => history.died(NodeId(at as u64 + 1), servers),
+                Event::LinkReset(peer) => history.link_reset(NodeId(at as u64 + 1), NodeId(peer.into())),
+                _ => {}
+            }
             add_news(&mut history, self.view_of(server), event, news)?;
             next[servers] = self.histories.number(&history);
         }
@@ -354,7 +368,7 @@ impl World {
         messages.dedup();
         let next = self.add(server);
         let news = (!news.is_empty()).then(|| Box::new(news));
-        if next == number && messages.is_empty() && news.is_none() && !matches!(event, Event::Crash { .. }) {
+        if next == number && messages.is_empty() && news.is_none() && !event.is_remembered() {
             return Ok(Transition::Nothing);
         }
         Ok(Transition::To { server: next, messages: messages.into(), news })
@@ -393,6 +407,7 @@ impl World {
             id: status.id,
             term: status.current_term,
             leads: status.role == Role::Leader,
+            asleep: status.leader.filter(|_| status.quiesced),
             commit: status.commit_index.0 as usize,
             kept: self.entries(server.kept(), None),
             log: self.entries(server.kept(), Some(live)),
