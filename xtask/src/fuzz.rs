@@ -200,14 +200,25 @@ fn fuzz(target: &Target, args: &Args) -> Result<()> {
         let input = fs::canonicalize(input).with_context(|| format!("cannot read {}", input.display()))?;
         return workspace::run(cargo_fuzz(target).arg(input));
     }
-    workspace::run(&mut search(target, args)).with_context(|| {
-        let (name, artifacts) = (&target.name, target.scratch("artifacts"));
-        let (artifacts, corpus) = (workspace::shorten(&artifacts), workspace::shorten(&target.corpus()));
-        format!(
-            "{name} has a finding: the input is the newest in {artifacts}.\nReplay it with: cargo xtask fuzz {name} --replay FILE\n\
-             Once it is fixed, move it to {corpus}: the tests run it from then on"
-        )
+    let begun = SystemTime::now();
+    workspace::run(&mut search(target, args)).with_context(|| match finding(&target.scratch("artifacts"), begun) {
+        Some(input) => {
+            let (name, input) = (&target.name, workspace::shorten(&input));
+            let corpus = workspace::shorten(&target.corpus());
+            format!(
+                "{name} has a finding: {input}\nReplay it with: cargo xtask fuzz {name} --replay {input}\n\
+                 Once it is fixed, move it to {corpus}: the tests run it from then on"
+            )
+        }
+        None => format!("{} was not built, or was interrupted: there is no finding", target.name),
     })
+}
+
+/// The input that was written last since `begun`, if there is one.
+fn finding(artifacts: &Path, begun: SystemTime) -> Option<PathBuf> {
+    let inputs = fs::read_dir(artifacts).ok()?.flatten().map(|entry| entry.path());
+    let written = inputs.filter_map(|path| changed(&path).map(|at| (at, path))).filter(|(at, _)| *at >= begun);
+    written.max().map(|(_, path)| path)
 }
 
 fn search(target: &Target, args: &Args) -> Command {
@@ -243,6 +254,20 @@ mod tests {
             let manifest = fs::read_to_string(target.folder().join("Cargo.toml")).expect("a manifest");
             assert!(manifest.contains(&format!("name = \"{}\"", target.name)), "{target:?} is not in its manifest");
         }
+    }
+
+    #[test]
+    fn a_finding_is_an_input_that_was_written_since() {
+        let dir = std::env::temp_dir().join(format!("raft-xtask-finding-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a folder");
+        let before = SystemTime::now();
+        fs::write(dir.join("crash-1"), b"x").expect("a file");
+        let late = SystemTime::now() + std::time::Duration::from_mins(1);
+        let found = [finding(&dir, before - std::time::Duration::from_secs(1)), finding(&dir, late)];
+        let expected = dir.join("crash-1");
+        fs::remove_dir_all(&dir).expect("it was there");
+        assert_eq!(found, [Some(expected), None]);
+        assert_eq!(finding(&dir, before), None, "no folder");
     }
 
     #[test]
