@@ -12,7 +12,7 @@
 //! - `[limits]`: `max_value_bytes`, `max_client_connections`, `max_requests_per_connection`, `max_reply_bytes_per_connection`;
 //! - `[snapshot]`: when the log is compacted (`entries`, `bytes`: so many applied since the last time; 0 does not count) and what is kept of it for
 //!   followers that are a little behind (`keep_entries`, `keep_bytes`), with the defaults of [`SnapshotPolicy`](crate::SnapshotPolicy); and how fast a
-//!   snapshot is sent at most (`max_bytes_per_second`, by default 0: as fast as it goes, which under load is half of the time);
+//!   snapshot is sent at most (`max_bytes_per_second`, by default 0: as fast as it goes, and about 60 MB while there are messages to be sent as well);
 //! - `[log]`: `level` (a level, or directives), `format` (`text` or `json`).
 //!
 //! A client's file must have `cluster`, `[nodes]` (`id = "host:port"`) and `[tls]`; `timeout_ms` is optional.
