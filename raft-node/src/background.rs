@@ -15,7 +15,7 @@ pub(crate) fn yield_to_others() {
 }
 
 /// Bytes between two rests.
-const PIECE: u64 = 512 << 10;
+const PIECE: u64 = 256 << 10;
 /// Longest rest.
 const LONGEST: Duration = Duration::from_millis(50);
 

@@ -22,7 +22,7 @@ const FORMAT: u32 = 1;
 const CHUNK: usize = 256 << 10;
 /// After so many bytes what was written is brought to the disk, instead of all at once in the end: a gigabyte that waits in the system's memory would
 /// hold up every sync of the log on the same disk for seconds.
-pub(crate) const SYNC_BYTES: u64 = 512 << 10;
+pub(crate) const SYNC_BYTES: u64 = 256 << 10;
 /// Longest membership that is believed, in bytes.
 const MAX_MEMBERSHIP: u32 = 1 << 20;
 /// Bytes of the header before the membership.
