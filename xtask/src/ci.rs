@@ -9,7 +9,7 @@ use crate::{explore, mutants, setup, test, workspace};
 
 /// Checks everything: format, lints, documentation, licences, the tests with the simulation, and a short exploration.
 ///
-/// Stops at the first failure and prints what each step took. About ten minutes on 2 cores once everything is compiled.
+/// Stops at the first failure and prints what each step took. About twenty minutes on 2 cores once everything is compiled.
 #[derive(clap::Args)]
 pub(crate) struct Args {}
 

@@ -24,7 +24,7 @@ use crate::{setup, workspace};
 ///
 /// Every patch in `xtask/mutants` is a bug that some real implementation had. It is applied, built and put before its detectors (the
 /// simulator, the tests) until one fails. Fails when a bug survives, or when one is caught that is said to be invisible.
-/// A few seconds for each bug that the simulator sees at once; all of them take about twenty minutes on 2 cores.
+/// A few seconds for each bug that the simulator sees at once; all of them take about two and a half hours on 2 cores.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only these: numbers of the catalogue, or parts of the patches' names

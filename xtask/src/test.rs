@@ -14,7 +14,7 @@ use crate::{chaos, setup, sim, workspace};
 /// Runs all tests: unit tests, integration tests with real processes, the lab tests in simulation, examples and doc tests; then, unless only
 /// some were asked for, thousands of seeds of `cargo xtask sim` and two minutes of `cargo xtask chaos`.
 ///
-/// Takes about ten minutes once everything is compiled. Benchmarks are not run. `RAFT_TEST_SEEDS` is the number of seeds of each lab test (200
+/// Takes about a quarter of an hour once everything is compiled. Benchmarks are not run. `RAFT_TEST_SEEDS` is the number of seeds of each lab test (200
 /// unless set).
 #[derive(clap::Args, Default)]
 pub(crate) struct Args {
