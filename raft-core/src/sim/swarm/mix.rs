@@ -179,7 +179,7 @@ pub struct Mix {
 impl Mix {
     /// The mix of a seed.
     pub fn of(seed: u64) -> Mix {
-        let mut dice = Dice::new(seed, 1000);
+        let mut dice = Dice::new(seed, MIX);
         let dice = &mut dice;
         let servers = [1, 3, 3, 3, 3, 3, 5, 5, 5, 7][dice.pick(10)];
         let mut config = config(seed, dice);
@@ -221,7 +221,7 @@ impl Mix {
             padding: if dice.chance(1, 3) { dice.between(1, 600) as usize } else { 0 },
             late_progress: dice.chance(1, 2),
             priorities: (0..servers).map(|_| dice.between(0, ranks) as u8).collect(),
-            compaction: compaction(&mut Dice::new(seed, 1001)),
+            compaction: compaction(&mut Dice::new(seed, COMPACTION)),
             naps,
             config,
         }
@@ -238,9 +238,15 @@ impl Mix {
     }
 }
 
+/// What is decided apart throws dice of its own, so that it neither changes what else is decided nor goes along with it.
+const MIX: u64 = 1000;
+const COMPACTION: u64 = 1001;
+const NAPS: u64 = 1002;
+const CHANGES: u64 = 1003;
+
 /// In half of the seeds the membership changes.
 fn changes(seed: u64, servers: usize) -> Option<Changes> {
-    let mut dice = Dice::new(seed, 1001);
+    let mut dice = Dice::new(seed, CHANGES);
     let spares = dice.between(u64::from(servers < 3), 4.min(8 - servers as u64)) as usize;
     let interval = dice.time(millis(100), millis(4000));
     dice.chance(1, 2).then_some(Changes { spares, interval })
@@ -251,7 +257,7 @@ fn naps(seed: u64, config: &mut Config) -> Option<Naps> {
     if seed % 4 != 1 {
         return None;
     }
-    let mut dice = Dice::new(seed, 1002);
+    let mut dice = Dice::new(seed, NAPS);
     let after = config.heartbeat_interval * dice.between(2, 6) as u32;
     config.quiesce_after = Some(after);
     let length = after * 2 + dice.time(millis(500), millis(12_000));
@@ -347,6 +353,24 @@ mod tests {
             assert!(mix.links.delay.0 <= mix.links.delay.1 && mix.sync.0 <= mix.sync.1);
             assert_eq!((mix.clock_rates.len(), mix.priorities.len()), (mix.servers, mix.servers));
             assert!(mix.compaction.is_none_or(|policy| policy.transfer.0 <= policy.transfer.1));
+        }
+    }
+
+    /// They threw the same dice once: then a log of which 5 to 8 or more than 30 entries were kept never met a change of the membership.
+    #[test]
+    fn how_logs_are_compacted_says_nothing_of_how_the_membership_changes() {
+        let mixes: Vec<Mix> = (0..2000).map(Mix::of).collect();
+        let both = |keep: std::ops::RangeInclusive<u64>, changes: bool| {
+            let kept = |mix: &&Mix| mix.compaction.is_some_and(|policy| keep.contains(&policy.keep));
+            mixes.iter().filter(kept).filter(|mix| mix.changes.is_some() == changes).count()
+        };
+        for keep in [0..=4, 5..=8, 9..=30, 31..=60] {
+            let (with, without) = (both(keep.clone(), true), both(keep.clone(), false));
+            assert!(with * 3 > without && without * 3 > with && with >= 50, "{keep:?}: {with} and {without}");
+        }
+        for spares in [1, 4] {
+            let with = mixes.iter().filter(|mix| mix.changes.is_some_and(|changes| changes.spares == spares));
+            assert!(with.filter(|mix| mix.compaction.is_none()).count() >= 10, "{spares} spares, and never compacted");
         }
     }
 
