@@ -187,10 +187,15 @@ impl Client {
         Ok(u64::from_le_bytes(index))
     }
 
-    /// Asks this node, and no other.
+    /// Asks this node, and no other. What is asked may be asked twice.
     async fn ask(&self, node: NodeId, request: &Request) -> Result<Bytes, Error> {
         let start = Instant::now();
-        let why = match self.attempt(node, request, start + self.inner.timeout).await {
+        let mut attempt = self.attempt(node, request, start + self.inner.timeout).await;
+        if let Attempt::MaybeSent(_) = attempt {
+            // The connection may have been to a process that is gone, and the node be there again.
+            attempt = self.attempt(node, request, start + self.inner.timeout).await;
+        }
+        let why = match attempt {
             Attempt::Response(Response::Done(body)) => return Ok(body),
             Attempt::Response(Response::BadRequest(why)) => return Err(Error::BadRequest(why)),
             Attempt::Response(other) => format!("{other:?}"),

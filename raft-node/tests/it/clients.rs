@@ -164,3 +164,17 @@ async fn nonsense_closes_the_connection_and_nothing_else() {
     }
     cluster.client().put(b"k", b"v").await.expect("others are served as before");
 }
+
+/// A client that has a connection to the process that was killed hears that it is lost only when it asks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_killed_and_is_back_answers_the_first_question() {
+    let mut cluster = Cluster::start(3).await;
+    let client = cluster.client();
+    let id = cluster.leader().await;
+    for _ in 0..5 {
+        client.status(id).await.expect("it is there");
+        cluster.kill(id);
+        cluster.restart(id).await;
+        client.status(id).await.expect("it is there again");
+    }
+}
