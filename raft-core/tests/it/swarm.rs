@@ -12,8 +12,8 @@ use raft_core::{Config, Lease, Message, NodeId};
 
 use crate::hand::{Server, append, id};
 
-/// Seeds that once failed, or that fail when the mistake they stand for is made again. A seed means something else whenever the
-/// simulator throws its dice in another order: then the mistake is put back for a moment, and new seeds are looked for.
+/// Seeds that once failed. A seed means something else whenever the simulator throws its dice in another order, and most of these are older than that:
+/// `docs/simulation.md` says what else keeps each mistake out.
 const REGRESSIONS: [u64; 12] = [
     // A request to vote that had waited for a slow disk left after the election was over, and spoke of entries that had been
     // truncated since. The last test of this file is that story by hand.
