@@ -242,6 +242,22 @@ impl Raft {
         self.hard_state.current_term
     }
 
+    /// The last entry of the log, whether it is durable or not.
+    pub fn last_index(&self) -> LogIndex {
+        self.log.last_index()
+    }
+
+    /// Highest entry that is known to be on this server's disk.
+    pub fn durable_index(&self) -> LogIndex {
+        self.durability.durable()
+    }
+
+    /// Highest entry that any other member has acknowledged, as far as this server knows; zero on one that does not lead.
+    pub fn best_match_index(&self) -> LogIndex {
+        let RoleState::Leader(leader) = &self.role else { return LogIndex::ZERO };
+        leader.progress.values().map(|progress| progress.match_index).max().unwrap_or_default()
+    }
+
     /// Highest entry known to be committed.
     pub fn commit_index(&self) -> LogIndex {
         self.log.commit

@@ -18,6 +18,7 @@ use crate::snapshot::file::FileReader;
 use crate::snapshot::keeper::{Make, Order, Shelf};
 use crate::snapshot::manager::Task;
 use crate::state_machine::{Replies, StateMachine, Work};
+use crate::timings::Marker;
 
 /// Most entries of a job that is done on the loop's thread. Larger ones are worth a thread of their own.
 const MAX_INLINE_ENTRIES: usize = 128;
@@ -47,6 +48,7 @@ pub(crate) struct Start<S> {
     /// To whoever writes our own.
     pub(crate) keeper: Sender<Order>,
     pub(crate) progress: Progress,
+    pub(crate) marker: Marker,
 }
 
 /// The state machine failed, and the loop has been told.
@@ -71,6 +73,7 @@ pub(crate) struct Applier<S> {
     /// Someone waits for a cut.
     cutting: bool,
     progress: Progress,
+    marker: Marker,
     replies: Replies,
     flusher: Flusher,
     answer: BytesMut,
@@ -85,7 +88,7 @@ pub(crate) struct Applier<S> {
 
 impl<S: StateMachine> Applier<S> {
     pub(crate) fn new(start: Start<S>) -> Self {
-        let Start { machine, state, max_unapplied_bytes, shelf, keeper, progress } = start;
+        let Start { machine, state, max_unapplied_bytes, shelf, keeper, progress, marker } = start;
         Applier {
             machine,
             failure: None,
@@ -96,6 +99,7 @@ impl<S: StateMachine> Applier<S> {
             persisting: None,
             cutting: false,
             progress,
+            marker,
             replies: Replies::default(),
             flusher: Flusher::default(),
             answer: BytesMut::new(),
@@ -113,6 +117,9 @@ impl<S: StateMachine> Applier<S> {
     /// Sends the answers.
     pub(crate) fn flush(&mut self) {
         self.flusher.flush();
+        if let Some((timings, mark)) = &self.marker {
+            mark.answered(timings);
+        }
     }
 
     pub(crate) fn is_prompt(&self, job: &Job) -> bool {
@@ -217,6 +224,9 @@ impl<S: StateMachine> Applier<S> {
         let (Some(last), Some(term)) = (entries.last_index(), entries.last_term()) else { return Ok(()) };
         self.replies.reset(!waiting.is_empty());
         self.machine.apply(entries, &mut self.replies)?;
+        if let Some((timings, mark)) = &self.marker {
+            mark.applied(timings, last);
+        }
         self.answer_waiting(entries, waiting);
         self.applied = LogId::new(term, last);
         // The core has understood each of them.

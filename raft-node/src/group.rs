@@ -15,6 +15,7 @@ use crate::handover::Handover;
 use crate::inbox::{Fatal, Inbox, Internal, Life};
 use crate::ports::{Desk, Outlets, Own};
 use crate::reply::Responder;
+use crate::timings::Probe;
 
 /// A group that is open on this node.
 pub(crate) struct Group {
@@ -29,6 +30,8 @@ pub(crate) struct Group {
     pub(crate) durable: LogIndex,
     pub(crate) leader: watch::Sender<Option<NodeId>>,
     pub(crate) stopped: watch::Sender<Stopped>,
+    /// Measures where the time goes, if it is to.
+    pub(crate) probe: Probe,
     /// The handle, for those who ask for one.
     pub(crate) raft: Raft,
     pub(crate) alarm: Alarm,
@@ -75,7 +78,8 @@ impl Group {
     /// Takes in what a handle asks for.
     pub(crate) fn request<T: Transport>(&mut self, now: Instant, request: Request, node: &mut Outlets<T>) {
         match request {
-            Request::Propose(proposals) => {
+            Request::Propose { proposals, asked } => {
+                self.probe.candidate(asked);
                 for proposal in proposals {
                     self.driver.propose(now, proposal.command, proposal.responder);
                 }
@@ -137,8 +141,10 @@ impl Group {
         if let Some(up_to) = self.own.snapshots.compact(self.durable) {
             self.driver.compact(up_to);
         }
+        self.probe.look(self.driver.core(), false);
         // Some outputs make room for others: entries read back, for the next to be read.
         while self.driver.turn(now, &mut Desk { node, own: &mut self.own }) {}
+        self.probe.look(self.driver.core(), true);
         self.over |= self.handover.look(now, self.driver.core());
         let known = self.driver.core().leader();
         self.leader.send_if_modified(|leader| std::mem::replace(leader, known) != known);

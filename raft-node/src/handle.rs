@@ -57,7 +57,8 @@ pub(crate) enum Asked {
 /// What a handle asks of its group.
 #[derive(Debug)]
 pub(crate) enum Request {
-    Propose(Vec<Proposal>),
+    /// Read at a moment that only counts for the timings.
+    Propose { proposals: Vec<Proposal>, asked: Option<u64> },
     Start { command: Bytes, responder: Responder, placed: oneshot::Sender<Result<Proposed, RequestError>> },
     Read(Vec<ReadRequest>),
     ChangeMembership { change: MembershipChange, responder: Responder },
@@ -210,7 +211,8 @@ impl Raft {
     /// Proposes many commands at once; outcomes go to their responders. Never waits: what is too much is answered
     /// with [`Busy`](RequestError::Busy).
     pub fn propose_batch(&self, proposals: Vec<Proposal>) {
-        self.send(Request::Propose(proposals));
+        let asked = self.metrics.timings.as_ref().map(|timings| timings.now());
+        self.send(Request::Propose { proposals, asked });
     }
 
     /// Reads many things at once; answers go to their responders. One round of heartbeats serves all of them.
@@ -283,7 +285,7 @@ pub(crate) async fn wait_for_end(mut stopped: watch::Receiver<Stopped>) -> Resul
 /// The group is gone, or its node: nothing of this request was or will be done.
 pub(crate) fn refuse(request: Request) {
     match request {
-        Request::Propose(proposals) => {
+        Request::Propose { proposals, .. } => {
             proposals.into_iter().for_each(|p| p.responder.fail(RequestError::ShuttingDown));
         }
         Request::ChangeMembership { responder, .. } => responder.fail(RequestError::ShuttingDown),

@@ -213,6 +213,7 @@ impl<T: Transport> Host<T> {
             Happened::Network(Inbound::Messages { group, messages }) => match self.groups.get_mut(&group) {
                 Some(group) => {
                     activate(&mut self.active, group);
+                    group.probe.candidate(None);
                     messages.into_iter().for_each(|message| group.driver.step(now, Input::Message(message)));
                 }
                 None => {
@@ -244,6 +245,9 @@ impl<T: Transport> Host<T> {
             return self.end(life.group, Err(why));
         }
         activate(&mut self.active, group);
+        if let (Internal::Core(Input::Persisted(_)), Some(timings)) = (&internal, &self.outlets.timings) {
+            timings.noticed();
+        }
         group.take_in(now, internal, &mut self.outlets);
     }
 

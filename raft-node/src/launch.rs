@@ -29,6 +29,7 @@ use crate::reply::Flusher;
 use crate::roster::Roster;
 use crate::snapshot::incoming::Incoming;
 use crate::snapshot::keeper;
+use crate::timings::Timings;
 use crate::{reader, writer};
 
 /// Batches of messages that may wait for the loop before the transport stops reading.
@@ -54,6 +55,7 @@ pub(crate) struct Start {
     pub(crate) limits: raft_net::Limits,
     pub(crate) storage: Options,
     pub(crate) applier_threads: usize,
+    pub(crate) timings: bool,
 }
 
 /// What both builders can be told, as methods that fill `self.start`.
@@ -91,6 +93,12 @@ macro_rules! node_settings {
             self
         }
 
+        /// Measures where the time of writes goes: see [`Timings`](crate::Timings), which are part of the [`Metrics`](crate::Metrics). Off by default.
+        pub fn timings(mut self, measured: bool) -> Self {
+            self.start.timings = measured;
+            self
+        }
+
         /// Settings of the log's storage.
         pub fn storage_options(mut self, options: raft_storage::Options) -> Self {
             self.start.storage = options;
@@ -107,6 +115,7 @@ pub(crate) struct Site {
     configured: BTreeMap<NodeId, String>,
     data_dir: Option<PathBuf>,
     applier_threads: usize,
+    timings: Option<Arc<Timings>>,
 }
 
 /// What is opened on the node's thread.
@@ -147,7 +156,8 @@ impl Start {
         let id = self.id.ok_or(StartError::Missing("identity"))?;
         let mut configured = self.peers.clone();
         configured.entry(id).or_default();
-        Ok(Site { id, configured, data_dir: self.data_dir.clone(), applier_threads: self.applier_threads })
+        let timings = self.timings.then(|| Arc::new(Timings::new()));
+        Ok(Site { id, configured, data_dir: self.data_dir.clone(), applier_threads: self.applier_threads, timings })
     }
 
     /// With RocksDB and QUIC.
@@ -278,12 +288,13 @@ fn wire<S: Storage, T: Transport, H>(
     parts: Parts<S, T>,
     begin: impl FnOnce(&mut Host<T>, Ends) -> Result<H, StartError>,
 ) -> Result<WiredNode<T, H>, StartError> {
-    let Site { id, configured, data_dir, applier_threads } = site;
-    let Parts { storage, mut transport, network, clients, address, metrics, incarnation, doorkeeper, room } = parts;
+    let Site { id, configured, data_dir, applier_threads, timings } = site;
+    let Parts { storage, mut transport, network, clients, address, mut metrics, incarnation, doorkeeper, room } = parts;
+    metrics.timings.clone_from(&timings);
     let (inbox, internal) = Inbox::new();
     let (requests, asked) = mpsc::unbounded_channel();
     let (reader, reader_thread) = reader::spawn(storage.reader(), inbox.clone())?;
-    let (writer, writer_thread) = writer::spawn(storage, inbox.clone())?;
+    let (writer, writer_thread) = writer::spawn(storage, inbox.clone(), timings.clone())?;
     let (keeper, keeper_thread) = keeper::spawn()?;
     let (pool, mut threads) = Pool::spawn(applier_threads)?;
     threads.extend([writer_thread, reader_thread, keeper_thread]);
@@ -315,7 +326,8 @@ fn wire<S: Storage, T: Transport, H>(
         metrics: metrics.clone(),
     };
     let roster = Roster::new(configured, doorkeeper);
-    let outlets = Outlets { transport, roster, writer, reader, incoming, lost: None, flusher: Flusher::default() };
+    let flusher = Flusher::default();
+    let outlets = Outlets { transport, roster, writer, reader, incoming, lost: None, flusher, timings };
     let mut host = Host::new(Inlets { internal, network, requests: asked }, outlets, tools, metrics.strays);
     match begin(&mut host, ends) {
         Ok(handle) => Ok((Wired { host, threads, stopped }, handle, clients)),

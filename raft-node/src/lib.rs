@@ -119,6 +119,7 @@ mod reply;
 mod roster;
 mod snapshot;
 mod state_machine;
+mod timings;
 mod writer;
 
 pub use builder::{Builder, StartError};
@@ -129,3 +130,4 @@ pub use node::{GroupError, GroupOptions, GroupStatus, Metrics, Node, NodeBuilder
 pub use reply::{Applied, Outcome, ReplySink, RequestError, Responder};
 pub use snapshot::{SnapshotError, SnapshotFileError, SnapshotMetrics, SnapshotPolicy, SnapshotStats};
 pub use state_machine::{Cut, Replies, RestoreError, StateMachine, Work};
+pub use timings::{Stage, StageTimes, Timings};

@@ -21,6 +21,7 @@ use crate::inbox::Fatal;
 use crate::launch::{self, ClientService, Ends, Start, node_settings};
 use crate::open::{self, Opened, Plan, Reservation, Tools};
 use crate::snapshot::{SnapshotMetrics, SnapshotPolicy};
+use crate::timings::Timings;
 use crate::state_machine::StateMachine;
 
 /// A running node to which groups can be added. Clones share it; it runs until [`shutdown`](Self::shutdown) is called or something fatal happens,
@@ -144,6 +145,8 @@ pub struct Metrics {
     pub snapshots: Arc<SnapshotMetrics>,
     /// Messages that were dropped because they were for a group that is not open here.
     pub strays: Arc<AtomicU64>,
+    /// Where the time of writes goes, if that is measured.
+    pub timings: Option<Arc<Timings>>,
 }
 
 /// What [`Node::groups`] tells of a group.

@@ -34,6 +34,7 @@ use crate::snapshot::manager::Manager;
 use crate::snapshot::policy::Ledger;
 use crate::snapshot::{SnapshotFileError, SnapshotPolicy};
 use crate::state_machine::StateMachine;
+use crate::timings::Probe;
 use crate::writer::{Found, Open, Order};
 
 /// What it takes to open a group on a node. Whoever has one keeps the node's threads alive: only tasks of the node's own do.
@@ -160,6 +161,7 @@ pub(crate) fn open<M: StateMachine>(
     let metrics = Metrics { snapshots: Arc::default(), ..tools.metrics.clone() };
     let shelf = Shelf { directory, inbox: tools.inbox.of(life), metrics: metrics.snapshots.clone() };
     let progress = Progress::default();
+    let marker = metrics.timings.clone().map(|timings| (timings, Arc::default()));
     let start = applier::Start {
         machine,
         state,
@@ -167,6 +169,7 @@ pub(crate) fn open<M: StateMachine>(
         shelf: shelf.clone(),
         keeper: tools.keeper.clone(),
         progress: progress.clone(),
+        marker: marker.clone(),
     };
     let own = Own {
         life,
@@ -186,6 +189,7 @@ pub(crate) fn open<M: StateMachine>(
         durable: durable.unwrap_or_default(),
         leader,
         stopped,
+        probe: Probe::new(marker),
         raft: Raft::new(tools.id, life, tools.address, metrics, links),
         alarm: Alarm::default(),
         active: false,

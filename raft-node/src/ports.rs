@@ -16,6 +16,7 @@ use crate::reply::{Flusher, Outcome, Responder};
 use crate::roster::Roster;
 use crate::snapshot::incoming::Incoming;
 use crate::snapshot::manager::{Manager, Task};
+use crate::timings::Timings;
 use crate::writer::Order;
 
 /// What all groups share: one log, one connection to each peer.
@@ -28,6 +29,7 @@ pub(crate) struct Outlets<T> {
     /// A thread that does not take its work any more.
     pub(crate) lost: Option<&'static str>,
     pub(crate) flusher: Flusher,
+    pub(crate) timings: Option<Arc<Timings>>,
 }
 
 /// What a group has for itself.
@@ -63,6 +65,9 @@ impl<T: Transport> Ports for Desk<'_, T> {
     }
 
     fn write(&mut self, write: Write) {
+        if let Some(timings) = &self.node.timings {
+            timings.ordered();
+        }
         if self.node.writer.send(Order::Write(self.own.life, write)).is_err() {
             self.node.lost = Some("writer");
         }

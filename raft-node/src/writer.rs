@@ -1,5 +1,6 @@
 //! The writer: one thread that owns the log's storage and makes the writes of all groups durable, everything that is queued with one sync.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 
@@ -8,6 +9,7 @@ use raft_storage::{RecoveredLog, Storage, StorageError};
 use tokio::sync::oneshot;
 
 use crate::inbox::{Fatal, Inbox, Internal, Life, News};
+use crate::timings::Timings;
 
 /// What the writer is asked for.
 #[expect(clippy::large_enum_variant, reason = "nearly all are writes: a box would be an allocation for each")]
@@ -39,13 +41,17 @@ pub(crate) struct Found {
 /// Starts the writer. It ends when the senders are dropped and everything queued is durable, or when a write fails: then
 /// nothing is acknowledged any more, and the node stops. A failed sync is never tried again: the kernel may have marked
 /// the pages clean, and a second sync would succeed without having written them.
-pub(crate) fn spawn<S: Storage>(mut storage: S, inbox: Inbox) -> std::io::Result<(Sender<Order>, JoinHandle<()>)> {
+pub(crate) fn spawn<S: Storage>(
+    mut storage: S,
+    inbox: Inbox,
+    timings: Option<Arc<Timings>>,
+) -> std::io::Result<(Sender<Order>, JoinHandle<()>)> {
     let (sender, queue) = channel();
-    let thread = Builder::new().name("raft-writer".into()).spawn(move || run(&mut storage, &queue, &inbox))?;
+    let thread = Builder::new().name("raft-writer".into()).spawn(move || run(&mut storage, &queue, &inbox, timings.as_deref()))?;
     Ok((sender, thread))
 }
 
-fn run<S: Storage>(storage: &mut S, queue: &Receiver<Order>, inbox: &Inbox) {
+fn run<S: Storage>(storage: &mut S, queue: &Receiver<Order>, inbox: &Inbox, timings: Option<&Timings>) {
     let mut batch: Vec<(GroupId, Write)> = Vec::new();
     let mut last: Vec<(Life, WriteSeq)> = Vec::new();
     while let Ok(first) = queue.recv() {
@@ -64,11 +70,13 @@ fn run<S: Storage>(storage: &mut S, queue: &Receiver<Order>, inbox: &Inbox) {
             }
         }
         if !batch.is_empty() {
+            let begun = timings.map(Timings::begun);
             if let Err(error) = storage.write(&batch) {
                 inbox.send(News::Fatal(Fatal::Storage(error)));
                 return;
             }
             batch.clear();
+            timings.zip(begun).inspect(|(timings, begun)| timings.synced(*begun));
             report(&mut last, inbox);
         }
         // Behind the writes that came before: they may be of the same group's former life. Whoever asked may be gone.
@@ -167,7 +175,7 @@ mod tests {
         let (answer, answer_receiver) = channel();
         let disk = Disk { storage: MemoryStorage::new(), asked: asked_sender, answer: answer_receiver };
         let (sender, inbox) = Inbox::new();
-        let (writer, thread) = spawn(disk, sender).expect("a thread");
+        let (writer, thread) = spawn(disk, sender, None).expect("a thread");
         Bench { writer, thread, inbox, asked, answer }
     }
 

@@ -56,7 +56,7 @@ enum Command {
     /// List keys in the order of their bytes
     Scan(ScanArgs),
     /// Show what each node knows of itself
-    Status(ClientArgs),
+    Status(StatusArgs),
     /// Show or change who belongs to the cluster
     #[command(subcommand)]
     Member(MemberCommand),
@@ -152,6 +152,15 @@ struct ClientArgs {
     /// Print JSON, errors too
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    /// Show where the time of writes goes instead, on nodes with `timings = true` in `[metrics]`
+    #[arg(long)]
+    timings: bool,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 #[derive(Debug, Args)]
@@ -289,7 +298,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Delete(args) => commands::delete(&args),
         Command::Cas(args) => commands::cas(&args),
         Command::Scan(args) => commands::scan(&args),
-        Command::Status(args) => status::run(&args),
+        Command::Status(args) => status::run(&args.client, args.timings),
         Command::Member(command) => member::run(&command),
         Command::Transfer(args) => commands::transfer(&args),
         Command::Snapshot(args) => commands::snapshot(&args),
@@ -327,7 +336,7 @@ impl Command {
             | Command::Scan(ScanArgs { client, .. })
             | Command::Transfer(TransferArgs { client, .. })
             | Command::Snapshot(SnapshotArgs { client, .. })
-            | Command::Status(client) => client.json,
+            | Command::Status(StatusArgs { client, .. }) => client.json,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::IsTerminal as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use raft_node::client::protocol::Response;
@@ -48,6 +49,7 @@ async fn serve(config: NodeConfig) -> Result<Done> {
 async fn start(config: NodeConfig) -> Result<Raft> {
     let NodeConfig { id, cluster, data_dir, listen, join, peers, tls, raft: settings, limits, .. } = config;
     let (snapshot, snapshot_bytes_per_second) = (config.snapshot, config.snapshot_bytes_per_second);
+    let timings = config.timings;
     let tls = tls.load()?;
     tls.expect_node(&cluster, id)?;
     fs::create_dir_all(&data_dir).with_context(|| format!("cannot create {}", data_dir.display()))?;
@@ -69,6 +71,7 @@ async fn start(config: NodeConfig) -> Result<Raft> {
         .join(join)
         .tls(tls)
         .snapshot_policy(snapshot)
+        .timings(timings)
         .tune(move |config| {
             // The seed of the timeouts stays the one that the builder drew.
             let seed = config.seed;
@@ -124,6 +127,17 @@ fn counters(metrics: &Metrics) -> BTreeMap<String, u64> {
         for (id, (done, total)) in transfers {
             add(&format!("snapshot.{way}.{id}.bytes"), done);
             add(&format!("snapshot.{way}.{id}.total"), total);
+        }
+    }
+    for (stage, times) in metrics.timings.iter().flat_map(|timings| timings.snapshot()) {
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        for (what, value) in [
+            ("count", times.count),
+            ("p50_ns", nanos(times.p50)),
+            ("p99_ns", nanos(times.p99)),
+            ("max_ns", nanos(times.max)),
+        ] {
+            add(&format!("timings.{}.{what}", stage.name()), value);
         }
     }
     if let Some(net) = &metrics.net {

@@ -5,6 +5,7 @@ use std::io::Write as _;
 
 use anyhow::Result;
 use raft_core::NodeId;
+use raft_node::Stage;
 use raft_node::client::Error;
 use raft_node::client::protocol::{Lag, NodeStatus, SnapshotTransfer};
 use serde_json::{Value, json};
@@ -15,13 +16,14 @@ type Answers = BTreeMap<NodeId, Result<NodeStatus, Error>>;
 
 const HEADERS: [&str; 10] = ["NODE", "ROLE", "TERM", "LEADER", "START", "COMMIT", "APPLIED", "DURABLE", "LAST", "NOTE"];
 
-pub(super) fn run(args: &ClientArgs) -> Result<Done> {
+pub(super) fn run(args: &ClientArgs, timings: bool) -> Result<Done> {
     commands::with_client(args, false, async |client| {
         let answers = client.status_of_all().await;
         if args.json {
             output::json(&as_json(&answers))?;
         } else {
-            std::io::stdout().write_all(as_table(&answers).as_bytes())?;
+            let table = if timings { timings_table(&answers) } else { as_table(&answers) };
+            std::io::stdout().write_all(table.as_bytes())?;
         }
         let led = answers.values().flatten().any(|status| status.role == "leader");
         Ok(if led { Done::Ok } else { Done::NoLeader })
@@ -65,6 +67,38 @@ fn as_table(answers: &Answers) -> String {
                 row
             }
         });
+    }
+    output::aligned(&rows)
+}
+
+/// How long each stage of a write took, in microseconds, a line for each stage of each node.
+fn timings_table(answers: &Answers) -> String {
+    let mut rows = vec![["NODE", "ROLE", "STAGE", "COUNT", "P50 us", "P99 us", "MAX us"].map(str::to_owned)];
+    for (id, answer) in answers {
+        let line = |role: &str, stage: &str, figures: [String; 4]| {
+            let [count, p50, p99, max] = figures;
+            [id.to_string(), role.to_owned(), stage.to_owned(), count, p50, p99, max]
+        };
+        let status = match answer {
+            Ok(status) => status,
+            Err(error) => {
+                rows.push(line("unreachable", &reason(*id, error), [const { String::new() }; 4]));
+                continue;
+            }
+        };
+        let figure = |stage: Stage, what: &str| status.metrics.get(&format!("timings.{}.{what}", stage.name())).copied();
+        let micros = |nanos: Option<u64>| nanos.map_or("-".to_owned(), |nanos| format!("{:.1}", nanos as f64 / 1e3));
+        let before = rows.len();
+        for stage in Stage::ALL {
+            if let Some(count) = figure(stage, "count") {
+                let times = ["p50_ns", "p99_ns", "max_ns"].map(|what| micros(figure(stage, what)));
+                let [p50, p99, max] = times;
+                rows.push(line(&status.role, stage.name(), [count.to_string(), p50, p99, max]));
+            }
+        }
+        if rows.len() == before {
+            rows.push(line(&status.role, "none: timings are off, or nothing was written", [const { String::new() }; 4]));
+        }
     }
     output::aligned(&rows)
 }

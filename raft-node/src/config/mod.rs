@@ -13,7 +13,8 @@
 //! - `[snapshot]`: when the log is compacted (`entries`, `bytes`: so many applied since the last time; 0 does not count) and what is kept of it for
 //!   followers that are a little behind (`keep_entries`, `keep_bytes`), with the defaults of [`SnapshotPolicy`](crate::SnapshotPolicy); and how fast a
 //!   snapshot is sent at most (`max_bytes_per_second`, by default 0: as fast as it goes, and about 60 MB while there are messages to be sent as well);
-//! - `[log]`: `level` (a level, or directives), `format` (`text` or `json`).
+//! - `[log]`: `level` (a level, or directives), `format` (`text` or `json`);
+//! - `[metrics]`: `timings` (whether it is measured where the time of writes goes, for `raft-node status --timings`; by default not).
 //!
 //! A client's file must have `cluster`, `[nodes]` (`id = "host:port"`) and `[tls]`; `timeout_ms` is optional.
 

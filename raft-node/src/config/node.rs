@@ -46,6 +46,8 @@ pub struct NodeConfig {
     pub snapshot: SnapshotPolicy,
     /// Bytes of a snapshot that are sent in a second, at most; zero: as many as go.
     pub snapshot_bytes_per_second: u64,
+    /// Where the time of writes goes is measured.
+    pub timings: bool,
     /// What is logged, and how.
     pub log: LogSettings,
 }
@@ -115,6 +117,8 @@ struct File {
     snapshot: SnapshotSection,
     #[serde(default)]
     log: LogSettings,
+    #[serde(default)]
+    metrics: MetricsSection,
 }
 
 #[derive(Deserialize)]
@@ -126,6 +130,12 @@ struct NodeSection {
     listen: String,
     #[serde(default)]
     join: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct MetricsSection {
+    timings: bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -187,7 +197,7 @@ impl NodeConfig {
     }
 
     fn validate(source: &Source<'_>, file: File, overrides: Overrides) -> Result<Self, ConfigError> {
-        let File { node, peers, tls, raft, limits, snapshot, log } = file;
+        let File { node, peers, tls, raft, limits, snapshot, log, metrics } = file;
         if node.id == 0 {
             return Err(source.invalid("node.id", "must be at least 1; 0 is no node"));
         }
@@ -228,6 +238,7 @@ impl NodeConfig {
             limits,
             snapshot_bytes_per_second: snapshot.max_bytes_per_second.unwrap_or(0),
             snapshot: snapshot.or_default(),
+            timings: metrics.timings,
             log,
         })
     }

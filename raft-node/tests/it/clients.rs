@@ -1,11 +1,12 @@
 //! The client library and the protocol underneath, against real nodes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use raft_core::{GroupId, NodeId};
 use raft_net::{ClientEndpoint, Limits};
-use raft_node::Consistency;
+use raft_node::{Consistency, Stage};
 use raft_node::client::protocol::{FrameReader, Request, Response};
 use raft_node::client::{CasOutcome, Client, ClientConfig, Error, Missing};
 use tokio::task::JoinSet;
@@ -35,6 +36,55 @@ async fn many_callers_share_a_connection() {
     assert_eq!((page.items.len(), page.more), (10, false));
     let status = cluster.client().status(cluster.leader().await).await.expect("reachable");
     assert!(status.metrics["log.syncs"] < 1000, "{} syncs for 1000 writes", status.metrics["log.syncs"]);
+}
+
+/// The stages of a write, on every node: all that the leader measures lies within the whole.
+#[tokio::test]
+async fn a_node_tells_where_the_time_of_writes_goes_if_it_is_asked_to() {
+    let cluster = Cluster::start_with(3, "[metrics]\ntimings = true\n").await;
+    let client = cluster.client();
+    for n in 0..50u32 {
+        client.put(b"key", &n.to_be_bytes()).await.expect("written");
+    }
+    let leader = cluster.leader().await;
+    let mut stages = BTreeMap::new();
+    for id in cluster.ids() {
+        let metrics = client.status(id).await.expect("reachable").metrics;
+        for stage in Stage::ALL {
+            let figure = |what: &str| metrics.get(&format!("timings.{}.{what}", stage.name())).copied();
+            if let Some(count) = figure("count") {
+                let times = ["p50_ns", "p99_ns", "max_ns"].map(|what| figure(what).expect("measured"));
+                assert!(count > 0 && times.is_sorted(), "{id} {stage:?} {count} {times:?}");
+                stages.insert((id, stage), (count, times[0]));
+            }
+        }
+    }
+    let found = |id: NodeId, stage: Stage| stages.get(&(id, stage)).copied().unwrap_or_default();
+    let (whole, median) = found(leader, Stage::Whole);
+    // The first of them may have been under way when the second came; and one is followed at a time.
+    assert!((20..=51).contains(&whole), "{whole} of 50 writes were followed");
+    for stage in [Stage::Queued, Stage::Sent, Stage::Durable, Stage::Acknowledged, Stage::Committed, Stage::Applied, Stage::Answered] {
+        let (count, part) = found(leader, stage);
+        assert_eq!(count, whole, "{stage:?}");
+        assert!(part <= 2 * median, "{stage:?} took {part} ns of {median}");
+    }
+    for id in cluster.ids() {
+        assert!(found(id, Stage::WriterSynced).0 > 0 && found(id, Stage::WriterNoticed).0 > 0, "{stages:?}");
+        let followed = [Stage::Ordered, Stage::Stored, Stage::Confirmed].map(|stage| found(id, stage).0);
+        assert!(id == leader || followed.iter().all(|count| *count >= 20), "{id}: {followed:?}");
+    }
+    let table = cluster.command("status").arg("--timings").output().expect("runs");
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(table.contains("leader.whole") && table.contains("follower.durable"), "{table}");
+}
+
+/// Nothing is measured that nobody wants to know.
+#[tokio::test]
+async fn without_timings_there_are_none() {
+    let cluster = Cluster::start(1).await;
+    cluster.client().put(b"key", b"value").await.expect("written");
+    let metrics = cluster.client().status(NodeId(1)).await.expect("reachable").metrics;
+    assert!(metrics.keys().all(|name| !name.starts_with("timings")), "{metrics:?}");
 }
 
 #[tokio::test]
