@@ -58,12 +58,25 @@ pub(crate) enum Asked {
 #[derive(Debug)]
 pub(crate) enum Request {
     /// Read at a moment that only counts for the timings.
-    Propose { proposals: Vec<Proposal>, asked: Option<u64> },
-    Start { command: Bytes, responder: Responder, placed: oneshot::Sender<Result<Proposed, RequestError>> },
+    Propose {
+        proposals: Vec<Proposal>,
+        asked: Option<u64>,
+    },
+    Start {
+        command: Bytes,
+        responder: Responder,
+        placed: oneshot::Sender<Result<Proposed, RequestError>>,
+    },
     Read(Vec<ReadRequest>),
-    ChangeMembership { change: MembershipChange, responder: Responder },
+    ChangeMembership {
+        change: MembershipChange,
+        responder: Responder,
+    },
     Status(oneshot::Sender<Status>),
-    Transfer { to: Option<NodeId>, done: oneshot::Sender<Result<NodeId, TransferFailure>> },
+    Transfer {
+        to: Option<NodeId>,
+        done: oneshot::Sender<Result<NodeId, TransferFailure>>,
+    },
     Snapshot(oneshot::Sender<Result<LogIndex, SnapshotError>>),
     Shutdown,
 }

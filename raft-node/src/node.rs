@@ -21,8 +21,8 @@ use crate::inbox::Fatal;
 use crate::launch::{self, ClientService, Ends, Start, node_settings};
 use crate::open::{self, Opened, Plan, Reservation, Tools};
 use crate::snapshot::{SnapshotMetrics, SnapshotPolicy};
-use crate::timings::Timings;
 use crate::state_machine::StateMachine;
+use crate::timings::Timings;
 
 /// A running node to which groups can be added. Clones share it; it runs until [`shutdown`](Self::shutdown) is called or something fatal happens,
 /// whether handles are left or not.

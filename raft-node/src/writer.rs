@@ -47,7 +47,9 @@ pub(crate) fn spawn<S: Storage>(
     timings: Option<Arc<Timings>>,
 ) -> std::io::Result<(Sender<Order>, JoinHandle<()>)> {
     let (sender, queue) = channel();
-    let thread = Builder::new().name("raft-writer".into()).spawn(move || run(&mut storage, &queue, &inbox, timings.as_deref()))?;
+    let thread = Builder::new()
+        .name("raft-writer".into())
+        .spawn(move || run(&mut storage, &queue, &inbox, timings.as_deref()))?;
     Ok((sender, thread))
 }
 

@@ -86,7 +86,8 @@ fn timings_table(answers: &Answers) -> String {
                 continue;
             }
         };
-        let figure = |stage: Stage, what: &str| status.metrics.get(&format!("timings.{}.{what}", stage.name())).copied();
+        let figure =
+            |stage: Stage, what: &str| status.metrics.get(&format!("timings.{}.{what}", stage.name())).copied();
         let micros = |nanos: Option<u64>| nanos.map_or("-".to_owned(), |nanos| format!("{:.1}", nanos as f64 / 1e3));
         let before = rows.len();
         for stage in Stage::ALL {
@@ -97,7 +98,11 @@ fn timings_table(answers: &Answers) -> String {
             }
         }
         if rows.len() == before {
-            rows.push(line(&status.role, "none: timings are off, or nothing was written", [const { String::new() }; 4]));
+            rows.push(line(
+                &status.role,
+                "none: timings are off, or nothing was written",
+                [const { String::new() }; 4],
+            ));
         }
     }
     output::aligned(&rows)

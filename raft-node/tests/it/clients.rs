@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use raft_core::{GroupId, NodeId};
 use raft_net::{ClientEndpoint, Limits};
-use raft_node::{Consistency, Stage};
 use raft_node::client::protocol::{FrameReader, Request, Response};
 use raft_node::client::{CasOutcome, Client, ClientConfig, Error, Missing};
+use raft_node::{Consistency, Stage};
 use tokio::task::JoinSet;
 
 use crate::cluster::Cluster;
@@ -61,9 +61,17 @@ async fn a_node_tells_where_the_time_of_writes_goes_if_it_is_asked_to() {
     }
     let found = |id: NodeId, stage: Stage| stages.get(&(id, stage)).copied().unwrap_or_default();
     let (whole, median) = found(leader, Stage::Whole);
-    // The first of them may have been under way when the second came; and one is followed at a time.
-    assert!((20..=51).contains(&whole), "{whole} of 50 writes were followed");
-    for stage in [Stage::Queued, Stage::Sent, Stage::Durable, Stage::Acknowledged, Stage::Committed, Stage::Applied, Stage::Answered] {
+    // One is followed at a time, so some may be missed; and a session begins with a write, and leadership with an entry of its own.
+    assert!((20..=55).contains(&whole), "{whole} of 50 writes were followed");
+    for stage in [
+        Stage::Queued,
+        Stage::Sent,
+        Stage::Durable,
+        Stage::Acknowledged,
+        Stage::Committed,
+        Stage::Applied,
+        Stage::Answered,
+    ] {
         let (count, part) = found(leader, stage);
         assert_eq!(count, whole, "{stage:?}");
         assert!(part <= 2 * median, "{stage:?} took {part} ns of {median}");
