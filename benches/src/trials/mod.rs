@@ -10,6 +10,7 @@ mod outcome;
 mod overload;
 mod phases;
 mod processes;
+mod restart;
 mod stall;
 mod strace;
 mod transfer;
@@ -36,6 +37,7 @@ pub(crate) enum Command {
     Transfer(transfer::Args),
     Overload(overload::Args),
     Stall(stall::Args),
+    Restart(restart::Args),
 }
 
 /// Where a trial takes place.
@@ -63,6 +65,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
         Command::Transfer(args) => &args.stage,
         Command::Overload(args) => &args.stage,
         Command::Stall(args) => &args.stage,
+        Command::Restart(args) => &args.stage,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let outcome = tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -73,6 +76,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
                 Command::Transfer(args) => transfer::run(args).await,
                 Command::Overload(args) => overload::run(args).await,
                 Command::Stall(args) => stall::run(args).await,
+                Command::Restart(args) => restart::run(args).await,
             }
         };
         // The nodes end with the trial that was given up.

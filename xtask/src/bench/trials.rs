@@ -51,6 +51,17 @@ pub(super) enum Trial {
         #[command(flatten)]
         common: Common,
     },
+    /// Kills nodes with a long log: memory, and time until they serve again (1 minute for a million entries)
+    Restart {
+        /// Entries in the log
+        #[arg(long, default_value_t = 1_000_000)]
+        entries: u64,
+        /// Bytes of a value
+        #[arg(long, default_value_t = 16)]
+        value_size: usize,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Has a follower catch up by a snapshot while clients write: rate, time, latency of the writes (2 minutes for a GiB)
     Catchup {
         /// Size of the state in GiB; needs ten times as much on the disk
@@ -72,11 +83,16 @@ impl Trial {
     pub(super) fn all() -> Vec<Trial> {
         let common = || Common { keep: false, rest: Vec::new() };
         let catchup = |mode: &str| Trial::Catchup { gib: 1.0, mode: mode.to_owned(), rate: 2000, common: common() };
+        let restart = |entries, value_size| Trial::Restart { entries, value_size, common: common() };
         vec![
             Trial::Failover { kills: 100, common: common() },
             Trial::Transfer { transfers: 100, common: common() },
             Trial::Overload { common: common() },
             Trial::Stall { stalls: 5, common: common() },
+            restart(100_000, 16),
+            restart(1_000_000, 16),
+            restart(10_000_000, 16),
+            restart(250_000, 4096),
             catchup("wiped"),
             catchup("behind"),
         ]
@@ -89,6 +105,7 @@ impl Trial {
             Trial::Transfer { .. } => "transfer".to_owned(),
             Trial::Overload { .. } => "overload".to_owned(),
             Trial::Stall { .. } => "stall".to_owned(),
+            Trial::Restart { entries, value_size, .. } => format!("restart, {entries} entries of {value_size} B"),
             Trial::Catchup { mode, .. } => format!("catchup, {mode}"),
         }
     }
@@ -111,6 +128,10 @@ impl Trial {
             Trial::Transfer { transfers, common } => ("transfer", common, vec![("--transfers", transfers.to_string())]),
             Trial::Overload { common } => ("overload", common, Vec::new()),
             Trial::Stall { stalls, common } => ("stall", common, vec![("--stalls", stalls.to_string())]),
+            Trial::Restart { entries, value_size, common } => {
+                let flags = vec![("--entries", entries.to_string()), ("--value-size", value_size.to_string())];
+                ("restart", common, flags)
+            }
             Trial::Catchup { gib, mode, rate, common } => {
                 let flags = vec![("--gib", gib.to_string()), ("--mode", mode.clone()), ("--rate", rate.to_string())];
                 ("catchup", common, flags)
@@ -159,6 +180,18 @@ mod tests {
     #[test]
     fn all_of_them_are_in_all() {
         let names: Vec<String> = Trial::all().iter().map(Trial::name).collect();
-        assert_eq!(names, ["failover", "transfer", "overload", "stall", "catchup, wiped", "catchup, behind"]);
+        let restarts = [
+            "100000 entries of 16 B",
+            "1000000 entries of 16 B",
+            "10000000 entries of 16 B",
+            "250000 entries of 4096 B",
+        ];
+        let restarts = restarts.map(|log| format!("restart, {log}"));
+        let all = [
+            &["failover", "transfer", "overload", "stall"].map(str::to_owned)[..],
+            &restarts,
+            &["catchup, wiped", "catchup, behind"].map(str::to_owned),
+        ];
+        assert_eq!(names, all.concat());
     }
 }
