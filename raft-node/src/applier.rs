@@ -280,3 +280,119 @@ pub(crate) fn is_small(job: &Job) -> bool {
 pub(crate) fn reached(progress: &Progress) -> LogIndex {
     LogIndex(progress.load(Ordering::Acquire))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use raft_core::driver::{Driver, Ports};
+    use raft_core::{Config, Envelope, Event, Fetch, GroupId, Instant, NodeId, Raft, Recovered, SendSnapshot, Write};
+
+    use super::*;
+    use crate::inbox::{Inbox, Life, News};
+
+    /// A machine that keeps nothing.
+    struct Nothing;
+
+    impl StateMachine for Nothing {
+        type Error = std::convert::Infallible;
+
+        fn applied(&self) -> LogIndex {
+            LogIndex::ZERO
+        }
+
+        fn apply(&mut self, entries: &Entries, replies: &mut Replies) -> Result<(), Self::Error> {
+            entries.iter().filter(|entry| entry.kind == EntryKind::Command).for_each(|_| replies.push(b""));
+            Ok(())
+        }
+
+        fn query(&mut self, _: &[u8], _: &mut BytesMut) -> Result<(), Self::Error> {
+            Ok(())
+        }
+    }
+
+    /// The ports of a server that is alone, with a disk that is quick.
+    struct Alone {
+        applier: Applier<Nothing>,
+        writes: Vec<Write>,
+    }
+
+    impl Ports for Alone {
+        type Proposer = Responder;
+        type Reader = ReadRequest;
+        fn send(&mut self, messages: &mut Vec<Envelope>) {
+            messages.clear();
+        }
+        fn write(&mut self, write: Write) {
+            self.writes.push(write);
+        }
+        fn apply(&mut self, job: Job) {
+            self.applier.work(job).expect("it cannot fail");
+        }
+        fn fetch(&mut self, _: Fetch) {}
+        fn send_snapshot(&mut self, _: SendSnapshot) {}
+        fn event(&mut self, _: &Event) {}
+        fn fail_proposal(&mut self, _: Responder, error: RequestError) {
+            panic!("{error}");
+        }
+        fn changed(&mut self, _: Responder, _: LogId) {}
+        fn fail_read(&mut self, _: ReadRequest, error: RequestError) {
+            panic!("{error}");
+        }
+    }
+
+    /// Goes on as long as anything comes in: from the disk, or from the applier. Nobody looks at the clock, or at the progress.
+    fn until_nothing_comes(
+        driver: &mut Driver<Responder, ReadRequest>,
+        ports: &mut Alone,
+        news: &mut tokio::sync::mpsc::UnboundedReceiver<News>,
+        now: Instant,
+    ) {
+        loop {
+            while driver.turn(now, ports) {}
+            let mut inputs: Vec<Input> = ports.writes.drain(..).map(|write| Input::Persisted(write.seq)).collect();
+            while let Ok(News::Group(_, Internal::Core(input))) = news.try_recv() {
+                inputs.push(input);
+            }
+            if inputs.is_empty() {
+                return;
+            }
+            inputs.into_iter().for_each(|input| driver.step(now, input));
+        }
+    }
+
+    /// The core hands out no more than a limit before it hears of progress. Whoever waits with that until it is awake for another reason, waits for
+    /// a heartbeat; and nobody may be there to send one.
+    #[test]
+    fn the_core_hears_of_progress_before_it_hands_out_nothing_more_however_little_that_is() {
+        const COMMANDS: u64 = 50;
+        for max_unapplied_bytes in [1, 40, 100, 1000] {
+            let (inbox, mut news) = Inbox::new();
+            let shelf = Shelf {
+                directory: None,
+                inbox: inbox.of(Life { group: GroupId::FIRST, number: 1 }),
+                metrics: Arc::default(),
+            };
+            let progress = Progress::default();
+            let state = SnapshotMeta { last: LogId::ZERO, membership: Membership::of_voters([NodeId(1)]) };
+            let recovered = Recovered::fresh(state.membership.clone());
+            let (keeper, _) = channel();
+            let start =
+                Start { machine: Nothing, state, max_unapplied_bytes, shelf, keeper, progress: progress.clone() };
+            let mut ports = Alone { applier: Applier::new(start), writes: Vec::new() };
+            let config = Config { max_unapplied_bytes, no_op_on_election: false, ..Config::new(NodeId(1)) };
+            let core = Raft::new(config, recovered, Instant(0)).expect("the settings are fine");
+            let mut driver = Driver::new(core);
+            let now = driver.deadline();
+            driver.step(now, Input::Wake);
+            until_nothing_comes(&mut driver, &mut ports, &mut news, now);
+            assert!(driver.core().is_leader());
+            for _ in 0..COMMANDS {
+                driver.propose(now, vec![0; 20].into(), Responder::ignore());
+            }
+            until_nothing_comes(&mut driver, &mut ports, &mut news, now);
+            let reached = reached(&progress);
+            assert_eq!(reached, LogIndex(COMMANDS), "of {COMMANDS} commands, with a limit of {max_unapplied_bytes}");
+        }
+    }
+}

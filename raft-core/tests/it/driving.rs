@@ -4,16 +4,19 @@ use std::time::Duration;
 
 use raft_core::driver::{Driver, Job, Ports, RequestError, settle};
 use raft_core::{
-    AppendAck, Envelope, Event, HeartbeatReply, Input, Instant, LogId, LogIndex, Membership, Message, NodeId, Raft,
-    ReadIndexReply, Recovered, Term, VoteRequest, Write,
+    AppendAck, Config, Envelope, Event, Fetch, HardState, HeartbeatReply, Input, Instant, LogId, LogIndex, Membership,
+    Message, NodeId, Raft, ReadIndexReply, Recovered, Term, VoteRequest, Write,
 };
 
-use crate::hand::{append, config, id, vote};
+use crate::hand::{append, config, entries, id, vote};
 
 /// Everything that a driver wants, done by nobody; and who was told what.
 #[derive(Debug, Default)]
 struct Told {
     writes: Vec<Write>,
+    fetches: Vec<Fetch>,
+    /// Entries that the state machine was given, batch by batch.
+    batches: Vec<Vec<u64>>,
     applied: Vec<u32>,
     read: Vec<u32>,
     failed: Vec<(u32, RequestError)>,
@@ -37,12 +40,17 @@ impl Ports for Told {
     }
     fn apply(&mut self, job: Job<u32, u32>) {
         match job {
-            Job::Apply { entries, waiting } => settle(&entries, waiting, |proposer, _| self.applied.push(proposer)),
+            Job::Apply { entries, waiting } => {
+                self.batches.push(entries.iter().map(|entry| entry.index.0).collect());
+                settle(&entries, waiting, |proposer, _| self.applied.push(proposer));
+            }
             Job::Query(readers) => self.read.extend(readers),
             Job::Restore(_) => {}
         }
     }
-    fn fetch(&mut self, _: raft_core::Fetch) {}
+    fn fetch(&mut self, fetch: Fetch) {
+        self.fetches.push(fetch);
+    }
     fn send_snapshot(&mut self, _: raft_core::SendSnapshot) {}
     fn event(&mut self, _: &Event) {}
     fn fail_proposal(&mut self, proposer: u32, error: RequestError) {
@@ -217,4 +225,26 @@ fn commands_wait_while_leadership_is_handed_over() {
     assert!(told.failed.is_empty() && driver.deadline() <= later);
     turns(&mut driver, &mut told, later);
     assert_eq!(told.failed, [(7, RequestError::NotLeader { hint: None })]);
+}
+
+/// What is handed out makes room for what is asked for next. Whoever stops at the first turn leaves that to whatever wakes the server next: the entries of a
+/// server that starts again then wait for a heartbeat each.
+#[test]
+fn turns_go_on_until_nothing_follows() {
+    let (terms, last) = ([1; 5], LogIndex(5));
+    let hard_state = HardState { current_term: Term(1), voted_for: None };
+    let fresh = Recovered::fresh(Membership::of_voters([1, 2, 3].map(NodeId)));
+    let recovered = Recovered { hard_state, runs: vec![id(1, 1)], last_index: last, ..fresh };
+    // One entry is read from the disk at a time.
+    let core = Raft::new(Config { max_append_bytes: 1, ..config() }, recovered, Instant(0)).expect("a possible past");
+    let (mut driver, mut told, now) = (Driver::new(core), Told::default(), Instant(1));
+    driver.step(now, message(2, 1, append(1, id(1, 5), &[], 5)));
+    loop {
+        turns(&mut driver, &mut told, now);
+        assert!(!driver.turn(now, &mut told), "nothing follows: {told:?}");
+        let Some(Fetch { id, first, .. }) = told.fetches.pop() else { break };
+        let entries = entries(first.0, &terms[..1]);
+        driver.step(now, Input::Fetched { id, entries });
+    }
+    assert_eq!((driver.core().commit_index(), told.batches), (last, vec![vec![1], vec![2], vec![3], vec![4], vec![5]]));
 }

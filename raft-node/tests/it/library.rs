@@ -10,10 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use raft_core::{Entries, EntryKind, LogIndex, NodeId, SnapshotMeta};
-use raft_net::TlsIdentity;
+use raft_core::{
+    Entries, EntryKind, Envelope, GroupId, HardState, LogIndex, NodeId, Segment, SnapshotMeta, Term, Write as LogWrite,
+    WriteSeq,
+};
 use raft_net::pki::CertificateAuthority;
+use raft_net::{TlsIdentity, Transport};
 use raft_node::{Consistency, Cut, Raft, Replies, RestoreError, SnapshotPolicy, StateMachine};
+use raft_storage::{MemoryStorage, Storage};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 const DAY: Duration = Duration::from_hours(24);
@@ -290,4 +294,46 @@ async fn a_snapshot_that_is_asked_for_holds_what_was_applied_and_compacts_the_lo
     for id in NODES {
         cluster.close(id).await;
     }
+}
+
+/// There is no network.
+struct Nowhere;
+
+impl Transport for Nowhere {
+    fn send(&mut self, _: GroupId, messages: &mut Vec<Envelope>) {
+        messages.clear();
+    }
+    fn set_peers(&mut self, _: &BTreeMap<NodeId, String>) {}
+}
+
+/// What one turn of the loop hands out makes room for what the next asks for: a node that left that to whatever wakes it next would read an entry a heartbeat.
+#[tokio::test]
+async fn a_log_that_is_read_back_entry_by_entry_waits_for_nothing_in_between() {
+    // More heartbeats than anybody has patience for.
+    const ENTRIES: u64 = 2000;
+    let lines: Vec<String> = (0..ENTRIES).map(|n| format!("line {n}")).collect();
+    let entries = Segment::pack(LogIndex(1), Term(1), EntryKind::Command, &lines).map(Entries::from);
+    let write = LogWrite {
+        seq: WriteSeq(1),
+        hard_state: Some(HardState { current_term: Term(1), voted_for: Some(NodeId(1)) }),
+        log_start: None,
+        truncate_from: None,
+        entries: entries.expect("it has entries"),
+    };
+    let mut storage = MemoryStorage::new();
+    storage.write(&[(GroupId::FIRST, write)]).expect("an empty log takes them");
+    let (_network, inbound) = tokio::sync::mpsc::channel(1);
+    let machine = Lines::default();
+    let seen = machine.seen.clone();
+    let tune = |config: &mut raft_core::Config| {
+        config.election_timeout = Duration::from_millis(400);
+        config.heartbeat_interval = Duration::from_millis(200);
+        config.max_append_bytes = 1;
+    };
+    let builder = Raft::builder(machine).identity(NodeId(1), "alone").snapshot_policy(never()).tune(tune);
+    let raft = builder.start_with(storage, Nowhere, inbound).await.expect("it starts");
+    // Nobody asks the node: that would wake it.
+    wait(|| async { seen.applied.load(Ordering::Relaxed) >= ENTRIES }, "it applies what is on its disk").await;
+    raft.shutdown();
+    raft.stopped().await.expect("it stops");
 }
