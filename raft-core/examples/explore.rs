@@ -12,7 +12,10 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use raft_core::sim::explore::{Limits, PROPERTIES, Progress, Report, Settings, explore, suite};
+use raft_core::sim::explore::{Limits, PROPERTIES, Progress, Report, Settings, Situation, explore, suite};
+
+/// So many states of each exploration are enough to come across what it is for.
+const STATES: u64 = 200_000;
 
 const USAGE: &str = "\
 Tries every order of events on small clusters of real cores, breadth first: loss, repetition, delay and reordering of messages,
@@ -44,6 +47,8 @@ struct Args {
     limits: Limits,
     seconds: Option<u64>,
     list: bool,
+    /// Something is as the explorations say it only in part: then they need not come across what they are for.
+    changed: bool,
     explorations: Vec<Settings>,
 }
 
@@ -91,8 +96,8 @@ fn main() -> ExitCode {
 }
 
 fn parse(words: &[String]) -> Result<Option<Args>, String> {
-    let limits = Limits { states: 200_000, depth: u32::MAX };
-    let mut args = Args { limits, seconds: None, list: false, explorations: suite() };
+    let limits = Limits { states: STATES, depth: u32::MAX };
+    let mut args = Args { limits, seconds: None, list: false, changed: false, explorations: suite() };
     let mut words = words.iter();
     while let Some(word) = words.next() {
         match word.as_str() {
@@ -110,6 +115,7 @@ fn parse(words: &[String]) -> Result<Option<Args>, String> {
 fn option(args: &mut Args, word: &str, value: &str) -> Result<(), String> {
     let number = || value.parse::<u64>().map_err(|_| format!("{word} wants a number, not `{value}`"));
     let flag = || value.parse::<bool>().map_err(|_| format!("{word} wants true or false, not `{value}`"));
+    args.changed |= !["--states", "--only"].contains(&word);
     let (limits, all) = (&mut args.limits, &mut args.explorations);
     match word {
         "--states" => limits.states = number()?,
@@ -154,28 +160,68 @@ fn logs(text: &str) -> Result<Vec<Vec<u64>>, String> {
 }
 
 /// A description of what is explored.
-fn bounds(s: &Settings) -> String {
-    let on = |name, on| if on { name } else { "" };
-    format!(
-        "{}: {} servers{}{}{}{}{}{}, {}, at most {} terms, {} entries in a log, {} commands, {} reads, {} crashes, {} compactions, {} heartbeat rounds, {} appends",
-        s.name,
-        s.servers,
-        on(", the first elected", s.led),
-        on(", prompt disks", s.prompt_disks),
-        on(", an entry an append", s.single_entries),
-        on(", pre-vote", s.pre_vote),
-        on(", CheckQuorum", s.check_quorum),
-        on(", no-op", s.no_op_on_election),
-        if s.repeats { "messages repeat" } else { "messages arrive once" },
-        s.terms,
-        s.log_length,
-        s.commands,
-        s.reads,
-        s.crashes,
-        s.compactions,
-        s.rounds,
-        s.appends,
-    )
+fn bounds(settings: &Settings) -> String {
+    // Names every field, so that a new one has to be thought of here.
+    let Settings {
+        name,
+        servers,
+        newcomers,
+        change,
+        start,
+        forgotten,
+        led,
+        prompt_disks,
+        pre_vote,
+        check_quorum,
+        no_op_on_election,
+        quiesces,
+        single_entries,
+        repeats,
+        remembers_applied,
+        terms,
+        log_length,
+        commands,
+        reads,
+        crashes,
+        compactions,
+        deaths,
+        resets,
+        rounds,
+        appends,
+        wanted,
+    } = settings;
+    let mut words = vec![format!("{servers} servers")];
+    words.extend((*newcomers > 0).then(|| format!("{newcomers} of them not in the cluster at first")));
+    words.extend(change.as_ref().map(|change| format!("{change:?}")));
+    words.extend((!start.is_empty()).then(|| format!("terms of the logs at the start {start:?}")));
+    words.extend((!forgotten.is_empty()).then(|| format!("so many entries of which are forgotten {forgotten:?}")));
+    let flags = [
+        (led, "the first elected"),
+        (prompt_disks, "prompt disks"),
+        (pre_vote, "pre-vote"),
+        (check_quorum, "CheckQuorum"),
+        (no_op_on_election, "no-op"),
+        (quiesces, "groups sleep"),
+        (single_entries, "an entry an append"),
+        (remembers_applied, "what was applied survives a crash"),
+        (&wanted.is_some(), "until a situation is found"),
+    ];
+    words.extend(flags.into_iter().filter(|(on, _)| **on).map(|(_, name)| name.to_owned()));
+    words.push(if *repeats { "messages repeat" } else { "messages arrive once" }.to_owned());
+    let limits = [
+        (terms, "terms"),
+        (log_length, "entries in a log"),
+        (commands, "commands"),
+        (reads, "reads"),
+        (crashes, "crashes"),
+        (compactions, "compactions"),
+        (deaths, "deaths"),
+        (resets, "resets of links"),
+        (rounds, "heartbeat rounds"),
+        (appends, "appends"),
+    ];
+    let limits = limits.map(|(limit, what)| format!("{limit} {what}"));
+    format!("{name}: {}; at most {}", words.join(", "), limits.join(", "))
 }
 
 /// One exploration, with its report.
@@ -197,7 +243,11 @@ fn run(settings: &Settings, args: &Args) -> Result<Progress, String> {
     };
     let report = explore(settings, args.limits, watch)?;
     finish(&report, begin.elapsed(), terminal);
+    let missing: Vec<&str> = report.situations.missing(settings).map(Situation::words).collect();
     match report.violation {
+        None if !missing.is_empty() && !args.changed && args.limits.states >= STATES => {
+            Err(format!("the search has missed what it is for: {}", missing.join("; ")))
+        }
         None => Ok(report.progress),
         Some(violation) => {
             violation.script.iter().for_each(|line| println!("{line}"));
@@ -226,7 +276,7 @@ fn finish(report: &Report, elapsed: Duration, terminal: bool) {
     let seconds = elapsed.as_secs_f64().max(1e-9);
     println!(
         "{}  {states} states ({}), {transitions} transitions, depth {depth}, frontier {frontier}, {} beyond the bounds, {seconds:.1} s, \
-         {:.0} states/s\n  {} states of single servers, {} messages; at most {} entries committed, {} terms led, {} kinds of truncation, {} of taking over a snapshot",
+         {:.0} states/s\n  {} states of single servers, {} messages; at most {} entries committed, {} terms led",
         if terminal { "\r" } else { "" },
         if report.complete { "all there are" } else { "stopped" },
         report.cut,
@@ -235,7 +285,7 @@ fn finish(report: &Report, elapsed: Duration, terminal: bool) {
         report.messages,
         report.most_committed,
         report.leaders,
-        report.truncations,
-        report.restores,
     );
+    let met: Vec<String> = report.situations.met().map(|(what, times)| format!("{} ({times})", what.words())).collect();
+    println!("  came across: {}", if met.is_empty() { "nothing".to_owned() } else { met.join("; ") });
 }

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use raft_core::sim::explore::{Limits, Report, Settings, explore, suite};
+use raft_core::sim::explore::{Limits, Report, Settings, Situation, explore, suite};
 use raft_core::{Role, Status, Term};
 
 fn run(settings: &Settings, states: u64) -> Report {
@@ -21,13 +21,39 @@ fn without_violation(settings: &Settings, states: u64) -> Report {
 #[test]
 fn every_exploration_of_the_suite_keeps_raft_s_promises() {
     let reports: Vec<Report> = suite().iter().map(|settings| without_violation(settings, 20_000)).collect();
-    let most = |value: fn(&Report) -> u64| reports.iter().map(value).max().unwrap_or(0);
+    let most = |value: &dyn Fn(&Report) -> u64| reports.iter().map(value).max().unwrap_or(0);
     // Where nothing happens, nothing can go wrong.
-    assert!(most(|report| report.most_committed as u64) >= 3, "{reports:#?}");
-    assert!(most(|report| report.leaders as u64) >= 2, "{reports:#?}");
-    assert!(most(|report| report.truncations) >= 10, "{reports:#?}");
-    assert!(most(|report| report.restores) >= 5, "{reports:#?}");
+    assert!(most(&|report| report.most_committed as u64) >= 3, "{reports:#?}");
+    assert!(most(&|report| report.leaders as u64) >= 2, "{reports:#?}");
+    assert!(most(&|report| report.situations.of(Situation::Truncated)) >= 10, "{reports:#?}");
+    assert!(most(&|report| report.situations.of(Situation::Installed)) >= 5, "{reports:#?}");
+    // `cargo xtask explore` goes further, and asks each exploration for all that it is for.
+    for situation in Situation::ALL {
+        assert!(most(&|report| report.situations.of(situation)) > 0, "never: {}", situation.words());
+    }
     assert!(reports.iter().all(|report| report.cut > 0 && report.progress.depth > 5), "{reports:#?}");
+}
+
+/// An exploration in which nothing happens finds nothing, and must not pass for one that has found nothing.
+#[test]
+fn an_exploration_that_misses_what_it_is_for_says_so() {
+    let missing = |settings: &Settings, limits| {
+        let report = explore(settings, limits, |_| ControlFlow::Continue(())).expect("a possible start");
+        report.situations.missing(settings).collect::<Vec<Situation>>()
+    };
+    let nowhere = Limits { states: 1, depth: 0 };
+    let due: Vec<Situation> = suite().iter().flat_map(|settings| missing(settings, nowhere)).collect();
+    assert!(Situation::ALL.iter().all(|situation| due.contains(situation)), "somewhere each is due, not only {due:?}");
+
+    let far = Limits { states: 20_000, depth: u32::MAX };
+    let of_suite = |name| suite().into_iter().find(|settings| settings.name.starts_with(name)).expect("there is one");
+    let reads = of_suite("reads");
+    assert_eq!(missing(&reads, far), []);
+    assert_eq!(missing(&Settings { rounds: 0, ..reads }, far), [Situation::ReadServed], "no round to confirm it");
+    let change = of_suite("two servers; the leader is replaced");
+    assert_eq!(missing(&change, far), []);
+    let shorter = Settings { log_length: 2, ..change };
+    assert_eq!(missing(&shorter, far), [Situation::ChangeCompleted], "no room for its last entry");
 }
 
 /// Within its bounds this is not a sample: there are no other states.

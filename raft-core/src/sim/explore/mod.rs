@@ -33,11 +33,13 @@ mod machine;
 mod search;
 mod server;
 mod settings;
+mod situations;
 mod story;
 mod world;
 
 pub use search::{Limits, Progress, Report, Violation, explore};
 pub use settings::{Settings, suite};
+pub use situations::{Situation, Situations};
 
 /// What every state is held against, in words.
 pub const PROPERTIES: [&str; 11] = [

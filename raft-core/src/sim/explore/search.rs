@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use super::event::Event;
 use super::settings::Settings;
+use super::situations::{Situation, Situations};
 use super::story;
 use super::world::{Step, Words, World};
 
@@ -47,10 +48,8 @@ pub struct Report {
     pub most_committed: usize,
     /// See `most_committed`.
     pub leaders: usize,
-    /// Different steps of single servers that cut a log back.
-    pub truncations: u64,
-    /// Different steps of single servers with which a state machine had taken over a snapshot.
-    pub restores: u64,
+    /// What it came across.
+    pub situations: Situations,
     /// What went wrong, if anything did.
     pub violation: Option<Violation>,
 }
@@ -124,6 +123,8 @@ struct Search {
     cut: u64,
     most_committed: usize,
     leaders: usize,
+    /// What states of the whole came across.
+    situations: Situations,
 }
 
 /// Explores everything within the bounds of `settings`, breadth first, until nothing is left, a promise is broken, a limit is reached, or
@@ -147,6 +148,7 @@ pub fn explore(
         cut: 0,
         most_committed: 0,
         leaders: 0,
+        situations: Situations::default(),
     };
     search.enter(&start, Origin { from: 0, server: 0, event: Event::ElectionTimeout });
     let mut violation = None;
@@ -161,11 +163,11 @@ pub fn explore(
             }
         }
     }
-    let Search { world, progress, cut, most_committed, leaders, .. } = search;
+    let Search { world, progress, cut, most_committed, leaders, mut situations, .. } = search;
+    Situation::ALL.iter().for_each(|situation| situations.add(*situation, world.situations.of(*situation)));
     let (servers, messages, _) = world.sizes();
     let complete = progress.frontier == 0 && violation.is_none();
-    let (truncations, restores) = (world.truncations, world.restores);
-    Ok(Report { progress, complete, cut, servers, messages, most_committed, leaders, truncations, restores, violation })
+    Ok(Report { progress, complete, cut, servers, messages, most_committed, leaders, situations, violation })
 }
 
 impl Search {
@@ -179,6 +181,7 @@ impl Search {
         let history = self.world.history(state);
         self.most_committed = self.most_committed.max(history.committed.len());
         self.leaders = self.leaders.max(history.leaders.len());
+        self.world.look(state, &mut self.situations);
         self.next.push(self.origins.len() as u32, state);
         self.origins.push(origin);
         self.progress.states += 1;

@@ -393,6 +393,18 @@ impl Server {
         hasher.finish()
     }
 
+    /// How many writes have not been reported as durable.
+    pub(super) fn pending(&self) -> usize {
+        self.disk.pending().len()
+    }
+
+    /// Whether it knows of a change of the membership that is complete.
+    pub(super) fn has_changed(&self, settings: &Settings) -> bool {
+        let (index, membership) = self.raft.membership();
+        let others = membership.voters() != settings.founders(NodeId(1)).voters();
+        others && index <= self.raft.commit_index() && !membership.is_joint()
+    }
+
     pub(super) fn status(&self) -> Status {
         self.raft.status()
     }

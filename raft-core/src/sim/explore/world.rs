@@ -8,6 +8,7 @@ use super::event::{Event, MessageId, Sent};
 use super::history::{History, View, judge};
 use super::server::{Effects, Server};
 use super::settings::Settings;
+use super::situations::{Situation, Situations};
 use crate::entries::Segment;
 use crate::io::ReadOutcome;
 use crate::message::{Envelope, Message};
@@ -103,10 +104,8 @@ pub(super) struct World {
     contents: Numbered<Vec<u8>>,
     memo: Map<(u32, Event), u32>,
     transitions: Vec<Transition>,
-    /// How often logs were cut, servers stepped down, and so on: in states of single servers.
-    pub(super) truncations: u64,
-    /// And how often snapshots were taken over.
-    pub(super) restores: u64,
+    /// What steps came across.
+    pub(super) situations: Situations,
 }
 
 /// A server's state, with what is asked of it again and again.
@@ -131,8 +130,7 @@ impl World {
             contents: Numbered::new(),
             memo: Map::default(),
             transitions: Vec::new(),
-            truncations: 0,
-            restores: 0,
+            situations: Situations::default(),
         }
     }
 
@@ -206,6 +204,19 @@ impl World {
 
     pub(super) fn history(&self, state: &[u32]) -> &History {
         &self.histories.all[state[self.settings.servers] as usize]
+    }
+
+    /// Counts what this state comes across.
+    pub(super) fn look(&self, state: &[u32], met: &mut Situations) {
+        let History { leaders, dead, .. } = self.history(state);
+        if let [.., (_, before), (_, last)] = leaders[..] {
+            met.saw(Situation::Replaced, before != last);
+        }
+        if self.settings.quiesces {
+            let views = state[..self.settings.servers].iter().map(|server| self.view_of(*server));
+            let mut living = views.filter(|view| !dead.contains(&view.id));
+            met.saw(Situation::Asleep, living.all(|view| view.asleep.is_some()));
+        }
     }
 
     /// The messages on their way.
@@ -288,6 +299,9 @@ impl World {
                 Event::LinkReset(peer) => history.link_reset(NodeId(at as u64 + 1), NodeId(peer.into())),
                 _ => {}
             }
+            let orphaned = history.leaders.last().is_some_and(|(_, leader)| history.dead.contains(leader));
+            let elected = news.is_some_and(|news| news.led.is_some());
+            self.situations.saw(Situation::DeadReplaced, orphaned && elected);
             add_news(&mut history, self.view_of(server), event, news)?;
             next[servers] = self.histories.number(&history);
         }
@@ -347,7 +361,9 @@ impl World {
         let Some((server, effects)) = self.step(&self.servers[number as usize].server, event)? else {
             return Ok(Transition::Beyond);
         };
-        let commit = self.servers[number as usize].server.status().commit_index;
+        let before = &self.servers[number as usize].server;
+        let commit = before.status().commit_index;
+        count(&mut self.situations, &self.settings, event, (before, &server), &effects);
         let id = server.status().id;
         let mut news = News {
             led: effects.led,
@@ -357,9 +373,6 @@ impl World {
             reads: effects.reads,
         };
         news.votes.dedup();
-        let truncated = |event: &crate::io::Event| matches!(event, crate::io::Event::Truncated { .. });
-        self.truncations += effects.events.iter().filter(|event| truncated(event)).count() as u64;
-        self.restores += u64::from(event == Event::Restored);
         debug_assert!(effects.messages.iter().all(|message| message.from() == id), "a server speaks for itself");
         let mut messages: Vec<MessageId> = effects.messages.iter().map(|m| self.messages.number(m)).collect();
         let unseen = &self.messages.all[self.last_terms.len()..];
@@ -437,6 +450,31 @@ impl World {
         let content = self.contents.number(&content) as u8;
         Some(EntryId { index: entry.index.0 as u8, term: entry.term.0 as u8, content })
     }
+}
+
+/// Counts what a step of a single server came across.
+fn count(
+    met: &mut Situations,
+    settings: &Settings,
+    event: Event,
+    (before, after): (&Server, &Server),
+    effects: &Effects,
+) {
+    let truncated = |event: &&crate::io::Event| matches!(event, crate::io::Event::Truncated { .. });
+    met.add(Situation::Truncated, effects.events.iter().filter(truncated).count() as u64);
+    let served = |outcome: &&ReadOutcome| matches!(outcome, ReadOutcome::Ready { .. });
+    met.add(Situation::ReadServed, effects.reads.iter().filter(served).count() as u64);
+    if let Event::Crash { kept, .. } = event {
+        let pending = before.pending();
+        met.saw(Situation::WriteLost, usize::from(kept) < pending);
+        met.saw(Situation::WriteKept, kept > 0);
+    }
+    met.saw(
+        Situation::ChangeCompleted,
+        settings.change.is_some() && after.has_changed(settings) && !before.has_changed(settings),
+    );
+    met.saw(Situation::Compacted, event == Event::Compact);
+    met.saw(Situation::Installed, event == Event::Restored);
 }
 
 /// Where an event leads.
