@@ -1,9 +1,12 @@
 //! `cargo xtask sim`: the protocol in simulation.
 
+mod ledger;
+
 use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use self::ledger::Tally;
 use crate::workspace;
 
 /// Runs clusters in virtual time: the course's lab tests, then whole clusters under every mix of faults.
@@ -34,9 +37,12 @@ pub(crate) struct Args {
     /// What to draw, in milliseconds, as FROM..TO [default: the last 150 ms before a failure, or the first election]
     #[arg(long, requires = "svg")]
     window: Option<String>,
-    /// Append a line about the batch to this file
-    #[arg(long, conflicts_with = "test")]
+    /// Append a line about the batch to this file, and print what its lines add up to
+    #[arg(long, conflicts_with_all = ["seed", "test"])]
     ledger: Option<String>,
+    /// Only print what the lines of the ledger add up to: seeds, simulated hours, faults, failures
+    #[arg(long, requires = "ledger", conflicts_with_all = ["seeds", "from"])]
+    tally: bool,
     /// Further arguments for the simulator
     #[arg(last = true)]
     rest: Vec<String>,
@@ -50,10 +56,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.trace && args.seed.is_none() {
         bail!("--trace shows one run: say which one with --seed S");
     }
-    for mut command in commands(args) {
-        workspace::run(&mut command)?;
+    let mut outcome = Ok(());
+    if !args.tally {
+        outcome = commands(args).iter_mut().try_for_each(workspace::run);
     }
-    Ok(())
+    if let Some(file) = &args.ledger {
+        // Cargo starts the simulator in the root of the workspace. A batch in which a seed failed is in there, too.
+        match Tally::of(&workspace::root().join(file)) {
+            Ok(tally) => println!("{file}: {tally}"),
+            Err(error) => outcome = outcome.and(Err(error)),
+        }
+    }
+    outcome
 }
 
 /// Seeds of a short run: a minute and more of a cluster's life each, all together two or three minutes on two cores.

@@ -251,10 +251,11 @@ fn finish(sum: &Sum, args: &Args, elapsed: Duration) -> ExitCode {
     println!("\r{}", sum.tally);
     let missing: Vec<_> = sum.tally.missing().map(Situation::words).collect();
     let line = format!(
-        "seeds {}..{}: {:.1} simulated hours in {seconds:.0} s ({:.1} seeds/s, {:.0} times real time), {} events, {} operations, \
-         {} in doubt, {} commands, longest recovery {:.1} s (seed {}), {} keys undecided, {} failed{}",
+        "seeds {}..{}: {} of them in {:.1} simulated hours, {seconds:.0} s ({:.1} seeds/s, {:.0} times real time), {} events, {} operations, \
+         {} in doubt, {} commands, {} faults, longest recovery {:.1} s (seed {}), {} keys undecided, {} failed{}",
         args.from,
         args.from + args.seeds,
+        sum.seeds,
         sum.hours(),
         sum.seeds as f64 / seconds,
         sum.simulated.as_secs_f64() / seconds,
@@ -262,6 +263,7 @@ fn finish(sum: &Sum, args: &Args, elapsed: Duration) -> ExitCode {
         sum.completed,
         sum.in_doubt,
         sum.committed,
+        sum.tally.faults(),
         sum.longest_recovery.0.as_secs_f64(),
         sum.longest_recovery.1,
         sum.unknown,

@@ -121,6 +121,22 @@ situations! {
     Backlog: 100, "the log of a server that came back had to be caught up";
 }
 
+/// Those that somebody brings about, each counted once. Messages that are lost or late on bad links are not among them.
+const FAULTS: [Situation; 12] = [
+    Situation::Crash,
+    Situation::SyncFailed,
+    Situation::DiskLost,
+    Situation::DiskStalled,
+    Situation::Paused,
+    Situation::MajorityCut,
+    Situation::NoMajority,
+    Situation::Bridge,
+    Situation::OneWayCut,
+    Situation::Flapping,
+    Situation::SlowLink,
+    Situation::Storm,
+];
+
 /// How often each situation occurred.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counts([u64; Situation::ALL.len()]);
@@ -164,6 +180,11 @@ impl Tally {
             self.times.add(*situation, counts.of(*situation));
             self.in_seeds.add(*situation, u64::from(counts.of(*situation) > 0));
         }
+    }
+
+    /// How many faults were injected: crashes and failed syncs, disks that hang or are lost, pauses, cuts, and links that flap, are slow, or bad all at once.
+    pub fn faults(&self) -> u64 {
+        FAULTS.into_iter().map(|fault| self.times.of(fault)).sum()
     }
 
     /// What should have occurred among so many runs, and did not.
@@ -211,6 +232,9 @@ mod tests {
         tally += &copy;
         let missing: Vec<_> = tally.missing().collect();
         assert!(missing.contains(&Situation::Crash) && !missing.contains(&Situation::Elected));
+        counts.add(Situation::Storm, 2);
+        tally.add(&counts);
+        assert_eq!(tally.faults(), 2, "and nobody injects an election");
         assert!(!missing.contains(&Situation::InboxFull), "38 seeds are too few for that");
     }
 }
