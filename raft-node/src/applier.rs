@@ -377,8 +377,15 @@ mod tests {
             let state = SnapshotMeta { last: LogId::ZERO, membership: Membership::of_voters([NodeId(1)]) };
             let recovered = Recovered::fresh(state.membership.clone());
             let (keeper, _) = channel();
-            let start =
-                Start { machine: Nothing, state, max_unapplied_bytes, shelf, keeper, progress: progress.clone() };
+            let start = Start {
+                machine: Nothing,
+                state,
+                max_unapplied_bytes,
+                shelf,
+                keeper,
+                progress: progress.clone(),
+                marker: None,
+            };
             let mut ports = Alone { applier: Applier::new(start), writes: Vec::new() };
             let config = Config { max_unapplied_bytes, no_op_on_election: false, ..Config::new(NodeId(1)) };
             let core = Raft::new(config, recovered, Instant(0)).expect("the settings are fine");
