@@ -102,6 +102,8 @@ struct Inner {
     timeout: Duration,
     attempt_timeout: Duration,
     session: Option<Session>,
+    /// See [`Client::repeated`].
+    repeated: AtomicU64,
 }
 
 impl Client {
@@ -116,7 +118,8 @@ impl Client {
         let ClientConfig { nodes, tls, timeout, attempt_timeout, silence_timeout, sessions } = config;
         let nodes = Nodes::new(nodes, &tls, attempt_timeout, silence_timeout)?;
         let session = sessions.then(Session::default);
-        let inner = Inner { nodes, leader: AtomicU64::new(0), timeout, attempt_timeout, session };
+        let (leader, repeated) = (AtomicU64::new(0), AtomicU64::new(0));
+        let inner = Inner { nodes, leader, timeout, attempt_timeout, session, repeated };
         Ok(Client { inner: Arc::new(inner) })
     }
 
@@ -236,6 +239,11 @@ impl Client {
     /// The node that the last answers showed to lead.
     pub fn leader(&self) -> Option<NodeId> {
         Some(NodeId(self.inner.leader.load(Ordering::Relaxed))).filter(|id| id.0 != 0)
+    }
+
+    /// How often a write was sent again although an earlier copy may have taken effect, by all clones together: what only a session allows.
+    pub fn repeated(&self) -> u64 {
+        self.inner.repeated.load(Ordering::Relaxed)
     }
 
     /// Ends the session, closes all connections, for every clone, and waits until the nodes have been told.
@@ -434,6 +442,7 @@ impl Search {
             if !self.repeatable {
                 return Verdict::Failed(Error::OutcomeUnknown { why: why_here });
             }
+            client.inner.repeated.fetch_add(1, Ordering::Relaxed);
             self.maybe_done = Some(why_here);
         }
         self.again(client)

@@ -442,6 +442,7 @@ fn may_pass(error: &ChangeError) -> bool {
         error,
         ChangeError::TooEarly
             | ChangeError::InProgress { .. }
+            | ChangeError::Transferring { .. }
             | ChangeError::Silent(_)
             | ChangeError::NotCaughtUp { .. }
             | ChangeError::QuorumAtRisk { .. }
@@ -609,6 +610,20 @@ mod tests {
         assert_eq!(frame(NOT_LEADER, b"\x02").into_response(), Err(FrameError::Body(NOT_LEADER)));
         assert_eq!(frame(BUSY, b"x").into_response(), Err(FrameError::Body(BUSY)));
         assert_eq!(frame(200, b"").into_response(), Err(FrameError::Kind(200)));
+    }
+
+    /// Whoever adds a node tries again then, and tells the operator otherwise.
+    #[test]
+    fn a_change_that_only_has_to_wait_is_refused_as_such() {
+        let refused = |error| match Response::from_error(&RequestError::Change(error), |_| None) {
+            Response::Refused { later, why } => (later, why.contains("retry later")),
+            other => panic!("not refused: {other:?}"),
+        };
+        assert_eq!(refused(ChangeError::Transferring { to: NodeId(2) }), (true, true));
+        assert_eq!(refused(ChangeError::TooEarly), (true, true));
+        assert_eq!(refused(ChangeError::QuorumAtRisk { heard: 1, voters: 3 }), (true, false));
+        assert_eq!(refused(ChangeError::Unknown(NodeId(2))), (false, false));
+        assert_eq!(refused(ChangeError::NothingChanges), (false, false));
     }
 
     /// Any bytes at all: an error or a wait for more, never a panic.

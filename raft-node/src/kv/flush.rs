@@ -1,8 +1,8 @@
 //! Writing full buffers to the database, on a thread of its own.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::{Builder, JoinHandle};
 
 use raft_core::{GroupId, LogId};
@@ -26,6 +26,8 @@ pub(super) struct Flusher {
     /// `None` once it is being stopped.
     queue: Option<Sender<Full>>,
     done: Receiver<Result<(), KvError>>,
+    /// Why the thread has ended: whoever asks later than the first is told the same.
+    failure: Arc<OnceLock<String>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -33,12 +35,13 @@ impl Flusher {
     pub(super) fn start(db: Arc<DB>, dir: PathBuf) -> std::io::Result<Self> {
         let (queue, full) = channel::<Full>();
         let (report, done) = channel();
-        let place = dir.clone();
+        let failure = Arc::new(OnceLock::new());
+        let (place, remember) = (dir.clone(), failure.clone());
         let thread = Builder::new().name("kv-flusher".into()).spawn(move || {
             for full in full {
                 let result = write(&db, &full).map_err(|source| {
-                    let dir = place.clone();
-                    KvError::Database { dir, doing: "flushing", source }
+                    remember.get_or_init(|| source.to_string());
+                    KvError::Database { dir: place.clone(), doing: "flushing", source }
                 });
                 let failed = result.is_err();
                 if report.send(result).is_err() || failed {
@@ -46,7 +49,7 @@ impl Flusher {
                 }
             }
         })?;
-        Ok(Flusher { dir, queue: Some(queue), done, thread: Some(thread) })
+        Ok(Flusher { dir, queue: Some(queue), done, failure, thread: Some(thread) })
     }
 
     pub(super) fn begin(&self, full: Full) {
@@ -69,7 +72,8 @@ impl Flusher {
     }
 
     fn gone(&self) -> KvError {
-        KvError::FlushFailed { dir: self.dir.clone() }
+        let why = self.failure.get().map_or("its thread has ended", String::as_str);
+        KvError::FlushFailed { dir: self.dir.clone(), why: why.to_owned() }
     }
 }
 

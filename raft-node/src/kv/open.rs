@@ -105,11 +105,13 @@ pub enum KvError {
         /// What the operating system says.
         source: io::Error,
     },
-    /// An earlier flush failed (it said why): what was applied since then can never be written out.
-    #[error("{}: an earlier flush failed", dir.display())]
+    /// An earlier flush failed: what was applied since then can never be written out.
+    #[error("{}: an earlier flush failed: {why}", dir.display())]
     FlushFailed {
         /// The directory.
         dir: PathBuf,
+        /// What RocksDB said then.
+        why: String,
     },
     /// RocksDB failed.
     #[error("{}: {doing}: {source}", dir.display())]

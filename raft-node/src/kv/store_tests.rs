@@ -357,18 +357,21 @@ fn after_a_failed_flush_nothing_is_written_and_nobody_waits() {
         let options = KvOptions { write_buffer_bytes: 1_000, ..KvOptions::default() };
         let mut store = KvStore::open(dir.path(), &identity(), &options).unwrap();
         std::fs::remove_dir_all(dir.path()).unwrap();
-        let mut failures = 0;
+        let mut failures = Vec::new();
         for index in 1..100 {
             let full = entries(index, 1, &[put(b"k", &[7; 3_000])]);
-            failures += u32::from(store.apply(&full, &mut Replies::new(false)).is_err());
+            failures.extend(store.apply(&full, &mut Replies::new(false)).err().map(|error| error.to_string()));
         }
-        done.send((failures, store.flush().is_err())).unwrap();
+        failures.extend(store.flush().err().map(|error| error.to_string()));
+        done.send(failures).unwrap();
         drop(store);
-        done.send((0, false)).unwrap();
+        done.send(Vec::new()).unwrap();
     });
     let patience = std::time::Duration::from_secs(10);
-    let (failures, fails) = ended.recv_timeout(patience).expect("a failure is final");
-    assert!(failures > 90 && fails, "{failures} failures");
+    let failures = ended.recv_timeout(patience).expect("a failure is final");
+    assert!(failures.len() > 91, "{failures:?}");
+    let why = |error: &String| error.contains("No such file or directory");
+    assert!(failures.iter().all(why), "whatever is the last word of the node says why: {failures:?}");
     ended.recv_timeout(patience).expect("the store can be dropped");
 }
 

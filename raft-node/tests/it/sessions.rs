@@ -110,6 +110,7 @@ async fn a_counter_counts_every_increment_once_although_replies_are_lost() {
     let found = cluster.client().get(b"counter", Consistency::Linearizable).await.expect("read").expect("set");
     assert_eq!(&found.value[..], increments.to_string().as_bytes());
     assert!(cuts > 10, "{cuts} cuts prove little");
+    assert!(client.repeated() > 0, "the client counts what it repeats");
     println!("{increments} increments, {cuts} cuts");
 }
 
@@ -119,5 +120,6 @@ async fn without_a_session_a_lost_reply_is_an_unknown_outcome() {
     let cluster = Cluster::start(1).await;
     let (client, _cutter) = cut_off_now_and_then(&cluster, false, 2).await;
     let (_, end) = count(&client, 1_000_000).await;
+    assert_eq!(client.repeated(), 0);
     assert!(matches!(end, Some(Err(Error::OutcomeUnknown { .. }))), "{end:?}");
 }
