@@ -11,9 +11,11 @@ use crate::{setup, signals, workspace};
 /// Torments a cluster of real `raft-node` processes and judges what comes of it.
 ///
 /// All packets between the nodes go through proxies that lose, delay, reorder, double, damage and cut; processes are killed and paused; syncs fail
-/// and stall (needs strace); a disk runs full (needs root). What cannot be had here is skipped, and said. Clients read and write all the while.
-/// At the end everything heals: then the cluster must recover, every key's history must be linearizable, and every acknowledged write must be on
-/// every node. The report lies below target/chaos; after a failure so do logs and data.
+/// and stall (needs strace); a disk runs full (needs root). What cannot be had here is skipped, and said. Meanwhile leadership is handed over, logs are
+/// compacted, members are removed, emptied and added again, and disks are lost. Clients read and write all the while, half of them within a session.
+/// At the end everything heals: then the cluster must have its voters and recover, every key's history must be linearizable, every acknowledged
+/// write must be on every node, and every step of a counter must have been made once. A run of two minutes or more must also have had at least so
+/// and so many of the most important faults and changes. The report lies below target/chaos; after a failure so do logs and data.
 ///
 /// The schedule of faults is a function of the seed. The run is not: processes, disks and packets have a timing of their own.
 #[derive(clap::Args)]

@@ -1,5 +1,6 @@
 //! A cluster with everything around it that breaks it, loads it and watches it; and the judgement at the end.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,17 +8,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use raft_core::NodeId;
+use raft_core::sim::schedule::Dice;
 use raft_node::Consistency;
 use raft_node::client::{Client, ClientConfig};
 
-use crate::clients::{self, LEDGER, Load, Shape, Told};
+use crate::admin::{self, Admin, Books};
+use crate::clients::{self, LEDGER, Load, Shape, TALLY, Told};
 use crate::cluster::{Cluster, Stopped};
 use crate::disk::{SmallDisk, Tracer};
 use crate::history::{Findings, History, Ledger};
 use crate::journal::{Journal, human};
-use crate::monitor::Monitor;
+use crate::monitor::{MADE, Monitor, REJECTED, RESTORED, SENT};
 use crate::proxy::Network;
-use crate::report::{Report, without_service};
+use crate::report::{Aim, Report, without_service};
 
 /// When all faults are over, the cluster must elect, serve and converge within this time. It takes a second or two, on a machine that is busy with
 /// other things longer.
@@ -31,7 +34,12 @@ const PAGE: u32 = 5000;
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) seed: u64,
+    /// With how many the cluster begins.
     pub(crate) nodes: u64,
+    /// Whether there is one more node, which waits to be added.
+    pub(crate) spare: bool,
+    /// What the run has to come to.
+    pub(crate) aim: Aim,
     /// Folder for everything; must not exist.
     pub(crate) dir: PathBuf,
     /// The `raft-node` program.
@@ -53,6 +61,8 @@ pub(crate) struct Arena {
     pub(crate) notes: Notes,
     /// What was read besides the load.
     pub(crate) extra: History,
+    /// The administrator's.
+    pub(crate) books: Books,
     options: Options,
 }
 
@@ -61,6 +71,10 @@ pub(crate) struct Arena {
 pub(crate) struct Notes {
     /// Faults by kind.
     pub(crate) faults: BTreeMap<String, u64>,
+    /// What the administrator did, by kind.
+    pub(crate) deeds: BTreeMap<String, u64>,
+    /// How long the schedule took.
+    pub(crate) endured: Duration,
     /// Kinds of faults that cannot be had here, and why.
     pub(crate) skipped: BTreeMap<String, String>,
     pub(crate) violations: Vec<String>,
@@ -71,9 +85,10 @@ pub(crate) struct Notes {
 impl Arena {
     /// Starts everything, and returns when the cluster serves.
     pub(crate) async fn start(options: Options, journal: Journal) -> Result<Arena> {
-        let addresses = Cluster::addresses(options.nodes)?;
+        let addresses = Cluster::addresses(options.nodes + u64::from(options.spare))?;
         let network = Network::start(&addresses, options.seed).await?;
-        let mut cluster = Cluster::prepare(&options.dir, &options.program, &addresses, &network, &options.more)?;
+        let Options { dir, program, nodes, more, .. } = &options;
+        let mut cluster = Cluster::prepare(dir, program, &addresses, *nodes, &network, more)?;
         let mut notes = Notes::default();
         let last = NodeId(options.nodes);
         let small = match SmallDisk::mount(&cluster.data_dir(last)) {
@@ -89,6 +104,7 @@ impl Arena {
         }
         cluster.start_all()?;
         let monitor = Monitor::start(&cluster)?;
+        monitor.expect((1..=options.nodes).map(NodeId));
         let leader = match monitor.agreement(RECOVERY_WITHIN).await {
             Ok(leader) => leader,
             Err(error) => {
@@ -101,7 +117,18 @@ impl Arena {
         journal.say(&format!("{} nodes are up, node {leader} leads", options.nodes));
         let load = Load::start(&cluster.client_config(), journal.origin(), options.seed, options.shape)?;
         load.next_write(RECOVERY_WITHIN).await?;
-        Ok(Arena { load, monitor, cluster, network, small, journal, notes, extra: History::default(), options })
+        let (extra, books) = (History::default(), Books::default());
+        Ok(Arena { load, monitor, cluster, network, small, journal, notes, extra, books, options })
+    }
+
+    /// With how many nodes the cluster began, and how many voters it is to have.
+    pub(crate) fn founders(&self) -> usize {
+        self.options.nodes as usize
+    }
+
+    /// What the chances of this run come from.
+    pub(crate) fn seed(&self) -> u64 {
+        self.options.seed
     }
 
     /// Starts again what has stopped by itself, if it had a reason; otherwise that is a violation.
@@ -129,7 +156,7 @@ impl Arena {
         };
         let (longest_gap, gap_began) = self.load.longest_gap();
         let writes = self.load.samples();
-        let Told { mut history, ledger, outcomes, violations } = self.load.finish().await;
+        let Told { mut history, ledger, tallies, repeated, outcomes, violations } = self.load.finish().await;
         history.merge(self.extra);
         self.journal.say("the clients have stopped; comparing");
         self.notes.violations.extend(violations);
@@ -147,8 +174,10 @@ impl Arena {
         let lost = match contents {
             Ok(contents) => {
                 self.notes.violations.extend(differences(&contents));
-                let missing = ledger_problems(&ledger, contents);
+                let missing = ledger_problems(&ledger, &contents);
                 self.notes.violations.extend(missing.iter().cloned());
+                let miscounted = on_each(&contents, TALLY, |found| tallies.check(found));
+                self.notes.violations.extend(miscounted);
                 missing.len()
             }
             Err(error) => {
@@ -161,7 +190,8 @@ impl Arena {
             Ok(stopped) => self.notes.violations.extend(stopped.iter().map(|one| format!("at the end: {one}"))),
             Err(error) => self.notes.violations.push(format!("at the end: {error:#}")),
         }
-        self.notes.violations.extend(panics(&self.cluster));
+        let all = (1..=self.options.nodes + u64::from(self.options.spare)).map(NodeId);
+        self.notes.violations.extend(panics(&self.cluster, all));
         let findings = history.check();
         self.notes.violations.extend(findings.violations.iter().cloned());
         if !self.notes.violations.is_empty()
@@ -175,6 +205,16 @@ impl Arena {
             seconds: self.journal.origin().elapsed().as_secs_f64(),
             operations: outcomes,
             faults: self.notes.faults,
+            deeds: self.notes.deeds,
+            aim: self.options.aim,
+            endured_s: self.notes.endured.as_secs_f64(),
+            compactions: self.monitor.counted(MADE),
+            snapshots_sent: self.monitor.counted(SENT),
+            snapshots_restored: self.monitor.counted(RESTORED),
+            connections_refused: self.monitor.counted(REJECTED),
+            increments: tallies.total(),
+            counters: tallies.count(),
+            repeated,
             skipped: self.notes.skipped,
             packets: self.network.totals(),
             elections: self.monitor.elections(),
@@ -201,12 +241,18 @@ impl Arena {
             disk.free()?;
         }
         self.cluster.resume_all()?;
+        for id in self.cluster.ids() {
+            self.cluster.set_trouble(id, None)?;
+        }
         self.restart_stopped()?;
         self.cluster.start_all()?;
         self.journal.say("all faults are over");
         let healed = Instant::now();
         self.monitor.forget();
         let served = self.load.next_write(RECOVERY_WITHIN).await?;
+        if self.options.spare {
+            self.restore_members().await?;
+        }
         let leader = loop {
             match self.monitor.agreement(Duration::from_millis(500)).await {
                 Ok(leader) => break leader,
@@ -224,12 +270,56 @@ impl Arena {
         tokio::time::sleep(AFTERGLOW).await;
         Ok((served, agreed))
     }
+
+    /// The cluster is to be as large as it was, of whatever nodes; leadership can be handed over; and who is no member goes.
+    async fn restore_members(&mut self) -> Result<()> {
+        let client = Client::new(admin::client_config(self.cluster.client_config()))?;
+        // What is done now is no deed among faults.
+        let mut notes = Notes::default();
+        let (voters, seed, cluster) = (self.founders(), self.seed(), RefCell::new(&mut self.cluster));
+        let mut admin = Admin {
+            cluster: &cluster,
+            monitor: &self.monitor,
+            journal: &self.journal,
+            books: &mut self.books,
+            notes: &mut notes,
+            client,
+            voters,
+            dice: Dice::new(seed, 5),
+            complaint: String::new(),
+        };
+        let mended = admin.mend(RECOVERY_WITHIN).await;
+        let moved = admin.transfer(None, RECOVERY_WITHIN).await;
+        self.notes.violations.append(&mut notes.violations);
+        mended.and(moved)?;
+        let members = self.monitor.members();
+        for id in self.cluster.ids().into_iter().filter(|id| !members.contains(id)) {
+            self.journal.say(&format!("node {id} is no member, and goes"));
+            self.cluster.dismiss(id)?;
+        }
+        self.monitor.expect(members);
+        Ok(())
+    }
 }
 
 impl Notes {
     /// Counts a fault that was carried out.
     pub(crate) fn count(&mut self, kind: &str) {
         *self.faults.entry(kind.to_owned()).or_default() += 1;
+    }
+
+    /// Counts what the administrator did.
+    pub(crate) fn deed(&mut self, kind: &str) {
+        *self.deeds.entry(kind.to_owned()).or_default() += 1;
+    }
+
+    /// Adds what was noted elsewhere at the same time.
+    pub(crate) fn add(&mut self, mut other: Notes) {
+        self.faults.append(&mut other.faults);
+        self.deeds.append(&mut other.deeds);
+        self.skipped.append(&mut other.skipped);
+        self.violations.append(&mut other.violations);
+        self.figures.append(&mut other.figures);
     }
 
     fn skip(&mut self, journal: &Journal, kind: &str, why: &str) {
@@ -255,12 +345,21 @@ async fn read_again(config: ClientConfig, origin: Instant, history: &mut History
 }
 
 /// What is wrong with the ledger, on any node.
-fn ledger_problems(ledger: &Ledger, contents: BTreeMap<NodeId, Content>) -> Vec<String> {
+fn ledger_problems(ledger: &Ledger, contents: &BTreeMap<NodeId, Content>) -> Vec<String> {
+    on_each(contents, LEDGER, |found| ledger.check(found))
+}
+
+/// What is wrong with the keys that begin with `prefix`, on any node.
+fn on_each(
+    contents: &BTreeMap<NodeId, Content>,
+    prefix: &str,
+    check: impl Fn(&BTreeMap<String, u64>) -> Vec<String>,
+) -> Vec<String> {
     let mut problems = Vec::new();
     for (id, content) in contents {
-        let entries = content.into_iter().filter(|(key, _)| key.starts_with(LEDGER));
-        let entries = entries.map(|(key, (_, value))| (key, value)).collect();
-        problems.extend(ledger.check(&entries).iter().map(|wrong| format!("node {id}: {wrong}")));
+        let entries = content.iter().filter(|(key, _)| key.starts_with(prefix));
+        let entries = entries.map(|(key, (_, value))| (key.clone(), *value)).collect();
+        problems.extend(check(&entries).iter().map(|wrong| format!("node {id}: {wrong}")));
     }
     problems
 }
@@ -284,9 +383,9 @@ fn save_evidence(
 }
 
 /// Panics in the logs of the nodes.
-fn panics(cluster: &Cluster) -> Vec<String> {
+fn panics(cluster: &Cluster, ids: impl Iterator<Item = NodeId>) -> Vec<String> {
     let mut found = Vec::new();
-    for id in cluster.ids() {
+    for id in ids {
         match cluster.log(id) {
             Ok(log) => {
                 let lines = log.lines().filter(|line| line.contains("panicked at") || line.contains("stack backtrace"));

@@ -1,4 +1,7 @@
 //! The load: clients that read and write a few keys and remember what they were told.
+//!
+//! Every other client writes within a session and repeats each write until its outcome is known; it counts up a counter of its own, besides. The others do not, and
+//! go on without having learnt what became of a write.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +13,7 @@ use raft_node::Consistency;
 use raft_node::client::{CasOutcome, Client, ClientConfig, Error, Versioned};
 use tokio::task::JoinSet;
 
-use crate::history::{Did, History, Ledger, Record, Seen};
+use crate::history::{Did, History, Ledger, Record, Seen, Tallies};
 
 /// Keys that are in use at the same time.
 const SLOTS: usize = 5;
@@ -21,6 +24,9 @@ const WEIGHT_OF_DOUBT: u64 = 100;
 /// Prefix of the keys that are written once.
 pub(crate) const LEDGER: &str = "ledger/";
 
+/// Prefix of the keys that are counted up by one client each.
+pub(crate) const TALLY: &str = "tally/";
+
 /// How the load looks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
@@ -30,13 +36,21 @@ pub(crate) struct Shape {
     pub(crate) think: Duration,
     /// How long a client waits for an operation.
     pub(crate) timeout: Duration,
+    /// How long a client that has a session repeats one.
+    pub(crate) patience: Duration,
     /// Longest value, in bytes; most are short.
     pub(crate) value_bytes: u64,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Shape { clients: 6, think: Duration::from_millis(10), timeout: Duration::from_secs(2), value_bytes: 16 << 10 }
+        Shape {
+            clients: 6,
+            think: Duration::from_millis(10),
+            timeout: Duration::from_secs(2),
+            patience: Duration::from_secs(30),
+            value_bytes: 16 << 10,
+        }
     }
 }
 
@@ -63,6 +77,9 @@ pub(crate) struct Outcomes {
 pub(crate) struct Told {
     pub(crate) history: History,
     pub(crate) ledger: Ledger,
+    pub(crate) tallies: Tallies,
+    /// Writes that were sent again although an earlier copy may have taken effect.
+    pub(crate) repeated: u64,
     pub(crate) outcomes: Outcomes,
     /// Errors that no fault explains.
     pub(crate) violations: Vec<String>,
@@ -72,6 +89,8 @@ impl Told {
     fn merge(&mut self, other: Told) {
         self.history.merge(other.history);
         self.ledger.merge(other.ledger);
+        self.tallies.merge(other.tallies);
+        self.repeated += other.repeated;
         self.outcomes.ok += other.outcomes.ok;
         self.outcomes.failed += other.outcomes.failed;
         self.outcomes.unknown += other.outcomes.unknown;
@@ -115,9 +134,10 @@ impl Load {
         });
         let mut clients = JoinSet::new();
         for number in 0..shape.clients {
-            let config = ClientConfig { timeout: shape.timeout, ..config.clone() };
-            let client = Client::new(config).context("no client")?;
-            clients.spawn(Worker::new(number, client, shared.clone()).run());
+            let sessions = number % 2 == 0;
+            let timeout = if sessions { shape.patience } else { shape.timeout };
+            let client = Client::new(ClientConfig { timeout, sessions, ..config.clone() }).context("no client")?;
+            clients.spawn(Worker::new(number, sessions, client, shared.clone()).run());
         }
         Ok(Load { shared, clients })
     }
@@ -198,12 +218,29 @@ enum Outcome<T> {
     NotDone,
 }
 
+/// A key that one client counts up. Nobody else touches it, so its revision is always the one that the client was told last.
+#[derive(Clone, Debug, Default)]
+struct Counter {
+    key: String,
+    count: u64,
+    revision: u64,
+}
+
+impl Counter {
+    /// Client `number` begins its `generation`th.
+    fn new(number: u64, generation: usize) -> Counter {
+        Counter { key: format!("{TALLY}{number}/{generation}"), count: 0, revision: 0 }
+    }
+}
+
 /// One client.
 struct Worker {
     number: u64,
     client: Client,
     shared: Arc<Shared>,
     dice: Dice,
+    /// What it counts up, if it has a session.
+    counter: Option<Counter>,
     /// Values written so far.
     count: u64,
     /// What this client saw last in each slot, with its key: compare-and-swap begins there.
@@ -212,9 +249,10 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(number: u64, client: Client, shared: Arc<Shared>) -> Worker {
+    fn new(number: u64, sessions: bool, client: Client, shared: Arc<Shared>) -> Worker {
         let dice = Dice::new(shared.seed, 100 + number);
-        Worker { number, client, shared, dice, count: 0, seen: Default::default(), told: Told::default() }
+        let counter = sessions.then(|| Counter::new(number, 0));
+        Worker { number, client, shared, dice, counter, count: 0, seen: Default::default(), told: Told::default() }
     }
 
     async fn run(mut self) -> Told {
@@ -224,9 +262,17 @@ impl Worker {
                 7..=13 => self.get().await,
                 14..=16 => self.swap().await,
                 17 => self.delete().await,
+                18 => match self.counter.take() {
+                    Some(counter) => self.increment(counter).await,
+                    None => self.enter().await,
+                },
                 _ => self.enter().await,
             }
             tokio::time::sleep(self.dice.time(Duration::ZERO, self.shared.shape.think)).await;
+        }
+        self.told.repeated = self.client.repeated();
+        if let Some(Counter { key, count, .. }) = self.counter {
+            self.told.tallies.put(key, count, false);
         }
         self.client.close().await;
         self.told
@@ -327,6 +373,32 @@ impl Worker {
             Outcome::InDoubt => drop(self.told.ledger.in_doubt.insert(key, value)),
             Outcome::NotDone => drop(self.told.ledger.refused.insert(key)),
         }
+    }
+
+    /// Counts up by one. However often that is repeated, it must have been done once: the second time the revision would not be the expected one any more.
+    async fn increment(&mut self, mut counter: Counter) {
+        let next = counter.count + 1;
+        let start = nanos(self.shared.origin);
+        let outcome = self.client.cas(counter.key.as_bytes(), counter.revision, format!("{next}:").as_bytes()).await;
+        match self.written(start, outcome, usize::MAX, &counter.key) {
+            Outcome::Done(CasOutcome::Written { revision }) => (counter.count, counter.revision) = (next, revision),
+            Outcome::Done(CasOutcome::Mismatch { current }) => {
+                self.told.violations.push(format!(
+                    "{}: counting to {next} was done twice, or once more than was told: revision {current} instead of {}",
+                    counter.key, counter.revision
+                ));
+                counter = self.next_counter(&counter, true);
+            }
+            Outcome::InDoubt => counter = self.next_counter(&counter, true),
+            Outcome::NotDone => {}
+        }
+        self.counter = Some(counter);
+    }
+
+    /// Puts a counter aside.
+    fn next_counter(&mut self, counter: &Counter, in_doubt: bool) -> Counter {
+        self.told.tallies.put(counter.key.clone(), counter.count, in_doubt);
+        Counter::new(self.number, self.told.tallies.count())
     }
 
     /// Counts what became of a write.

@@ -37,7 +37,14 @@ pub(crate) struct Cluster {
 }
 
 struct Node {
+    /// Where it listens.
     address: SocketAddr,
+    /// Where the others reach it.
+    gate: SocketAddr,
+    /// Whether it waits to be added when it starts with an empty disk, instead of beginning a cluster.
+    joins: bool,
+    /// What is the matter with its disk at present, whoever starts it.
+    trouble: Option<Trouble>,
     process: Option<Process>,
 }
 
@@ -111,24 +118,31 @@ impl Cluster {
             .collect()
     }
 
-    /// Writes certificates and configuration files into `dir`, and starts nothing.
+    /// Writes certificates and configuration files into `dir`, and starts nothing. The cluster begins with the first `founders`; the others wait to be added.
     pub(crate) fn prepare(
         dir: &Path,
         program: &Path,
         addresses: &BTreeMap<NodeId, SocketAddr>,
+        founders: u64,
         network: &Network,
         more: &str,
     ) -> Result<Cluster> {
+        let gates: BTreeMap<NodeId, SocketAddr> =
+            addresses.iter().map(|(&id, &address)| (id, network.address(id).unwrap_or(address))).collect();
+        let peers: BTreeMap<_, _> = gates.iter().filter(|(id, _)| id.0 <= founders).collect();
         let ca = CertificateAuthority::generate(DAY)?;
         write(dir, "ca", ca.credentials())?;
         for (&id, &address) in addresses {
             write(dir, &format!("node-{id}"), &ca.issue_node(CLUSTER, id, DAY)?)?;
-            let peers = addresses.keys().map(|&peer| (peer, network.address(id, peer).unwrap_or(address)));
-            fs::write(dir.join(format!("node-{id}.toml")), config(id, address, peers, more)?)?;
+            fs::write(dir.join(format!("node-{id}.toml")), config(id, address, &peers, more)?)?;
         }
         let client = ca.issue_client(CLUSTER, "chaos", DAY)?;
         let tls = TlsIdentity::from_pem(&ca.credentials().cert_pem, &client.cert_pem, &client.key_pem)?;
-        let nodes = addresses.iter().map(|(&id, &address)| (id, Node { address, process: None })).collect();
+        let node = |(&id, &gate)| {
+            let (address, joins) = (addresses[&id], id.0 > founders);
+            (id, Node { address, gate, joins, trouble: None, process: None })
+        };
+        let nodes = gates.iter().map(node).collect();
         let leash = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "true"])
             .stderr(Stdio::null())
@@ -182,18 +196,46 @@ impl Cluster {
         let path = self.file(id, "log");
         let log = File::options().create(true).append(true).open(&path)?;
         let log_start = log.metadata()?.len();
+        let Node { joins, trouble, .. } = *self.node(id)?;
         let child = self
             .leashed(&self.program)
             .args(["serve", "--config"])
             .arg(self.file(id, "toml"))
+            .args(joins.then_some("--join"))
             .env_remove("RUST_LOG")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .with_context(|| format!("cannot start {}", self.program.display()))?;
-        self.node(id)?.process = Some(Process { child, log_start, troubles: Vec::new() });
+        self.node(id)?.process = Some(Process { child, log_start, troubles: trouble.into_iter().collect() });
         Ok(())
+    }
+
+    /// Kills a node, empties its disk and starts it as if nothing had happened; if `joins`, from now on it waits to be added when it has nothing.
+    pub(crate) fn start_empty(&mut self, id: NodeId, joins: bool) -> Result<()> {
+        self.kill(id)?;
+        self.node(id)?.joins |= joins;
+        let dir = self.data_dir(id);
+        // The directory itself may be a disk of its own.
+        for entry in fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))? {
+            let path = entry?.path();
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        self.start(id)
+    }
+
+    /// A node that is not needed any more: it is killed, and forgotten but for its log.
+    pub(crate) fn dismiss(&mut self, id: NodeId) -> Result<()> {
+        self.kill(id)?;
+        self.nodes.remove(&id);
+        Ok(())
+    }
+
+    /// Where the others reach a node.
+    pub(crate) fn gate(&self, id: NodeId) -> Option<SocketAddr> {
+        self.nodes.get(&id).map(|node| node.gate)
     }
 
     /// A command that ends with this program, and that Ctrl-C in a terminal does not reach.
@@ -245,6 +287,12 @@ impl Cluster {
             process.troubles.push(trouble);
         }
         Ok(())
+    }
+
+    /// From now on, however often it is started, until it is said that nothing is the matter with its disk (`None`): then the process that runs may still stop for it.
+    pub(crate) fn set_trouble(&mut self, id: NodeId, trouble: Option<Trouble>) -> Result<()> {
+        self.node(id)?.trouble = trouble;
+        trouble.map_or(Ok(()), |trouble| self.may_stop(id, trouble))
     }
 
     /// Process id of a node.
@@ -325,12 +373,7 @@ fn write(dir: &Path, name: &str, credentials: &Credentials) -> Result<()> {
     Ok(credentials.write(&file("pem"), &file("key"))?)
 }
 
-fn config(
-    id: NodeId,
-    address: SocketAddr,
-    peers: impl Iterator<Item = (NodeId, SocketAddr)>,
-    more: &str,
-) -> Result<String> {
+fn config(id: NodeId, address: SocketAddr, peers: &BTreeMap<&NodeId, &SocketAddr>, more: &str) -> Result<String> {
     let mut text = format!(
         "[node]\nid = {id}\ncluster = \"{CLUSTER}\"\ndata_dir = \"node-{id}.data\"\nlisten = \"{address}\"\n\
          {more}[tls]\nca = \"ca.pem\"\ncert = \"node-{id}.pem\"\nkey = \"node-{id}.key\"\n[peers]\n"

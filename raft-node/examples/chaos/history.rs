@@ -201,6 +201,54 @@ impl Ledger {
     }
 }
 
+/// Keys that were counted up, by one client each: where they are to stand at the end, on every node.
+#[derive(Debug, Default)]
+pub(crate) struct Tallies(BTreeMap<String, Tally>);
+
+#[derive(Clone, Copy, Debug)]
+struct Tally {
+    /// How far it was counted, as far as was told.
+    count: u64,
+    /// Nothing was told of one step more.
+    in_doubt: bool,
+}
+
+impl Tallies {
+    /// Notes how far a counter has come.
+    pub(crate) fn put(&mut self, key: String, count: u64, in_doubt: bool) {
+        self.0.insert(key, Tally { count, in_doubt });
+    }
+
+    /// Adds another client's counters.
+    pub(crate) fn merge(&mut self, mut other: Tallies) {
+        self.0.append(&mut other.0);
+    }
+
+    /// How many counters there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// How many steps were made.
+    pub(crate) fn total(&self) -> u64 {
+        self.0.values().map(|tally| tally.count).sum()
+    }
+
+    /// What is wrong with the counters as a node has them.
+    pub(crate) fn check(&self, found: &BTreeMap<String, u64>) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (key, Tally { count, in_doubt }) in &self.0 {
+            let actual = found.get(key).copied().unwrap_or(0);
+            if actual != *count && !(*in_doubt && actual == count + 1) {
+                problems.push(format!("{key}: stands at {actual} instead of {count}"));
+            }
+        }
+        let unknown = found.keys().filter(|key| !self.0.contains_key(*key));
+        problems.extend(unknown.map(|key| format!("{key}: nobody has counted there")));
+        problems
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,5 +322,23 @@ mod tests {
         ] {
             assert_eq!(ledger.check(&wrong.iter().cloned().collect()).len(), 1, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_counter_stands_where_it_was_counted_to() {
+        let mut tallies = Tallies::default();
+        tallies.put("a".to_owned(), 7, false);
+        tallies.put("b".to_owned(), 3, true);
+        tallies.put("c".to_owned(), 0, false);
+        let check = |found: &[(&str, u64)]| {
+            tallies.check(&found.iter().map(|(key, value)| ((*key).to_owned(), *value)).collect()).len()
+        };
+        assert_eq!((tallies.count(), tallies.total()), (3, 10));
+        assert_eq!(check(&[("a", 7), ("b", 3)]), 0);
+        assert_eq!(check(&[("a", 7), ("b", 4)]), 0, "that was in doubt");
+        for wrong in [&[("a", 8), ("b", 3)][..], &[("a", 6), ("b", 3)], &[("b", 3)], &[("a", 7), ("b", 5)]] {
+            assert_eq!(check(wrong), 1, "{wrong:?}");
+        }
+        assert_eq!(check(&[("a", 7), ("b", 3), ("d", 1)]), 1, "nobody counts there");
     }
 }

@@ -1,11 +1,15 @@
 //! Carries out a schedule.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use anyhow::Result;
 use raft_core::NodeId;
+use raft_core::sim::schedule::Dice;
+use raft_node::client::Client;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::admin::{self, Admin};
 use crate::arena::{Arena, Notes};
 use crate::cluster::{Cluster, Stopped, Trouble};
 use crate::disk::{Injection, SmallDisk, Tracer};
@@ -17,38 +21,59 @@ use crate::schedule::{Effect, Event, Fault, Links, Schedule, Syncs, Who};
 /// How long a node may take to stop after all its syncs failed, before the fault is called off: it may have had nothing to write.
 const GIVE_UP: Duration = Duration::from_secs(15);
 
-/// Runs both tracks of `schedule` to their end.
+/// Runs all tracks of `schedule` to their end.
 pub(crate) async fn run(arena: &mut Arena, schedule: &Schedule) -> Result<()> {
     let begin = Instant::now();
     let ids = arena.cluster.ids();
-    let mut network_notes = Notes::default();
-    let wire = Wire {
-        network: &arena.network,
-        monitor: &arena.monitor,
-        journal: &arena.journal,
-        ids: &ids,
-        notes: &mut network_notes,
+    let client = Client::new(admin::client_config(arena.cluster.client_config()))?;
+    let (voters, seed) = (arena.founders(), arena.seed());
+    let cluster = RefCell::new(&mut arena.cluster);
+    let (monitor, journal) = (&arena.monitor, &arena.journal);
+    let (mut network_notes, mut admin_notes) = (Notes::default(), Notes::default());
+    let wire = Wire { network: &arena.network, monitor, journal, ids: &ids, notes: &mut network_notes };
+    let small = arena.small.as_ref();
+    let mut machines = Machines { cluster: &cluster, monitor, journal, small, ids: &ids, notes: &mut arena.notes };
+    let admin = Admin {
+        cluster: &cluster,
+        monitor,
+        journal,
+        books: &mut arena.books,
+        notes: &mut admin_notes,
+        client,
+        voters,
+        dice: Dice::new(seed, 4),
+        complaint: String::new(),
     };
-    let mut machines = Machines {
-        cluster: &mut arena.cluster,
-        monitor: &arena.monitor,
-        journal: &arena.journal,
-        small: arena.small.as_ref(),
-        ids: &ids,
-        notes: &mut arena.notes,
-    };
-    let (one, other) = tokio::join!(wire.run(&schedule.network, begin), machines.run(&schedule.processes, begin));
-    arena.notes.faults.append(&mut network_notes.faults);
-    one.and(other)
+    let (one, other, third) = tokio::join!(
+        wire.run(&schedule.network, begin),
+        machines.run(&schedule.processes, begin),
+        admin.run(&schedule.deeds, begin, schedule.length)
+    );
+    arena.notes.add(network_notes);
+    arena.notes.add(admin_notes);
+    arena.notes.endured = begin.elapsed();
+    one.and(other).and(third)
 }
 
-/// Who is who at this moment.
-fn resolve(who: Who, monitor: &Monitor, ids: &[NodeId]) -> NodeId {
-    let leader = monitor.leader().unwrap_or(ids[0]);
-    let others: Vec<NodeId> = ids.iter().copied().filter(|id| *id != leader).collect();
-    match who {
-        Who::Leader => leader,
-        Who::Follower(n) => others.get(n % others.len().max(1)).copied().unwrap_or(leader),
+/// Who is who at a moment.
+struct Cast {
+    leader: NodeId,
+    others: Vec<NodeId>,
+}
+
+impl Cast {
+    /// Whoever is no member is nobody.
+    fn now(monitor: &Monitor, ids: &[NodeId]) -> Cast {
+        let members = monitor.members();
+        let leader = monitor.leader().unwrap_or_else(|| members.first().copied().unwrap_or(ids[0]));
+        Cast { leader, others: members.into_iter().filter(|id| *id != leader).collect() }
+    }
+
+    fn node(&self, who: Who) -> NodeId {
+        match who {
+            Who::Leader => self.leader,
+            Who::Follower(n) => self.others.get(n % self.others.len().max(1)).copied().unwrap_or(self.leader),
+        }
     }
 }
 
@@ -93,15 +118,10 @@ impl Wire<'_> {
     }
 
     fn directions(&self, links: Links) -> Vec<(NodeId, NodeId)> {
-        // Asked once each: the answer may change while the question is put again.
-        let leader = resolve(Who::Leader, self.monitor, self.ids);
-        let others: Vec<NodeId> = self.ids.iter().copied().filter(|id| *id != leader).collect();
-        let node = |who| match who {
-            Who::Leader => leader,
-            Who::Follower(n) => others[n % others.len()],
-        };
+        // Asked once: the answer may change while the question is put again.
+        let cast = Cast::now(self.monitor, self.ids);
         let pairs = self.ids.iter().flat_map(|&from| self.ids.iter().map(move |&to| (from, to)));
-        pairs.filter(|&(from, to)| from != to && links.contains(from, to, node)).collect()
+        pairs.filter(|&(from, to)| from != to && links.contains(from, to, |who| cast.node(who))).collect()
     }
 }
 
@@ -114,8 +134,8 @@ fn arrows(links: Links, chosen: &[(NodeId, NodeId)]) -> String {
 }
 
 /// The track of processes and disks.
-struct Machines<'a> {
-    cluster: &'a mut Cluster,
+struct Machines<'a, 'c> {
+    cluster: &'a RefCell<&'c mut Cluster>,
     monitor: &'a Monitor,
     journal: &'a Journal,
     small: Option<&'a (NodeId, SmallDisk)>,
@@ -123,7 +143,7 @@ struct Machines<'a> {
     notes: &'a mut Notes,
 }
 
-impl Machines<'_> {
+impl Machines<'_, '_> {
     async fn run(&mut self, events: &[Event], begin: Instant) -> Result<()> {
         for event in events {
             sleep_until(begin + event.at).await;
@@ -168,9 +188,9 @@ impl Machines<'_> {
             Fault::Pause(who) => {
                 let node = self.resolve(*who);
                 announce(self, &[node]);
-                self.cluster.pause(node)?;
+                self.cluster.borrow_mut().pause(node)?;
                 sleep(*lasts).await;
-                self.cluster.resume(node)?;
+                self.cluster.borrow_mut().resume(node)?;
                 self.journal.say(&format!("SIGCONT: node {node}"));
             }
             Fault::SyncError(who, syncs) => {
@@ -197,9 +217,9 @@ impl Machines<'_> {
     }
 
     async fn kill(&mut self, victims: &[NodeId], down: Duration) -> Result<()> {
-        victims.iter().try_for_each(|id| self.cluster.kill(*id))?;
+        victims.iter().try_for_each(|id| self.cluster.borrow_mut().kill(*id))?;
         sleep(down).await;
-        victims.iter().try_for_each(|id| self.cluster.start(*id))?;
+        victims.iter().try_for_each(|id| self.cluster.borrow_mut().start(*id))?;
         if victims.len() > 1 || down > Duration::from_millis(500) {
             let victims: Vec<String> = victims.iter().map(NodeId::to_string).collect();
             self.journal.say(&format!("started: node {}", victims.join(", ")));
@@ -209,7 +229,7 @@ impl Machines<'_> {
 
     /// Attaches strace, if the node is there: it may have refused to start on a disk that failed before.
     fn trace(&self, node: NodeId, syncs: Syncs, injection: Injection) -> Option<Tracer> {
-        match Tracer::attach(self.cluster, node, syncs, injection) {
+        match Tracer::attach(&self.cluster.borrow(), node, syncs, injection) {
             Ok(tracer) => Some(tracer),
             Err(error) => {
                 self.journal.say(&format!("not done: {error:#}"));
@@ -220,7 +240,7 @@ impl Machines<'_> {
 
     /// Until the node has stopped, or for a while.
     async fn fail_syncs(&mut self, node: NodeId, syncs: Syncs) -> Result<bool> {
-        self.cluster.may_stop(node, Trouble::Sync)?;
+        self.cluster.borrow_mut().may_stop(node, Trouble::Sync)?;
         let Some(tracer) = self.trace(node, syncs, Injection::Error) else { return Ok(false) };
         let begin = Instant::now();
         while begin.elapsed() < GIVE_UP {
@@ -235,36 +255,36 @@ impl Machines<'_> {
     }
 
     async fn fill(&mut self, node: NodeId, disk: &SmallDisk, lasts: Duration, restart: bool) -> Result<()> {
-        self.cluster.may_stop(node, Trouble::Space)?;
+        self.cluster.borrow_mut().set_trouble(node, Some(Trouble::Space))?;
         let used = disk.fill()?;
         self.journal.say(&format!("node {node}: no space after {used} bytes"));
         sleep(lasts / 2).await;
-        let died = self.cluster.reap()?;
+        let died = self.cluster.borrow_mut().reap()?;
         for stopped in &died {
             self.judge(stopped);
-            if stopped.id != node && !self.cluster.is_up(stopped.id) {
-                self.cluster.start(stopped.id)?;
+            if stopped.id != node && !self.cluster.borrow().is_up(stopped.id) {
+                self.cluster.borrow_mut().start(stopped.id)?;
             }
         }
         if restart || !died.is_empty() {
             // It may well refuse to start, or soon stop again: if it says why.
-            self.cluster.kill(node)?;
-            self.cluster.start(node)?;
-            self.cluster.may_stop(node, Trouble::Space)?;
+            self.cluster.borrow_mut().kill(node)?;
+            self.cluster.borrow_mut().start(node)?;
         }
         sleep(lasts / 2).await;
         disk.free()?;
+        self.cluster.borrow_mut().set_trouble(node, None)?;
         self.journal.say(&format!("node {node}: there is space again"));
         Ok(())
     }
 
     /// Starts again what has stopped; returns which nodes had.
     fn look_after(&mut self) -> Result<Vec<NodeId>> {
-        let stopped = self.cluster.reap()?;
+        let stopped = self.cluster.borrow_mut().reap()?;
         for one in &stopped {
             self.judge(one);
-            if !self.cluster.is_up(one.id) {
-                self.cluster.start(one.id)?;
+            if !self.cluster.borrow().is_up(one.id) {
+                self.cluster.borrow_mut().start(one.id)?;
             }
         }
         Ok(stopped.iter().map(|one| one.id).collect())
@@ -278,6 +298,6 @@ impl Machines<'_> {
     }
 
     fn resolve(&self, who: Who) -> NodeId {
-        resolve(who, self.monitor, self.ids)
+        Cast::now(self.monitor, self.ids).node(who)
     }
 }

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
+use raft_core::sim::schedule::Dice;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::arena::{Arena, Options};
 use crate::clients::Shape;
 use crate::journal::{self, Journal};
-use crate::report::Report;
+use crate::report::{Aim, Report};
 use crate::scenarios::{self, Scenario};
 use crate::schedule::Schedule;
 use crate::{disk, nemesis};
@@ -90,10 +91,13 @@ impl Args {
 
 fn plan(args: &Args) {
     let schedule = Schedule::new(args.seed.unwrap_or(0), args.nodes as usize, args.length());
-    let mut events: Vec<_> = schedule.network.iter().chain(&schedule.processes).collect();
-    events.sort_by_key(|event| event.at);
-    for event in events {
-        println!("{:>8.3}  {}, for {}", event.at.as_secs_f64(), event.fault, journal::human(event.lasts));
+    let faults = schedule.network.iter().chain(&schedule.processes);
+    let faults = faults.map(|event| (event.at, format!("{}, for {}", event.fault, journal::human(event.lasts))));
+    let deeds = schedule.deeds.iter().map(|next| (next.at, format!("administrator: {}", next.deed)));
+    let mut lines: Vec<(Duration, String)> = faults.chain(deeds).collect();
+    lines.sort();
+    for (at, line) in lines {
+        println!("{:>8.3}  {line}", at.as_secs_f64());
     }
 }
 
@@ -149,9 +153,17 @@ fn tidy(dir: &Path, remove: bool) -> Result<()> {
 }
 
 /// What the configuration file of every node says besides.
-fn more(args: &Args) -> String {
+fn more(args: &Args, seed: u64) -> String {
     let log = format!("[log]\nlevel = \"{}\"\n", args.log_level);
-    args.election_timeout.map_or(log.clone(), |millis| format!("{log}[raft]\nelection_timeout_ms = {millis}\n"))
+    let raft = args.election_timeout.map(|millis| format!("[raft]\nelection_timeout_ms = {millis}\n"));
+    let snapshot = args.scenario.is_none().then(|| {
+        // So little that whoever was away for a second or a few needs a snapshot.
+        let mut dice = Dice::new(seed, 6);
+        let (entries, keep) = (dice.between(50, 500), dice.between(10, 100));
+        let bytes = dice.between(16 << 10, 256 << 10);
+        format!("[snapshot]\nentries = {entries}\nkeep_entries = {keep}\nkeep_bytes = {bytes}\n")
+    });
+    [log, raft.unwrap_or_default(), snapshot.unwrap_or_default()].concat()
 }
 
 async fn torment(args: &Args, seed: u64, dir: &Path) -> Result<Report> {
@@ -162,8 +174,22 @@ async fn torment(args: &Args, seed: u64, dir: &Path) -> Result<Report> {
         // target/debug/examples/chaos, target/debug/raft-node
         None => std::env::current_exe()?.ancestors().nth(2).context("no folder")?.join("raft-node"),
     };
-    let options =
-        Options { seed, nodes: args.nodes, dir: dir.to_owned(), program, more: more(args), shape: Shape::default() };
+    let aim = match (args.cycles, args.scenario) {
+        (Some(count), _) => Aim::Cycles(count),
+        (None, Some(_)) => Aim::Measurement,
+        (None, None) => Aim::Schedule(args.length()),
+    };
+    let options = Options {
+        seed,
+        nodes: args.nodes,
+        // Only the schedule changes the membership.
+        spare: matches!(aim, Aim::Schedule(_)),
+        aim,
+        dir: dir.to_owned(),
+        program,
+        more: more(args, seed),
+        shape: Shape::default(),
+    };
     let mut arena = Arena::start(options, journal).await?;
     let outcome = match (args.cycles, args.scenario) {
         (Some(count), _) => scenarios::cycles(&mut arena, count, seed).await,

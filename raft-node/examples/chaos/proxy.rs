@@ -1,8 +1,9 @@
 //! The network between the nodes: a UDP proxy for each ordered pair, with a policy that can be changed at any time.
 //!
-//! Of two nodes the lower id dials the other, from the port at which it listens, and both directions of the connection share the
-//! addresses. So a pair has two sockets: the *gate*, which the dialler takes for its peer, and the *back*, which the peer takes for the dialler.
-//! What comes in at the one goes out at the other, each direction under a policy of its own.
+//! Where a node is to be found is written in the log, the same for all. So each node has one *gate*, which everybody takes for the node; who sends there is told by the
+//! address from which it comes. Of two nodes the lower id dials the other, from the port at which it listens, and both directions of the
+//! connection share the addresses. So each pair has a socket besides, the *back*, which the higher takes for the lower. What comes in at the gate of the higher
+//! goes out at the back of the pair, and the other way round, each direction under a policy of its own.
 //!
 //! Which packets are hit depends on the seed and on the packets; the latter are never the same twice.
 
@@ -88,8 +89,8 @@ impl Path {
 /// All proxies. Dropping it stops them.
 pub(crate) struct Network {
     paths: BTreeMap<(NodeId, NodeId), Arc<Path>>,
-    /// Where the first of a pair reaches the second.
-    gates: BTreeMap<(NodeId, NodeId), SocketAddr>,
+    /// Where each node is reached by the others.
+    gates: BTreeMap<NodeId, SocketAddr>,
     _tasks: JoinSet<()>,
 }
 
@@ -97,29 +98,31 @@ impl Network {
     /// Opens the sockets and begins to forward between nodes that listen at `nodes`.
     pub(crate) async fn start(nodes: &BTreeMap<NodeId, SocketAddr>, seed: u64) -> Result<Network> {
         let (mut paths, mut gates, mut tasks) = (BTreeMap::new(), BTreeMap::new(), JoinSet::new());
-        for (&low, &low_address) in nodes {
-            for (&high, &high_address) in nodes.range(low..).skip(1) {
-                let (gate, back) = (Arc::new(socket().await?), Arc::new(socket().await?));
-                gates.insert((low, high), gate.local_addr()?);
-                gates.insert((high, low), back.local_addr()?);
-                for (from, to, inlet, source, outlet, target) in [
-                    (low, high, &gate, low_address, &back, high_address),
-                    (high, low, &back, high_address, &gate, low_address),
-                ] {
-                    let path = Arc::new(Path::default());
-                    paths.insert((from, to), path.clone());
-                    let dice = Dice::new(seed, 1000 * from.0 + to.0);
-                    let outlet = Outlet { socket: outlet.clone(), target };
-                    tasks.spawn(Direction::new(path, outlet, dice).run(inlet.clone(), source));
-                }
+        let mut direction = |from: NodeId, to: NodeId, outlet: Outlet| {
+            let path = Arc::new(Path::default());
+            paths.insert((from, to), path.clone());
+            Direction::new(path, outlet, Dice::new(seed, 1000 * from.0 + to.0))
+        };
+        for (&high, &high_address) in nodes {
+            let gate = Arc::new(socket().await?);
+            gates.insert(high, gate.local_addr()?);
+            let mut inward = BTreeMap::new();
+            for (&low, &low_address) in nodes.range(..high) {
+                let back = Arc::new(socket().await?);
+                let outlet = Outlet { socket: back.clone(), target: high_address };
+                inward.insert(low_address, direction(low, high, outlet));
+                let outlet = Outlet { socket: gate.clone(), target: low_address };
+                let outward = [(high_address, direction(high, low, outlet))].into();
+                tasks.spawn(Inlet { socket: back, directions: outward }.run());
             }
+            tasks.spawn(Inlet { socket: gate, directions: inward }.run());
         }
         Ok(Network { paths, gates, _tasks: tasks })
     }
 
-    /// The address at which `from` believes to reach `to`.
-    pub(crate) fn address(&self, from: NodeId, to: NodeId) -> Option<SocketAddr> {
-        self.gates.get(&(from, to)).copied()
+    /// The address at which the others believe to reach a node.
+    pub(crate) fn address(&self, node: NodeId) -> Option<SocketAddr> {
+        self.gates.get(&node).copied()
     }
 
     /// Changes the policies of the directions (from, to) that `of` picks; the others stay.
@@ -168,7 +171,35 @@ struct Outlet {
     target: SocketAddr,
 }
 
-/// The task of one direction.
+/// Where directions begin: what comes in here belongs to the one of its sender.
+struct Inlet {
+    socket: Arc<UdpSocket>,
+    directions: BTreeMap<SocketAddr, Direction>,
+}
+
+impl Inlet {
+    async fn run(mut self) {
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let due = self.directions.values().filter_map(Direction::due).min();
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    self.directions.values_mut().for_each(Direction::deliver_due);
+                }
+                received = self.socket.recv_from(&mut buffer) => {
+                    // Nobody else has any business here; and an error on UDP concerns one packet.
+                    let Ok((len, from)) = received else { continue };
+                    if let Some(direction) = self.directions.get_mut(&from) {
+                        direction.take(&mut buffer[..len]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What happens to packets on their way from one node to another.
 struct Direction {
     path: Arc<Path>,
     outlet: Outlet,
@@ -185,20 +216,9 @@ impl Direction {
         Direction { path, outlet, dice, waiting: BTreeMap::new(), number: 0, busy_until: Instant::now() }
     }
 
-    async fn run(mut self, inlet: Arc<UdpSocket>, source: SocketAddr) {
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            let due = self.waiting.first_key_value().map(|((at, _), _)| *at);
-            tokio::select! {
-                biased;
-                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.deliver_due(),
-                received = inlet.recv_from(&mut buffer) => match received {
-                    Ok((len, from)) if from == source => self.take(&mut buffer[..len]),
-                    // Nobody else has any business here; and an error on UDP concerns one packet.
-                    Ok(_) | Err(_) => {}
-                },
-            }
-        }
+    /// When the next packet is to be delivered that waits.
+    fn due(&self) -> Option<Instant> {
+        self.waiting.first_key_value().map(|((at, _), _)| *at)
     }
 
     /// Decides about a packet.
@@ -289,30 +309,53 @@ mod tests {
         let (a, b) = (socket().await.unwrap(), socket().await.unwrap());
         let nodes = [(A, a.local_addr().unwrap()), (B, b.local_addr().unwrap())].into();
         let network = Network::start(&nodes, 7).await.unwrap();
+        let mut buffer = [0; 200];
+        a.send_to(b"first", network.address(B).unwrap()).await.unwrap();
+        let (_, lower) = tokio::time::timeout(Duration::from_secs(5), b.recv_from(&mut buffer)).await.unwrap().unwrap();
         network.change(|from, to| (from, to) == (A, B), change);
         for i in 0..200u8 {
-            a.send_to(&[i; 100], network.address(A, B).unwrap()).await.unwrap();
+            a.send_to(&[i; 100], network.address(B).unwrap()).await.unwrap();
             tokio::time::sleep(Duration::from_micros(100)).await;
         }
         let mut packets = Vec::new();
-        let mut buffer = [0; 200];
         let silence = Duration::from_millis(600);
         while let Ok(Ok((len, from))) = tokio::time::timeout(silence, b.recv_from(&mut buffer)).await {
-            assert_eq!(from, network.address(B, A).unwrap(), "the answer would go the same way");
+            assert_eq!(from, lower, "always the same");
             packets.push(buffer[..len].to_vec());
         }
         // The other direction is none of this policy's business.
-        b.send_to(b"back", network.address(B, A).unwrap()).await.unwrap();
-        let (len, _) = tokio::time::timeout(Duration::from_secs(5), a.recv_from(&mut buffer)).await.unwrap().unwrap();
-        assert_eq!(&buffer[..len], b"back");
+        b.send_to(b"back", lower).await.unwrap();
+        let (len, from) =
+            tokio::time::timeout(Duration::from_secs(5), a.recv_from(&mut buffer)).await.unwrap().unwrap();
+        assert_eq!((&buffer[..len], from), (&b"back"[..], network.address(B).unwrap()), "from where it was sent to");
         (packets, network.totals())
+    }
+
+    #[tokio::test]
+    async fn a_gate_is_for_all_and_strangers_do_not_come_in() {
+        let nodes = [socket().await.unwrap(), socket().await.unwrap(), socket().await.unwrap()];
+        let addresses = (1..).map(NodeId).zip(nodes.iter().map(|node| node.local_addr().unwrap())).collect();
+        let network = Network::start(&addresses, 7).await.unwrap();
+        let gate = network.address(NodeId(3)).unwrap();
+        let stranger = socket().await.unwrap();
+        stranger.send_to(b"0", gate).await.unwrap();
+        let mut backs = Vec::new();
+        for name in [b"1", b"2"] {
+            let (sender, mut buffer) = (&nodes[usize::from(name[0] - b'1')], [0; 9]);
+            sender.send_to(name, gate).await.unwrap();
+            let received = tokio::time::timeout(Duration::from_secs(5), nodes[2].recv_from(&mut buffer)).await;
+            let (len, from) = received.unwrap().unwrap();
+            assert_eq!(&buffer[..len], name);
+            backs.push(from);
+        }
+        assert_ne!(backs[0], backs[1], "the senders can be told apart");
     }
 
     #[tokio::test]
     async fn without_a_policy_all_packets_pass_in_order() {
         let (packets, totals) = seen(|_| {}).await;
         assert!(packets.iter().enumerate().all(|(i, packet)| *packet == [i as u8; 100]), "in order");
-        assert_eq!((packets.len(), totals.delivered), (200, 201));
+        assert_eq!((packets.len(), totals.delivered), (200, 202), "and one before, and one after");
     }
 
     #[tokio::test]

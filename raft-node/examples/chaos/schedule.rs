@@ -1,8 +1,8 @@
 //! What goes wrong when: a function of the seed.
 //!
-//! Two tracks run at the same time, one for the network, one for processes and disks, so that faults of both meet. A track does one
-//! thing at a time. Who is hit is said by role, since roles are not known in advance: so the schedule repeats with the seed, and the
-//! run of real processes does not.
+//! Three tracks run at the same time, one for the network, one for processes and disks, and one for [what an administrator does](crate::deeds), so that all of them
+//! meet. A track does one thing at a time. Who is hit is said by role, since roles are not known in advance: so the schedule repeats with the
+//! seed, and the run of real processes does not. Kinds are dealt like cards, so that two minutes have something of everything.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,6 +11,8 @@ use std::time::Duration;
 use raft_core::NodeId;
 use raft_core::sim::schedule::Dice;
 
+use crate::deck::Deck;
+use crate::deeds::{self, Appointment};
 use crate::journal::human;
 use crate::proxy::Policy;
 
@@ -94,20 +96,25 @@ pub(crate) struct Event {
     pub(crate) fault: Fault,
 }
 
-/// Both tracks.
+/// All tracks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Schedule {
+    pub(crate) length: Duration,
     pub(crate) network: Vec<Event>,
     pub(crate) processes: Vec<Event>,
+    pub(crate) deeds: Vec<Appointment>,
 }
 
 impl Schedule {
     /// The faults of `seed` for a cluster of `nodes` in the time `length`.
     pub(crate) fn new(seed: u64, nodes: usize, length: Duration) -> Schedule {
         let others = nodes - 1;
+        let (mut wires, mut machines) = (Deck::new(&WIRES), Deck::new(&MACHINES));
         let mut schedule = Schedule {
-            network: track(Dice::new(seed, 1), length, |dice| network(dice, others)),
-            processes: track(Dice::new(seed, 2), length, |dice| process(dice, others)),
+            length,
+            network: track(Dice::new(seed, 1), length, |dice| network(wires.deal(dice), dice, others)),
+            processes: track(Dice::new(seed, 2), length, |dice| process(machines.deal(dice), dice, others)),
+            deeds: deeds::deeds(Dice::new(seed, 3), others, length),
         };
         // At the end something gentle is no end of faults: let each run see all processes die at least once.
         if !schedule.processes.iter().any(|event| event.fault == Fault::KillAll)
@@ -121,7 +128,7 @@ impl Schedule {
 }
 
 /// Events one after another, with pauses, until `length` is full.
-fn track(mut dice: Dice, length: Duration, fault: impl Fn(&mut Dice) -> (Duration, Fault)) -> Vec<Event> {
+fn track(mut dice: Dice, length: Duration, mut fault: impl FnMut(&mut Dice) -> (Duration, Fault)) -> Vec<Event> {
     let mut events = Vec::new();
     let mut at = dice.time(Duration::from_millis(500), Duration::from_secs(2));
     loop {
@@ -157,17 +164,38 @@ fn two(dice: &mut Dice, others: usize) -> (Who, Who) {
     }
 }
 
-fn network(dice: &mut Dice, others: usize) -> (Duration, Fault) {
+/// What is done to the network.
+#[derive(Clone, Copy, Debug)]
+enum Wire {
+    /// A node is cut off, in one direction or both.
+    Isolate,
+    /// Two nodes are cut off from each other, in one direction or both.
+    Part,
+    /// Anything anywhere.
+    Anything,
+}
+
+const WIRES: [Wire; 5] = [Wire::Isolate, Wire::Part, Wire::Anything, Wire::Anything, Wire::Anything];
+
+fn network(wire: Wire, dice: &mut Dice, others: usize) -> (Duration, Fault) {
     let (a, b) = two(dice, others);
-    let links = match dice.pick(8) {
-        0 | 1 => Links::All,
-        2 => Links::From(who(dice, others)),
-        3 => Links::To(who(dice, others)),
-        4 => Links::Around(who(dice, others)),
-        5 | 6 => Links::OneWay(a, b),
-        _ => Links::Between(a, b),
+    let links = match (wire, dice.pick(8)) {
+        (Wire::Isolate, 0 | 1) | (Wire::Anything, 2) => Links::From(who(dice, others)),
+        (Wire::Isolate, 2 | 3) | (Wire::Anything, 3) => Links::To(who(dice, others)),
+        (Wire::Isolate, _) | (Wire::Anything, 4) => Links::Around(who(dice, others)),
+        (Wire::Part, 0..=3) | (Wire::Anything, 5 | 6) => Links::OneWay(a, b),
+        (Wire::Part, _) | (Wire::Anything, 7) => Links::Between(a, b),
+        (Wire::Anything, _) => Links::All,
     };
-    let everywhere = links == Links::All;
+    let (effects, longest) = match wire {
+        // Every few seconds there is to be a majority again.
+        Wire::Isolate | Wire::Part => (vec![Effect::Cut], 6),
+        Wire::Anything => (effects(dice, links == Links::All), 10),
+    };
+    (seconds(dice, 1, longest), Fault::Network { links, effects })
+}
+
+fn effects(dice: &mut Dice, everywhere: bool) -> Vec<Effect> {
     let mut effects = Vec::new();
     let mut kinds = BTreeSet::new();
     for _ in 0..dice.between(1, 3) {
@@ -189,31 +217,63 @@ fn network(dice: &mut Dice, others: usize) -> (Duration, Fault) {
             _ => Effect::Cut,
         });
     }
-    (seconds(dice, 2, 12), Fault::Network { links, effects })
+    effects
 }
 
-fn process(dice: &mut Dice, others: usize) -> (Duration, Fault) {
+/// What is done to processes and disks.
+#[derive(Clone, Copy, Debug)]
+enum Machine {
+    Kill,
+    KillMajority,
+    KillAll,
+    CrashLoop,
+    Pause,
+    LongPause,
+    SyncError,
+    SyncDelay,
+    DiskFull,
+}
+
+/// Two of these fit into two minutes.
+const MACHINES: [Machine; 12] = [
+    Machine::Kill,
+    Machine::Kill,
+    Machine::KillMajority,
+    Machine::KillAll,
+    Machine::CrashLoop,
+    Machine::Pause,
+    Machine::Pause,
+    Machine::LongPause,
+    Machine::SyncError,
+    Machine::SyncError,
+    Machine::SyncDelay,
+    Machine::DiskFull,
+];
+
+fn process(machine: Machine, dice: &mut Dice, others: usize) -> (Duration, Fault) {
     let someone = who(dice, others);
-    match dice.pick(20) {
-        0..=3 => (millis(dice, 0, 4000), Fault::Kill(vec![someone])),
-        4 | 5 => {
+    match machine {
+        Machine::Kill => (millis(dice, 0, 4000), Fault::Kill(vec![someone])),
+        Machine::KillMajority => {
             // The leader and as many others as it takes to lose the majority.
             let mut victims = vec![Who::Leader];
             victims.extend((0..others.div_ceil(2)).map(Who::Follower));
             (millis(dice, 0, 3000), Fault::Kill(victims))
         }
-        6 | 7 => (millis(dice, 0, 1500), Fault::KillAll),
-        8 | 9 => {
+        Machine::KillAll => (millis(dice, 0, 1500), Fault::KillAll),
+        Machine::CrashLoop => {
             let rounds: Vec<_> =
                 (0..dice.between(3, 6)).map(|_| (millis(dice, 20, 1200), millis(dice, 0, 400))).collect();
             (rounds.iter().map(|(up, down)| *up + *down).sum(), Fault::CrashLoop(someone, rounds))
         }
-        10..=12 => (seconds(dice, 1, 6), Fault::Pause(someone)),
-        13 => (seconds(dice, 6, 30), Fault::Pause(someone)),
-        14 | 15 => (seconds(dice, 2, 5), Fault::SyncError(someone, Syncs::Writer)),
-        16 => (seconds(dice, 2, 5), Fault::SyncError(someone, Syncs::All)),
-        17 | 18 => (seconds(dice, 2, 8), Fault::SyncDelay(someone, millis(dice, 20, 3000))),
-        _ => (seconds(dice, 3, 8), Fault::DiskFull { restart: dice.chance(1, 2) }),
+        Machine::Pause => (seconds(dice, 1, 6), Fault::Pause(someone)),
+        Machine::LongPause => (seconds(dice, 6, 24), Fault::Pause(someone)),
+        Machine::SyncError => {
+            let syncs = if dice.chance(1, 3) { Syncs::All } else { Syncs::Writer };
+            (seconds(dice, 2, 5), Fault::SyncError(someone, syncs))
+        }
+        Machine::SyncDelay => (seconds(dice, 2, 8), Fault::SyncDelay(someone, millis(dice, 20, 3000))),
+        Machine::DiskFull => (seconds(dice, 3, 8), Fault::DiskFull { restart: dice.chance(1, 2) }),
     }
 }
 
@@ -358,7 +418,7 @@ mod tests {
     #[test]
     fn the_events_of_a_track_follow_one_another_and_end_in_time() {
         for seed in 0..200 {
-            let Schedule { network, processes } = Schedule::new(seed, 5, LENGTH);
+            let Schedule { network, processes, .. } = Schedule::new(seed, 5, LENGTH);
             for track in [network, processes] {
                 assert!(track.len() > 3, "seed {seed}: {track:?}");
                 assert!(track.windows(2).all(|two| two[0].at + two[0].lasts < two[1].at), "seed {seed}");
@@ -371,11 +431,24 @@ mod tests {
     fn a_few_seeds_have_every_kind_of_fault_and_each_kills_all() {
         let mut kinds = BTreeSet::new();
         for seed in 0..20 {
-            let Schedule { network, processes } = Schedule::new(seed, 3, LENGTH);
+            let Schedule { network, processes, .. } = Schedule::new(seed, 3, LENGTH);
             assert!(processes.iter().any(|event| event.fault == Fault::KillAll), "seed {seed}");
             kinds.extend(network.iter().chain(&processes).flat_map(|event| event.fault.kinds()));
         }
         assert_eq!(kinds.len(), 24, "{kinds:?}");
+    }
+
+    /// What a report demands of a run, with nothing left to chance.
+    #[test]
+    fn every_two_minutes_have_kills_cuts_and_pauses_enough() {
+        for seed in 0..1000 {
+            let Schedule { network, processes, .. } = Schedule::new(seed, 3, Duration::from_mins(2));
+            let kinds: Vec<_> = network.iter().chain(&processes).flat_map(|event| event.fault.kinds()).collect();
+            let count = |of: &str| kinds.iter().filter(|kind| kind.starts_with(of)).count();
+            assert!(count("kill -9") + count("crash loop") >= 3, "seed {seed}: {kinds:?}");
+            assert!(count("cut") >= 2, "seed {seed}: {kinds:?}");
+            assert!(count("pause") >= 1, "seed {seed}: {kinds:?}");
+        }
     }
 
     #[test]
