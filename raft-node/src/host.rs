@@ -214,6 +214,9 @@ impl<T: Transport> Host<T> {
                 Some(group) => {
                     activate(&mut self.active, group);
                     group.probe.candidate(None);
+                    if let Some(timings) = &self.outlets.timings {
+                        group.own.pulse.received(timings, &messages);
+                    }
                     messages.into_iter().for_each(|message| group.driver.step(now, Input::Message(message)));
                 }
                 None => {

@@ -34,7 +34,7 @@ use crate::snapshot::manager::Manager;
 use crate::snapshot::policy::Ledger;
 use crate::snapshot::{SnapshotFileError, SnapshotPolicy};
 use crate::state_machine::StateMachine;
-use crate::timings::Probe;
+use crate::timings::{Probe, Pulse};
 use crate::writer::{Found, Open, Order};
 
 /// What it takes to open a group on a node. Whoever has one keeps the node's threads alive: only tasks of the node's own do.
@@ -175,6 +175,7 @@ pub(crate) fn open<M: StateMachine>(
         life,
         applier: tools.pool.admit(life.group, Applier::new(start)),
         snapshots: Manager::new(ledger, durable.is_some(), shelf.clone()),
+        pulse: Pulse::default(),
     };
     let (leader, leader_seen) = watch::channel(None);
     let (stopped, stopped_seen) = watch::channel(Stopped::default());

@@ -16,7 +16,7 @@ use crate::reply::{Flusher, Outcome, Responder};
 use crate::roster::Roster;
 use crate::snapshot::incoming::Incoming;
 use crate::snapshot::manager::{Manager, Task};
-use crate::timings::Timings;
+use crate::timings::{Pulse, Timings};
 use crate::writer::Order;
 
 /// What all groups share: one log, one connection to each peer.
@@ -37,6 +37,8 @@ pub(crate) struct Own {
     pub(crate) life: Life,
     pub(crate) applier: Box<dyn Submit>,
     pub(crate) snapshots: Manager,
+    /// Measures heartbeats, if they are to be.
+    pub(crate) pulse: Pulse,
 }
 
 /// Both together: the ports of one group's driver.
@@ -61,6 +63,9 @@ impl<T: Transport> Ports for Desk<'_, T> {
     type Reader = ReadRequest;
 
     fn send(&mut self, messages: &mut Vec<Envelope>) {
+        if let Some(timings) = &self.node.timings {
+            self.own.pulse.sent(timings, messages);
+        }
         self.node.transport.send(self.own.life.group, messages);
     }
 

@@ -10,12 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use raft_core::{LogIndex, Raft};
+use raft_core::{Envelope, Heartbeat, HeartbeatReply, LogIndex, Message, NodeId, Raft};
 
 /// Longest time that is told apart, in nanoseconds.
 const LONGEST: u64 = 60_000_000_000;
 /// Significant digits of a histogram.
 const DIGITS: u8 = 2;
+/// A heartbeat that has not been answered after so many nanoseconds counts as lost: it was sent on a link that is no more.
+const LOST_AFTER: Moment = LONGEST;
 
 /// A part of the way of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +39,8 @@ pub enum Stage {
     Answered,
     /// Leader: all of it, from the request that was read to the answer that lies ready.
     Whole,
+    /// Leader: a heartbeat is queued for a follower, until its answer is taken in.
+    Heartbeat,
     /// Follower: entries have been taken in, until they are ordered at the writer.
     Ordered,
     /// Follower: from there until the own disk has them, and the loop has heard of that.
@@ -53,7 +57,7 @@ pub enum Stage {
 
 impl Stage {
     /// All of them, in the order of the way.
-    pub const ALL: [Stage; 14] = [
+    pub const ALL: [Stage; 15] = [
         Stage::Queued,
         Stage::Sent,
         Stage::Durable,
@@ -62,6 +66,7 @@ impl Stage {
         Stage::Applied,
         Stage::Answered,
         Stage::Whole,
+        Stage::Heartbeat,
         Stage::Ordered,
         Stage::Stored,
         Stage::Confirmed,
@@ -81,6 +86,7 @@ impl Stage {
             Stage::Applied => "leader.applied",
             Stage::Answered => "leader.answered",
             Stage::Whole => "leader.whole",
+            Stage::Heartbeat => "leader.heartbeat_answered",
             Stage::Ordered => "follower.ordered",
             Stage::Stored => "follower.durable",
             Stage::Confirmed => "follower.acknowledged",
@@ -184,6 +190,42 @@ impl Timings {
         let synced = self.synced.swap(0, Ordering::Relaxed);
         if synced != 0 {
             self.record(&[(Stage::WriterNoticed, synced, self.now())]);
+        }
+    }
+}
+
+/// Follows heartbeats of one group: one at a time.
+#[derive(Debug, Default)]
+pub(crate) struct Pulse {
+    /// To whom one was sent, which, and when.
+    sent: Option<(NodeId, u64, Moment)>,
+}
+
+impl Pulse {
+    /// These leave.
+    pub(crate) fn sent(&mut self, timings: &Timings, messages: &[Envelope]) {
+        let heartbeat = messages.iter().find_map(|envelope| match envelope.body {
+            Message::Heartbeat(Heartbeat { round: Some(round), .. }) => Some((envelope.to, round)),
+            _ => None,
+        });
+        let Some((to, round)) = heartbeat else { return };
+        let now = timings.now();
+        // An answer may be lost.
+        if self.sent.is_none_or(|(_, _, at)| now.saturating_sub(at) > LOST_AFTER) {
+            self.sent = Some((to, round, now));
+        }
+    }
+
+    /// These have come.
+    pub(crate) fn received(&mut self, timings: &Timings, messages: &[Envelope]) {
+        let Some((to, sent, at)) = self.sent else { return };
+        let is_answer = |envelope: &Envelope| match envelope.body {
+            Message::HeartbeatReply(HeartbeatReply { round, .. }) => envelope.from == to && round >= sent,
+            _ => false,
+        };
+        if messages.iter().any(is_answer) {
+            self.sent = None;
+            timings.record(&[(Stage::Heartbeat, at, timings.now())]);
         }
     }
 }

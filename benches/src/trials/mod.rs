@@ -11,6 +11,7 @@ mod overload;
 mod phases;
 mod processes;
 mod restart;
+mod saturation;
 mod stall;
 mod strace;
 mod transfer;
@@ -38,6 +39,7 @@ pub(crate) enum Command {
     Overload(overload::Args),
     Stall(stall::Args),
     Restart(restart::Args),
+    Saturation(saturation::Args),
 }
 
 /// Where a trial takes place.
@@ -66,6 +68,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
         Command::Overload(args) => &args.stage,
         Command::Stall(args) => &args.stage,
         Command::Restart(args) => &args.stage,
+        Command::Saturation(args) => &args.stage,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let outcome = tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -77,6 +80,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
                 Command::Overload(args) => overload::run(args).await,
                 Command::Stall(args) => stall::run(args).await,
                 Command::Restart(args) => restart::run(args).await,
+                Command::Saturation(args) => saturation::run(args).await,
             }
         };
         // The nodes end with the trial that was given up.

@@ -76,6 +76,7 @@ async fn a_node_tells_where_the_time_of_writes_goes_if_it_is_asked_to() {
         assert_eq!(count, whole, "{stage:?}");
         assert!(part <= 2 * median, "{stage:?} took {part} ns of {median}");
     }
+    assert!(found(leader, Stage::Heartbeat).0 > 0, "{stages:?}");
     for id in cluster.ids() {
         assert!(found(id, Stage::WriterSynced).0 > 0 && found(id, Stage::WriterNoticed).0 > 0, "{stages:?}");
         let followed = [Stage::Ordered, Stage::Stored, Stage::Confirmed].map(|stage| found(id, stage).0);

@@ -51,6 +51,14 @@ pub(super) enum Trial {
         #[command(flatten)]
         common: Common,
     },
+    /// Loads the cluster with more clients than it can serve at once: elections, and how long heartbeats take meanwhile (10 minutes)
+    Saturation {
+        /// For how long
+        #[arg(long, default_value_t = 10.0)]
+        minutes: f64,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Kills nodes with a long log: memory, and time until they serve again (1 minute for a million entries)
     Restart {
         /// Entries in the log
@@ -89,6 +97,7 @@ impl Trial {
             Trial::Transfer { transfers: 100, common: common() },
             Trial::Overload { common: common() },
             Trial::Stall { stalls: 5, common: common() },
+            Trial::Saturation { minutes: 10.0, common: common() },
             restart(100_000, 16),
             restart(1_000_000, 16),
             restart(10_000_000, 16),
@@ -105,6 +114,7 @@ impl Trial {
             Trial::Transfer { .. } => "transfer".to_owned(),
             Trial::Overload { .. } => "overload".to_owned(),
             Trial::Stall { .. } => "stall".to_owned(),
+            Trial::Saturation { .. } => "saturation".to_owned(),
             Trial::Restart { entries, value_size, .. } => format!("restart, {entries} entries of {value_size} B"),
             Trial::Catchup { mode, .. } => format!("catchup, {mode}"),
         }
@@ -128,6 +138,7 @@ impl Trial {
             Trial::Transfer { transfers, common } => ("transfer", common, vec![("--transfers", transfers.to_string())]),
             Trial::Overload { common } => ("overload", common, Vec::new()),
             Trial::Stall { stalls, common } => ("stall", common, vec![("--stalls", stalls.to_string())]),
+            Trial::Saturation { minutes, common } => ("saturation", common, vec![("--minutes", minutes.to_string())]),
             Trial::Restart { entries, value_size, common } => {
                 let flags = vec![("--entries", entries.to_string()), ("--value-size", value_size.to_string())];
                 ("restart", common, flags)
@@ -188,7 +199,7 @@ mod tests {
         ];
         let restarts = restarts.map(|log| format!("restart, {log}"));
         let all = [
-            &["failover", "transfer", "overload", "stall"].map(str::to_owned)[..],
+            &["failover", "transfer", "overload", "stall", "saturation"].map(str::to_owned)[..],
             &restarts,
             &["catchup, wiped", "catchup, behind"].map(str::to_owned),
         ];
