@@ -23,7 +23,7 @@ type Step = (&'static str, fn() -> Result<Outcome>);
 const STEPS: &[Step] = &[
     ("setup", || passed(setup::run(false))),
     ("format", || cargo(&["fmt", "--all", "--check"])),
-    ("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
+    ("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])),
     ("documentation", documentation),
     ("licences and bans", deny),
     ("mutants apply", || passed(mutants::check())),
@@ -72,7 +72,8 @@ fn cargo(arguments: &[&str]) -> Result<Outcome> {
 }
 
 fn documentation() -> Result<Outcome> {
-    let arguments = ["doc", "--workspace", "--no-deps", "--document-private-items"];
+    // The simulator and the fuzz targets are behind features.
+    let arguments = ["doc", "--workspace", "--all-features", "--no-deps", "--document-private-items"];
     passed(workspace::run(workspace::cargo().args(arguments).env("RUSTDOCFLAGS", "-D warnings")))
 }
 
