@@ -54,6 +54,18 @@ pub(crate) struct Args {
     /// Compare with the JSON file of an earlier run
     #[arg(long, value_name = "FILE")]
     pub(crate) baseline: Option<PathBuf>,
+    /// Another cluster to measure in turn with the first, as NAME=FILE; FILE is its cluster.json
+    #[arg(long, value_name = "NAME=FILE", value_parser = against)]
+    pub(crate) against: Vec<Against>,
+}
+
+/// Another cluster of this project.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Against {
+    /// What it is called in tables.
+    pub(crate) name: String,
+    /// Its cluster.json.
+    pub(crate) cluster: PathBuf,
 }
 
 /// At which rate the open loop shall run.
@@ -96,6 +108,11 @@ impl Args {
         }
     }
 
+    /// How many clusters take turns.
+    pub(crate) fn targets(&self) -> usize {
+        1 + self.against.len()
+    }
+
     /// How long each floor is measured, twice.
     pub(crate) fn floor_time(&self) -> Duration {
         Duration::from_millis(if self.quick { 300 } else { 1000 })
@@ -106,7 +123,8 @@ impl Args {
         let settings = self.settings();
         let scenarios = self.clients.len() as u32 + u32::from(self.rate() != Rate::None);
         let overhead = Duration::from_millis(300);
-        (settings.measured() + settings.warm_up() + overhead) * scenarios * settings.repetitions + self.floor_time() * 4
+        let each = settings.measured() + settings.warm_up() + overhead;
+        each * scenarios * settings.repetitions * self.targets() as u32 + self.floor_time() * 4
     }
 }
 
@@ -119,6 +137,15 @@ fn value_size(text: &str) -> Result<usize, String> {
     let value: usize = text.parse().map_err(|error| format!("{error}"))?;
     let limit = raft_node::kv::MAX_VALUE_BYTES;
     if value <= limit { Ok(value) } else { Err(format!("the store takes at most {limit} bytes")) }
+}
+
+fn against(text: &str) -> Result<Against, String> {
+    match text.split_once('=') {
+        Some((name, file)) if !name.is_empty() && !file.is_empty() => {
+            Ok(Against { name: name.to_owned(), cluster: file.into() })
+        }
+        _ => Err("must be NAME=FILE".to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -151,7 +178,17 @@ mod tests {
         let args = parse(&["--clients", "2,3", "--seconds", "7", "--rate", "0", "--quick"]).unwrap();
         assert_eq!(args.loads(), [Load::Closed { clients: 2 }, Load::Closed { clients: 3 }]);
         assert_eq!((args.settings().seconds, args.settings().repetitions, args.rate()), (7.0, 3, Rate::None));
-        for bad in [["--clients", "0"], ["--seconds", "0"], ["--seconds", "nan"], ["--value-size", "99999999"]] {
+        let both = parse(&["--quick", "--against", "old=a=b.json"]).unwrap();
+        assert_eq!(both.against, [Against { name: "old".into(), cluster: "a=b.json".into() }]);
+        assert!(both.duration() > parse(&["--quick"]).unwrap().duration());
+        for bad in [
+            ["--clients", "0"],
+            ["--against", "x"],
+            ["--against", "=x"],
+            ["--seconds", "0"],
+            ["--seconds", "nan"],
+            ["--value-size", "99999999"],
+        ] {
             assert!(parse(&bad).is_err(), "{bad:?}");
         }
     }

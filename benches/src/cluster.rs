@@ -1,12 +1,14 @@
 //! The cluster under load: who its nodes are, how to reach them, what they say about themselves.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use raft_core::NodeId;
 use raft_net::TlsIdentity;
 use raft_node::client::protocol::NodeStatus;
@@ -23,6 +25,9 @@ pub(crate) struct Description {
     pub(crate) cluster: String,
     /// The nodes, in the order of their ids.
     pub(crate) nodes: Vec<Node>,
+    /// The program that its nodes run.
+    #[serde(default)]
+    pub(crate) program: Option<PathBuf>,
     client: ClientFiles,
 }
 
@@ -41,6 +46,9 @@ pub(crate) struct Node {
 
 #[derive(Clone, Debug, Deserialize)]
 struct ClientFiles {
+    /// For the client subcommands of the program.
+    #[serde(default)]
+    config: Option<PathBuf>,
     ca: PathBuf,
     cert: PathBuf,
     key: PathBuf,
@@ -61,12 +69,17 @@ impl Description {
     /// Describes a cluster; `files` are the authority's certificate, and the client's certificate and key.
     pub(crate) fn new(cluster: &str, nodes: Vec<Node>, files: [PathBuf; 3]) -> Self {
         let [ca, cert, key] = files;
-        Description { cluster: cluster.to_owned(), nodes, client: ClientFiles { ca, cert, key } }
+        Description {
+            cluster: cluster.to_owned(),
+            nodes,
+            program: None,
+            client: ClientFiles { config: None, ca, cert, key },
+        }
     }
 
     /// The client's identity.
     pub(crate) fn tls(&self) -> Result<TlsIdentity> {
-        let ClientFiles { ca, cert, key } = &self.client;
+        let ClientFiles { ca, cert, key, .. } = &self.client;
         TlsIdentity::load(ca, cert, key).context("the client's certificate cannot be used")
     }
 
@@ -95,6 +108,10 @@ impl std::fmt::Display for Leadership {
 /// Asks the nodes about themselves, beside the load.
 pub(crate) struct Observer {
     client: Client,
+    /// The nodes' own program and the client's configuration file: another build may tell about itself in words that this one does not understand.
+    program: Option<(PathBuf, PathBuf)>,
+    /// Whether that was found to be so.
+    is_foreign: Cell<bool>,
 }
 
 impl Observer {
@@ -102,7 +119,8 @@ impl Observer {
     pub(crate) fn new(description: &Description, tls: TlsIdentity) -> Result<Self> {
         let nodes = description.nodes.iter().map(|node| (NodeId(node.id), node.listen.to_string())).collect();
         let client = Client::new(ClientConfig::new(nodes, tls)).context("no client")?;
-        Ok(Observer { client })
+        let program = description.program.clone().zip(description.client.config.clone());
+        Ok(Observer { client, program, is_foreign: Cell::new(false) })
     }
 
     /// What one node says of itself.
@@ -118,8 +136,20 @@ impl Observer {
     /// # Errors
     /// A node cannot be reached: figures of a cluster that lost a node mean nothing.
     pub(crate) async fn status(&self) -> Result<BTreeMap<NodeId, NodeStatus>> {
-        let answers = self.client.status_of_all().await;
-        answers.into_iter().map(|(id, answer)| Ok((id, answer.with_context(|| format!("node {id}"))?))).collect()
+        if !self.is_foreign.get() {
+            let answers = self.client.status_of_all().await;
+            let answers: Result<_> = answers
+                .into_iter()
+                .map(|(id, answer)| Ok((id, answer.with_context(|| format!("node {id}"))?)))
+                .collect();
+            if answers.is_ok() || self.program.is_none() {
+                return answers;
+            }
+        }
+        let Some((program, config)) = &self.program else { bail!("nobody knows the nodes' program") };
+        let status = status_by(program, config).await?;
+        self.is_foreign.set(true);
+        Ok(status)
     }
 
     /// Waits until there is a leader that all nodes agree on.
@@ -151,6 +181,43 @@ impl Observer {
     }
 }
 
+/// What the nodes' own program finds out about them.
+async fn status_by(program: &Path, config: &Path) -> Result<BTreeMap<NodeId, NodeStatus>> {
+    let mut command = Command::new(program);
+    command.args(["status", "--json", "--timeout", "1s", "--config"]).arg(config).stdin(Stdio::null());
+    let output = tokio::task::spawn_blocking(move || command.output()).await?;
+    let output = output.with_context(|| format!("cannot start {}", program.display()))?;
+    let error = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    parse_status(&output.stdout).with_context(|| format!("`{} status`: {}", program.display(), error()))
+}
+
+/// Takes out of the JSON what is needed here; every build has had that.
+fn parse_status(json: &[u8]) -> Result<BTreeMap<NodeId, NodeStatus>> {
+    #[derive(Deserialize)]
+    struct Answers {
+        nodes: Vec<Answer>,
+    }
+    #[derive(Deserialize)]
+    struct Answer {
+        node: NodeId,
+        reachable: bool,
+        #[serde(default)]
+        role: String,
+        #[serde(default)]
+        term: u64,
+        leader: Option<NodeId>,
+        #[serde(default)]
+        metrics: BTreeMap<String, u64>,
+    }
+    let answers: Answers = serde_json::from_slice(json)?;
+    let status = |answer: Answer| {
+        let Answer { node, reachable, role, term, leader, metrics } = answer;
+        ensure!(reachable, "node {node} cannot be reached");
+        Ok((node, NodeStatus { node, role, term, leader, metrics, ..NodeStatus::default() }))
+    };
+    answers.nodes.into_iter().map(status).collect()
+}
+
 /// The leadership in which all nodes agree, if they do.
 pub(crate) fn agreed(status: &BTreeMap<NodeId, NodeStatus>) -> Option<Leadership> {
     let term = status.values().map(|node| node.term).max()?;
@@ -177,6 +244,17 @@ mod tests {
         let unaware = [node(1, "follower", 3, None), node(2, "leader", 3, Some(2))];
         assert_eq!(agreed(&unaware.into()), None);
         assert_eq!(agreed(&BTreeMap::new()), None);
+    }
+
+    #[test]
+    fn a_status_of_another_build_is_understood_as_far_as_it_is_needed() {
+        let json = br#"{"nodes":[{"node":1,"reachable":true,"role":"leader","term":3,"leader":1,"new":[7],"metrics":{"log.syncs":9}}]}"#;
+        let status = parse_status(json).unwrap();
+        assert_eq!(agreed(&status), Some(Leadership { leader: NodeId(1), term: 3 }));
+        assert_eq!(status[&NodeId(1)].metrics["log.syncs"], 9);
+        let error = parse_status(br#"{"nodes":[{"node":2,"reachable":false,"error":"x"}]}"#).unwrap_err().to_string();
+        assert!(error.contains("node 2 cannot be reached"), "{error}");
+        assert!(parse_status(b"").is_err());
     }
 
     #[test]

@@ -95,6 +95,22 @@ impl Ratio {
         Some(Ratio { guess: difference.exp(), low: (difference - half).exp(), high: (difference + half).exp() })
     }
 
+    /// The same for values that were measured in pairs, one right after the other: what disturbs both of a pair does not count. `None` when there are fewer
+    /// than two pairs, or a value has no partner, or one is not positive.
+    pub(crate) fn of_pairs(new: &[f64], old: &[f64]) -> Option<Self> {
+        if new.len() != old.len() {
+            return None;
+        }
+        let quotients: Vec<f64> =
+            new.iter().zip(old).filter(|(_, old)| **old > 0.0).map(|(new, old)| new / old).collect();
+        if quotients.len() != new.len() {
+            return None;
+        }
+        let Logs { count, mean, variance } = Logs::of(&quotients)?;
+        let half = student(count - 1.0) * (variance / count).sqrt();
+        Some(Ratio { guess: mean.exp(), low: (mean - half).exp(), high: (mean + half).exp() })
+    }
+
     /// Whether it is certainly (at 95 %) not 1.
     pub(crate) fn is_outside_noise(&self) -> bool {
         self.low > 1.0 || self.high < 1.0
@@ -174,6 +190,18 @@ mod tests {
         assert!((faster.guess - 1.106).abs() < 0.005, "{faster:?}");
         assert_eq!(Ratio::of(&[1.0], &old), None);
         assert_eq!(Ratio::of(&[1.0, 0.0], &old), None);
+    }
+
+    #[test]
+    fn what_disturbs_both_of_a_pair_does_not_count() {
+        let old = [100.0, 50.0, 80.0, 200.0, 120.0];
+        let new: Vec<f64> = old.iter().zip([1.10, 1.11, 1.09, 1.10, 1.12]).map(|(old, times)| old * times).collect();
+        let ratio = Ratio::of_pairs(&new, &old).unwrap();
+        assert!(ratio.is_outside_noise() && ratio.low > 1.08 && ratio.high < 1.13, "{ratio:?}");
+        assert!(!Ratio::of(&new, &old).unwrap().is_outside_noise());
+        assert_eq!(Ratio::of_pairs(&new[1..], &old), None);
+        assert_eq!(Ratio::of_pairs(&[1.0, 2.0], &[1.0, 0.0]), None);
+        assert_eq!(Ratio::of_pairs(&[1.0], &[1.0]), None);
     }
 
     #[test]

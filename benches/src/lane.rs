@@ -14,6 +14,7 @@ use raft_node::client::protocol::{Frame, FrameReader, Response};
 use raft_node::kv::Reply;
 use tokio::sync::Notify;
 
+use crate::lines::{Line, Loop};
 use crate::meter::Meter;
 use crate::workload::Workload;
 
@@ -21,15 +22,6 @@ use crate::workload::Workload;
 const MAX_ANSWER: usize = 1 << 20;
 /// What a client does when the cluster is busy, before it asks again.
 const REST: Duration = Duration::from_millis(1);
-
-/// What follows when a request is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Loop {
-    /// The client sends its next one at once.
-    Closed,
-    /// Nothing: requests are sent by the clock.
-    Open,
-}
 
 /// A request in progress.
 struct Sent {
@@ -73,52 +65,6 @@ impl Lane {
             result = self.clone().read(recv) => result,
             result = self.write(send) => result,
         }
-    }
-
-    /// Queues a request that begins at `begin`.
-    pub(crate) fn issue(&self, begin: Instant, measured: bool) {
-        issue(&mut self.state.borrow_mut(), begin, measured);
-        self.work.notify_one();
-    }
-
-    /// Sends nothing new from now on.
-    pub(crate) fn stop(&self) {
-        self.stopping.set(true);
-    }
-
-    /// Whether it was told to send nothing new.
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.stopping.get()
-    }
-
-    /// Requests without an answer.
-    pub(crate) fn in_progress(&self) -> usize {
-        let state = self.state.borrow();
-        state.slots.len() - state.free.len()
-    }
-
-    /// Open loop: counts requests that were never answered as having taken until now, at least.
-    pub(crate) fn give_up(&self, now: Instant) -> u64 {
-        let mut state = self.state.borrow_mut();
-        let mut lost = 0;
-        for sent in state.slots.iter_mut().filter_map(Option::take) {
-            lost += 1;
-            if sent.measured {
-                self.meter.record(sent.begin, now);
-            }
-        }
-        lost
-    }
-
-    /// UDP payload of this connection so far, in bytes: sent and received.
-    pub(crate) fn udp_bytes(&self) -> (u64, u64) {
-        let stats = self.connection.stats();
-        (stats.udp_tx.bytes, stats.udp_rx.bytes)
-    }
-
-    /// Ends the connection.
-    pub(crate) fn close(&self) {
-        self.connection.close(VarInt::from_u32(0), b"done");
     }
 
     async fn write(&self, mut send: SendStream) -> Result<()> {
@@ -188,6 +134,48 @@ impl Lane {
         if !self.stopping.get() {
             self.issue(Instant::now(), false);
         }
+    }
+}
+
+impl Line for Lane {
+    fn issue(&self, begin: Instant, measured: bool) {
+        issue(&mut self.state.borrow_mut(), begin, measured);
+        self.work.notify_one();
+    }
+
+    fn stop(&self) {
+        self.stopping.set(true);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopping.get()
+    }
+
+    fn in_progress(&self) -> usize {
+        let state = self.state.borrow();
+        state.slots.len() - state.free.len()
+    }
+
+    fn give_up(&self, now: Instant) -> u64 {
+        let mut state = self.state.borrow_mut();
+        let mut lost = 0;
+        for sent in state.slots.iter_mut().filter_map(Option::take) {
+            lost += 1;
+            if sent.measured {
+                self.meter.record(sent.begin, now);
+            }
+        }
+        lost
+    }
+
+    /// UDP payload.
+    fn bytes(&self) -> Option<(u64, u64)> {
+        let stats = self.connection.stats();
+        Some((stats.udp_tx.bytes, stats.udp_rx.bytes))
+    }
+
+    fn close(&self) {
+        self.connection.close(VarInt::from_u32(0), b"done");
     }
 }
 

@@ -4,7 +4,8 @@
 //! clock (throughput, latency), the operating system (CPU time, memory), and the nodes' counters (syncs, bytes). Repetitions of all scenarios
 //! are interleaved, so that a disturbance does not hit one of them alone; one with an election in it is rejected and made again.
 //!
-//! `lane` is one connection, `run` one repetition, `scenario` what is measured; `report`, `table` and `figures` are what comes out.
+//! `lane` is one connection, `run` one repetition, `scenario` what is measured; `report`, `table` and `figures` are what comes out. Other clusters can be
+//! measured in turn with the first (`target`, `versus`).
 //!
 //! `trials` are situations that are made on purpose, each on a cluster of its own: a leader that is killed, a follower that has to catch up.
 #![forbid(unsafe_code)]
@@ -14,8 +15,10 @@ mod cluster;
 mod figures;
 mod floors;
 mod lane;
+mod lines;
 mod machine;
 mod meter;
+mod pace;
 mod probe;
 mod progress;
 mod report;
@@ -23,8 +26,10 @@ mod run;
 mod scenario;
 mod suite;
 mod table;
+mod target;
 mod ticker;
 mod trials;
+mod versus;
 mod workload;
 
 use std::path::Path;
@@ -33,12 +38,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
-use crate::args::Args;
+use crate::args::{Against, Args};
 use crate::cluster::Description;
 use crate::floors::FloorMeter;
 use crate::machine::Machine;
 use crate::progress::Progress;
-use crate::report::Report;
+use crate::report::{Other, Report};
 use crate::run::Bench;
 
 /// Logs grow by about this many bytes for each operation and node, beyond the value itself.
@@ -81,9 +86,19 @@ fn measure(args: &Args) -> Result<()> {
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let outcome = tokio::task::LocalSet::new().block_on(&runtime, async {
-        let bench = Bench::new(description.clone(), &description.tls()?)?;
-        let outcome = suite::run(&bench, &args.loads(), args.rate(), &mut report, &progress).await;
-        bench.close().await;
+        let mut benches = vec![Bench::new(description.clone(), &description.tls()?)?];
+        for Against { name, cluster } in &args.against {
+            let other = Description::load(cluster)?;
+            ensure!(other.nodes.len() == description.nodes.len(), "{name} has another number of nodes");
+            benches.push(Bench::new(other.clone(), &other.tls()?)?);
+            let program = other.program.unwrap_or_default();
+            let about = format!("another build of this project: {}", shorten(&program).display());
+            report.others.push(Other { name: name.clone(), about, scenarios: Vec::new() });
+        }
+        let outcome = suite::run(&benches, &args.loads(), args.rate(), &mut report, &progress).await;
+        for bench in benches {
+            bench.close().await;
+        }
         outcome
     });
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -95,6 +110,9 @@ fn measure(args: &Args) -> Result<()> {
     progress.finish();
     let path = report.save(&args.out)?;
     println!("{}", table::render(&report));
+    if !report.others.is_empty() {
+        println!("{}", versus::render(&report));
+    }
     if let Some(baseline) = baseline {
         println!("{}", table::compare(&report, &baseline));
     }

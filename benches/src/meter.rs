@@ -28,6 +28,15 @@ pub(crate) struct Latency {
     pub(crate) mean: f64,
 }
 
+/// One step of a distribution: this share of the requests took at most so many microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Step {
+    /// From 0 to 1.
+    pub(crate) share: f64,
+    /// In microseconds.
+    pub(crate) micros: f64,
+}
+
 /// An empty histogram of nanoseconds with three significant digits.
 pub(crate) fn histogram() -> Result<Histogram<u64>> {
     Histogram::new_with_bounds(100, LONGEST, 3).map_err(|error| anyhow!("no histogram: {error}"))
@@ -45,6 +54,18 @@ pub(crate) fn latency(histogram: &Histogram<u64>) -> Latency {
         max: micros(histogram.max()),
         mean: histogram.mean() / 1000.0,
     }
+}
+
+/// A histogram of nanoseconds in steps that are finer towards the slowest requests, as far as there are requests to tell.
+pub(crate) fn distribution(histogram: &Histogram<u64>) -> Vec<Step> {
+    const TENTHS: [f64; 9] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8];
+    let nines = (1..=5).flat_map(|digits| {
+        let rest = 0.1f64.powi(digits);
+        [1.0, 0.7, 0.5, 0.3, 0.2].map(|part| 1.0 - rest * part)
+    });
+    let known = |share: &f64| (1.0 - share) * histogram.len() as f64 >= 1.0;
+    let step = |share| Step { share, micros: histogram.value_at_quantile(share) as f64 / 1000.0 };
+    TENTHS.into_iter().chain(nines).filter(known).map(step).collect()
 }
 
 /// Nanoseconds of a duration.
@@ -117,6 +138,11 @@ impl Meter {
         latency(&self.latencies.borrow())
     }
 
+    /// The same in steps.
+    pub(crate) fn distribution(&self) -> Vec<Step> {
+        distribution(&self.latencies.borrow())
+    }
+
     /// Takes the latencies so far, and begins anew. For those who measure one phase after the other.
     pub(crate) fn take_latencies(&self) -> Result<Histogram<u64>> {
         Ok(self.latencies.replace(histogram()?))
@@ -150,6 +176,18 @@ mod tests {
         assert!(close(latency.p50, 500_000.0) && close(latency.p99, 990_000.0), "{latency:?}");
         assert!(close(latency.p999, 999_000.0) && close(latency.max, 1_000_000.0), "{latency:?}");
         assert_eq!(meter.lateness(), None);
+    }
+
+    #[test]
+    fn a_distribution_rises_and_ends_where_requests_end() {
+        let meter = Meter::new().unwrap();
+        assert!(meter.distribution().is_empty());
+        let begin = Instant::now();
+        (1..=1000).for_each(|micros| meter.record(begin, begin + Duration::from_micros(micros)));
+        let steps = meter.distribution();
+        assert!(steps.windows(2).all(|two| two[0].share < two[1].share && two[0].micros <= two[1].micros), "{steps:?}");
+        let last = steps.last().unwrap();
+        assert!((last.share - 0.999).abs() < 1e-6 && (last.micros - 999.0).abs() < 2.0, "{last:?}");
     }
 
     #[test]

@@ -126,6 +126,8 @@ pub(crate) struct Counters {
     pub(crate) log_bytes: Option<u64>,
     /// UDP payload sent.
     pub(crate) udp_bytes: Option<u64>,
+    /// Payload sent between nodes, where a node counts that by itself.
+    pub(crate) peer_bytes: Option<u64>,
     /// System calls that sent UDP datagrams.
     pub(crate) udp_sends: Option<u64>,
     /// Bytes written to disks, of whatever file.
@@ -140,6 +142,7 @@ impl Counters {
             syncs: sum(counter::SYNCS),
             log_bytes: sum(counter::LOG_BYTES),
             udp_bytes: sum(counter::UDP_BYTES),
+            peer_bytes: None,
             udp_sends: sum(counter::UDP_SENDS),
             disk_bytes: disk_bytes(pids),
         }
@@ -152,6 +155,7 @@ impl Counters {
             syncs: difference(self.syncs, earlier.syncs),
             log_bytes: difference(self.log_bytes, earlier.log_bytes),
             udp_bytes: difference(self.udp_bytes, earlier.udp_bytes),
+            peer_bytes: difference(self.peer_bytes, earlier.peer_bytes),
             udp_sends: difference(self.udp_sends, earlier.udp_sends),
             disk_bytes: difference(self.disk_bytes, earlier.disk_bytes),
         }

@@ -15,6 +15,9 @@ use crate::scenario::{Load, Repetition, Settings};
 /// Version of the file's format.
 const FORMAT: u32 = 1;
 
+/// What this build is called beside others.
+pub(crate) const OURS: &str = "this build";
+
 /// A whole run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
@@ -35,8 +38,22 @@ pub(crate) struct Report {
     pub(crate) floors: Floors,
     /// What was measured.
     pub(crate) scenarios: Vec<Scenario>,
+    /// What was measured beside it, in turn.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) others: Vec<Other>,
     /// Repetitions that were thrown away.
     pub(crate) rejected: Vec<Rejected>,
+}
+
+/// Another cluster, measured in the same run: its repetitions took turns with ours.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Other {
+    /// What it is called in tables.
+    pub(crate) name: String,
+    /// What must be known of it to judge its figures.
+    pub(crate) about: String,
+    /// The same scenarios as ours.
+    pub(crate) scenarios: Vec<Scenario>,
 }
 
 /// One scenario with all its repetitions.
@@ -103,8 +120,47 @@ impl Report {
             settings,
             floors: Floors::default(),
             scenarios: Vec::new(),
+            others: Vec::new(),
             rejected: Vec::new(),
         }
+    }
+
+    /// The names of all that is measured; the first is ours.
+    pub(crate) fn targets(&self) -> Vec<&str> {
+        std::iter::once(OURS).chain(self.others.iter().map(|other| other.name.as_str())).collect()
+    }
+
+    /// The scenarios of one of [`targets`](Report::targets).
+    pub(crate) fn of(&self, target: usize) -> &[Scenario] {
+        match target.checked_sub(1).and_then(|other| self.others.get(other)) {
+            Some(other) => &other.scenarios,
+            None => &self.scenarios,
+        }
+    }
+
+    /// The same, to add to them.
+    pub(crate) fn of_mut(&mut self, target: usize) -> &mut Vec<Scenario> {
+        match target.checked_sub(1).and_then(|other| self.others.get_mut(other)) {
+            Some(other) => &mut other.scenarios,
+            None => &mut self.scenarios,
+        }
+    }
+
+    /// A scenario for every target.
+    pub(crate) fn add(&mut self, load: Load) {
+        (0..=self.others.len()).for_each(|target| self.of_mut(target).push(Scenario::new(load)));
+    }
+
+    /// Every scenario with the name of its target, ours before those of the others, scenario by scenario.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (&str, &Scenario)> {
+        let targets = self.targets();
+        (0..self.scenarios.len()).flat_map(move |at| {
+            targets
+                .clone()
+                .into_iter()
+                .enumerate()
+                .filter_map(move |(target, name)| Some((name, self.of(target).get(at)?)))
+        })
     }
 
     /// Writes it into `dir`, as `<when it began>.json`, whole or not at all.

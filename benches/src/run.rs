@@ -1,60 +1,53 @@
 //! One repetition: connect to the leader, warm up, measure, and make sure that nothing happened that spoils the figures.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use raft_core::NodeId;
-use raft_net::{ClientEndpoint, Limits, TlsIdentity};
-use raft_node::client::protocol::NodeStatus;
-use tokio::task::JoinSet;
+use raft_net::TlsIdentity;
 
-use crate::cluster::{Description, Leadership, Observer, agreed};
-use crate::lane::{Lane, Loop};
+use crate::cluster::{Description, Leadership};
+use crate::lines::{Lanes, Line, Loop, PATIENCE, drain, first_failure};
 use crate::meter::Meter;
+use crate::pace::{Excess, Schedule, pace};
 use crate::probe::{Counters, Cpu, Memory};
 use crate::scenario::{Load, Repetition, Settings};
-use crate::ticker::Ticker;
+use crate::target::{Moment, RaftCluster, Target};
 use crate::workload::Workload;
 
-/// How long requests may take after the last one was sent.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// An open loop sends at most so often; at higher rates it sends several requests at a time.
-const FINEST_PERIOD: Duration = Duration::from_micros(200);
-/// An open loop goes on for so long after the measured time, so that the last counters are read under load, too.
-const OVERTIME: Duration = Duration::from_millis(100);
-/// Requests in progress from which on an open loop sends no more: the cluster cannot keep up, and memory is not endless.
-const MAX_IN_PROGRESS: usize = 200_000;
 /// Pause between repetitions: the nodes finish what is left over.
 const REST: Duration = Duration::from_millis(200);
 
 /// A cluster and what it takes to load it.
 pub(crate) struct Bench {
-    description: Description,
-    pids: Vec<u32>,
-    endpoint: ClientEndpoint,
-    observer: Observer,
+    target: Target,
 }
 
 impl Bench {
-    /// Must be called within a tokio runtime.
+    /// For a cluster of this project. Must be called within a tokio runtime.
     pub(crate) fn new(description: Description, tls: &TlsIdentity) -> Result<Self> {
-        let observer = Observer::new(&description, tls.clone())?;
-        let endpoint = ClientEndpoint::new(tls, Limits::default()).context("no UDP socket")?;
-        let pids = description.nodes.iter().filter_map(|node| node.pid).collect();
-        Ok(Bench { description, pids, endpoint, observer })
+        Ok(Bench::of(Target::Raft(RaftCluster::new(description, tls)?)))
+    }
+
+    /// For any cluster.
+    pub(crate) fn of(target: Target) -> Self {
+        Bench { target }
+    }
+
+    /// The processes of the nodes.
+    pub(crate) fn pids(&self) -> &[u32] {
+        self.target.pids()
     }
 
     /// Waits for a leader.
     pub(crate) async fn leadership(&self) -> Result<Leadership> {
-        self.observer.leadership().await
+        self.target.leadership().await
     }
 
     /// Ends all connections.
     pub(crate) async fn close(&self) {
-        self.observer.close().await;
-        self.endpoint.close().await;
+        self.target.close().await;
     }
 
     /// One repetition. An error means that its figures are worthless (there was an election, for example): repeat it.
@@ -67,7 +60,7 @@ impl Bench {
         };
         let workload = |lane: u32| {
             let seed = settings.seed.wrapping_add(number << 16).wrapping_add(u64::from(lane));
-            Workload::new(settings.keys, settings.value_size, seed)
+            self.target.workload(settings.keys, settings.value_size, seed)
         };
         let mut lanes =
             self.connect(leadership.leader, kind, settings.connections.min(most).max(1), &meter, workload).await?;
@@ -86,15 +79,7 @@ impl Bench {
         meter: &Rc<Meter>,
         workload: impl Fn(u32) -> Result<Workload>,
     ) -> Result<Lanes> {
-        let address = self.description.address(node)?.to_string();
-        let mut lanes = Lanes { all: Vec::new(), tasks: JoinSet::new() };
-        for number in 0..count {
-            let connection = self.endpoint.connect(node, &address).await.context("cannot connect to the leader")?;
-            let lane = Lane::new(connection, kind, meter.clone(), workload(number)?);
-            lanes.tasks.spawn_local(lane.clone().run());
-            lanes.all.push(lane);
-        }
-        Ok(lanes)
+        self.target.connect(node, kind, count, meter, workload).await
     }
 
     async fn measure(
@@ -122,10 +107,10 @@ impl Bench {
             tokio::time::sleep_until(window.start.into()).await;
             let before = self.look(leadership, meter, all).await?;
             meter.set_measuring(true);
-            let (start, cpu, done) = (Instant::now(), Cpu::read(&self.pids), meter.done());
+            let (start, cpu, done) = (Instant::now(), Cpu::read(self.pids()), meter.done());
             tokio::time::sleep_until((start + settings.measured()).into()).await;
             meter.set_measuring(false);
-            let (seconds, cpu) = (start.elapsed().as_secs_f64(), Cpu::read(&self.pids).since(&cpu));
+            let (seconds, cpu) = (start.elapsed().as_secs_f64(), Cpu::read(self.pids()).since(&cpu));
             let done = meter.done() - done;
             let after = self.look(leadership, meter, all).await?;
             let used = Used { seconds, cpu, done };
@@ -144,6 +129,7 @@ impl Bench {
             ensure!(unanswered == 0, "{unanswered} requests were not answered within {} s", PATIENCE.as_secs());
         }
         repetition.latency = meter.latency();
+        repetition.distribution = meter.distribution();
         repetition.lateness = meter.lateness();
         repetition.errors = meter.errors();
         ensure!(repetition.operations > 0, "not one request was done");
@@ -151,19 +137,14 @@ impl Bench {
     }
 
     /// Reads all counters, and makes sure that nothing has changed.
-    async fn look(&self, expected: Leadership, meter: &Meter, lanes: &[Rc<Lane>]) -> Result<Look> {
+    async fn look(&self, expected: Leadership, meter: &Meter, lanes: &[Rc<dyn Line>]) -> Result<Look> {
         let done_before = meter.done();
-        let status = self.observer.status().await?;
-        check(&status, expected)?;
+        let Moment { leadership, counters } = self.target.look().await?;
+        check(leadership, expected)?;
         let done_after = meter.done();
-        let bytes = lanes.iter().map(|lane| lane.udp_bytes());
-        let (sent, received) = bytes.fold((0, 0), |sum, lane| (sum.0 + lane.0, sum.1 + lane.1));
-        Ok(Look {
-            done: done_before.midpoint(done_after),
-            counters: Counters::read(&status, &self.pids),
-            sent,
-            received,
-        })
+        let mut bytes = lanes.iter().map(|lane| lane.bytes());
+        let client = bytes.try_fold((0, 0), |sum, lane| lane.map(|lane| (sum.0 + lane.0, sum.1 + lane.1)));
+        Ok(Look { done: done_before.midpoint(done_after), counters, client })
     }
 
     fn judge(&self, leadership: Leadership, before: &Look, after: &Look, used: &Used) -> Repetition {
@@ -172,10 +153,10 @@ impl Bench {
         let counted = (after.done - before.done).max(1) as f64;
         let counters = after.counters.since(&before.counters);
         let each = |count: Option<u64>| Some(count? as f64 / counted);
-        let (sent, received) = (after.sent - before.sent, after.received - before.received);
+        let client = after.client.zip(before.client).map(|(now, then)| (now.0 - then.0, now.1 - then.1));
         let cpu_each = |micros: Option<f64>| Some(micros? / done.max(1) as f64);
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-        let memory = Memory::read(&self.pids);
+        let memory = Memory::read(self.pids());
         Repetition {
             leader: leadership.leader.0,
             term: leadership.term,
@@ -189,8 +170,8 @@ impl Bench {
             log_bytes: each(counters.log_bytes),
             disk_bytes: each(counters.disk_bytes),
             // What nodes send to clients is exactly what the clients receive.
-            peer_bytes: each(counters.udp_bytes.map(|all| all.saturating_sub(received))),
-            client_bytes: each(Some(sent + received)),
+            peer_bytes: each(counters.peer_bytes.or_else(|| Some(counters.udp_bytes?.saturating_sub(client?.1)))),
+            client_bytes: each(client.map(|(sent, received)| sent + received)),
             udp_sends: each(counters.udp_sends),
             resident: memory.resident,
             peak_resident: memory.peak,
@@ -199,45 +180,13 @@ impl Bench {
     }
 }
 
-/// Some connections to one node, and those who use them. Dropping it closes them.
-pub(crate) struct Lanes {
-    /// The connections.
-    pub(crate) all: Vec<Rc<Lane>>,
-    /// What goes on on them.
-    pub(crate) tasks: JoinSet<Result<()>>,
-}
-
-impl Lanes {
-    /// Sends requests by the clock from now on.
-    pub(crate) fn pace(&mut self, schedule: Schedule, meter: &Rc<Meter>) {
-        self.tasks.spawn_local(pace(schedule, self.all.clone(), meter.clone()));
-    }
-
-    /// Waits for something to go wrong.
-    pub(crate) async fn failure(&mut self) -> anyhow::Error {
-        first_failure(&mut self.tasks).await
-    }
-
-    /// Sends nothing new, and waits for the answers that are still to come; returns how many requests stay without one.
-    pub(crate) async fn drain(&self, meter: &Meter) -> u64 {
-        self.all.iter().for_each(|lane| lane.stop());
-        drain(&self.all, meter).await
-    }
-}
-
-impl Drop for Lanes {
-    fn drop(&mut self) {
-        self.all.iter().for_each(|lane| lane.close());
-    }
-}
-
 /// Counters at one moment.
 struct Look {
     /// Requests done.
     done: u64,
     counters: Counters,
-    sent: u64,
-    received: u64,
+    /// Bytes that the clients have sent and received.
+    client: Option<(u64, u64)>,
 }
 
 /// What the measured time cost.
@@ -247,109 +196,14 @@ struct Used {
     done: u64,
 }
 
-fn check(status: &BTreeMap<NodeId, NodeStatus>, expected: Leadership) -> Result<()> {
-    match agreed(status) {
+fn check(found: Option<Leadership>, expected: Leadership) -> Result<()> {
+    match found {
         Some(leadership) if leadership == expected => Ok(()),
         Some(leadership) => bail!("there was an election: {leadership} leads, after {expected}"),
         None => bail!("there was an election after {expected}"),
     }
 }
 
-async fn first_failure(tasks: &mut JoinSet<Result<()>>) -> anyhow::Error {
-    loop {
-        match tasks.join_next().await {
-            Some(Ok(Ok(()))) => {}
-            Some(Ok(Err(error))) => return error,
-            Some(Err(error)) => return error.into(),
-            None => std::future::pending().await,
-        }
-    }
-}
-
 fn load_is_open(load: Load) -> bool {
     matches!(load, Load::Open { .. })
-}
-
-/// Waits for the answers that are still to come; returns how many requests stay without one.
-async fn drain(lanes: &[Rc<Lane>], meter: &Meter) -> u64 {
-    let deadline = Instant::now() + PATIENCE;
-    let mut last = meter.done();
-    let mut waited_since = Instant::now();
-    while lanes.iter().any(|lane| lane.in_progress() > 0) && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        if std::mem::replace(&mut last, meter.done()) != last {
-            waited_since = Instant::now();
-        }
-        // A second without a single answer: none will come.
-        if waited_since.elapsed() > Duration::from_secs(1) {
-            break;
-        }
-    }
-    let now = Instant::now();
-    lanes.iter().map(|lane| lane.give_up(now)).sum()
-}
-
-/// When requests of an open loop are due.
-pub(crate) struct Schedule {
-    /// Requests a second.
-    pub(crate) rate: u64,
-    /// What is measured. Sending ends soon after it, or when the lanes are told to stop.
-    pub(crate) window: std::ops::Range<Instant>,
-    /// What becomes of requests that the cluster cannot keep up with.
-    pub(crate) excess: Excess,
-}
-
-/// What becomes of requests that are due while too many are still under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Excess {
-    /// The measurement ends: it would only measure how long its own queue is.
-    Fail,
-    /// They are not sent, and counted as "not sent": a client that has so many requests under way on its connection gives up.
-    Skip {
-        /// Requests under way on one connection, at most.
-        most: usize,
-    },
-}
-
-/// Sends requests by the clock until the window has ended.
-///
-/// They are due at the ticks of a clock of 1/rate, or, when that is finer than [`FINEST_PERIOD`], several at once at the ticks of that one. A tick that
-/// is noticed late still counts from when it was due: whatever holds up the cluster, or this program, is part of the latency.
-async fn pace(schedule: Schedule, lanes: Vec<Rc<Lane>>, meter: Rc<Meter>) -> Result<()> {
-    let Schedule { rate, window, excess } = schedule;
-    ensure!(rate > 0, "the rate must not be zero");
-    let period = Duration::from_secs_f64(1.0 / rate as f64).max(FINEST_PERIOD);
-    let mut ticker = Ticker::new(period)?;
-    let (begin, mut ticks, mut sent) = (Instant::now(), 0u32, 0u64);
-    let mut turn = lanes.iter().cycle();
-    loop {
-        ticker.tick().await?;
-        let now = Instant::now();
-        loop {
-            let due = begin + period * (ticks + 1);
-            if due > now {
-                break;
-            }
-            if due >= window.end + OVERTIME || lanes.iter().all(|lane| lane.is_stopped()) {
-                return Ok(());
-            }
-            ticks += 1;
-            let measured = window.contains(&due);
-            let target = (f64::from(ticks) * period.as_secs_f64() * rate as f64).round() as u64;
-            for _ in sent..target {
-                match (turn.next(), excess) {
-                    (Some(lane), Excess::Skip { most }) if lane.in_progress() >= most => meter.error("not sent", 1),
-                    (Some(lane), _) => lane.issue(due, measured),
-                    (None, _) => {}
-                }
-                if measured {
-                    meter.record_lateness(now.saturating_duration_since(due));
-                }
-            }
-            sent = sent.max(target);
-        }
-        let in_progress: usize = lanes.iter().map(|lane| lane.in_progress()).sum();
-        let bounded = excess != Excess::Fail || in_progress < MAX_IN_PROGRESS;
-        ensure!(bounded, "{rate} requests a second are more than the cluster can do");
-    }
 }

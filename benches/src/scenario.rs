@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::meter::Latency;
+use crate::meter::{Latency, Step};
 
 /// The load of one scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,6 +90,9 @@ pub(crate) struct Repetition {
     pub(crate) throughput: f64,
     /// In microseconds; in an open loop from the intended moment of sending.
     pub(crate) latency: Latency,
+    /// The same in steps: which share of the requests took at most so long.
+    #[serde(default)]
+    pub(crate) distribution: Vec<Step>,
     /// Open loop: how much later than intended requests were sent, in microseconds. It is part of the latency.
     pub(crate) lateness: Option<Latency>,
     /// CPU time of all nodes for an operation, in microseconds.

@@ -17,6 +17,9 @@ pub(crate) fn render(report: &Report) -> String {
     let mut text = String::new();
     let _ = writeln!(text, "\nmachine     {}", report.machine);
     let _ = writeln!(text, "durability  {}", report.durability);
+    for other in &report.others {
+        let _ = writeln!(text, "beside it   {}: {}", other.name, other.about);
+    }
     let settings = &report.settings;
     let _ = writeln!(
         text,
@@ -62,15 +65,14 @@ pub(crate) fn table(header: &[&str]) -> Table {
 }
 
 fn speed(report: &Report) -> Table {
-    let mut table =
-        table(&["scenario", "op/s", "±%", "p50 us", "x floor", "p99 us", "p99.9 us", "max us", "failed", "leader"]);
-    for scenario in &report.scenarios {
+    let header = ["op/s", "±%", "p50 us", "x floor", "p99 us", "p99.9 us", "max us", "failed", "leader"];
+    let mut table = table_of(report, &header);
+    for (target, scenario) in report.rows() {
         let summary = |name: &str| scenario.summary.get(name);
         let median = |name| shown(summary(name).map(|summary| summary.median), 0);
         let floors = summary("p50").map(|p50| p50.median / report.floors.write());
         let failures: u64 = scenario.repetitions.iter().map(Repetition::failures).sum();
-        table.add_row([
-            scenario.name.clone(),
+        let cells = [
             median("throughput"),
             shown(summary("throughput").map(Summary::spread), 1),
             median("p50"),
@@ -80,14 +82,14 @@ fn speed(report: &Report) -> Table {
             median("max"),
             failures.to_string(),
             leaders(scenario),
-        ]);
+        ];
+        table.add_row(titles(report, target, scenario).chain(cells));
     }
     table
 }
 
 fn cost(report: &Report) -> Table {
-    let mut table = table(&[
-        "scenario",
+    let header = [
         "CPU us/op",
         "±%",
         "loader CPU",
@@ -98,13 +100,13 @@ fn cost(report: &Report) -> Table {
         "disk B/op",
         "RSS MB",
         "peak MB",
-    ]);
-    for scenario in &report.scenarios {
+    ];
+    let mut table = table_of(report, &header);
+    for (target, scenario) in report.rows() {
         let summary = |name: &str| scenario.summary.get(name);
         let median = |name, digits| shown(summary(name).map(|summary| summary.median), digits);
         let peak = scenario.repetitions.iter().filter_map(|repetition| repetition.peak_resident).max();
-        table.add_row([
-            scenario.name.clone(),
+        let cells = [
             median("node_cpu", 1),
             shown(summary("node_cpu").map(Summary::spread), 1),
             median("loader_cpu", 1),
@@ -115,9 +117,32 @@ fn cost(report: &Report) -> Table {
             median("disk_bytes", 0),
             shown(summary("resident").map(|resident| resident.median / 1e6), 0),
             shown(peak.map(|bytes| bytes as f64 / 1e6), 0),
-        ]);
+        ];
+        table.add_row(titles(report, target, scenario).chain(cells));
     }
     table
+}
+
+/// A table with a row for each scenario; when there are several targets, for each of them.
+fn table_of(report: &Report, header: &[&str]) -> Table {
+    let mut all = vec!["scenario"];
+    if report.others.is_empty() {
+        all.extend(header);
+        return table(&all);
+    }
+    all.push("cluster");
+    all.extend(header);
+    let mut table = table(&all);
+    if let Some(column) = table.column_mut(1) {
+        column.set_cell_alignment(CellAlignment::Left);
+    }
+    table
+}
+
+/// The first cells of such a row.
+fn titles(report: &Report, target: &str, scenario: &Scenario) -> impl Iterator<Item = String> {
+    let target = (!report.others.is_empty()).then(|| target.to_owned());
+    std::iter::once(scenario.name.clone()).chain(target)
 }
 
 /// Node and term of every repetition, equal ones once.
@@ -135,14 +160,14 @@ fn leaders(scenario: &Scenario) -> String {
 /// What a reader must know before believing the tables.
 fn remarks(report: &Report) -> String {
     let mut text = String::new();
-    for scenario in &report.scenarios {
+    for (target, scenario) in report.rows() {
+        let name = titles(report, target, scenario).collect::<Vec<_>>().join(", ");
         for (kind, times) in scenario.errors() {
-            let _ = writeln!(text, "failed: {}: {times} x {kind}", scenario.name);
+            let _ = writeln!(text, "failed: {name}: {times} x {kind}");
         }
         if let Load::Open { rate } = scenario.load {
             let lateness = scenario.repetitions.iter().filter_map(|repetition| repetition.lateness);
             if let Some(late) = Summary::of(lateness.map(|late| late.p99)) {
-                let name = &scenario.name;
                 let _ = writeln!(
                     text,
                     "{name}: latency counts from when a request was due; the load generator itself was late by {:.0} us (p99), which is included",
@@ -152,14 +177,14 @@ fn remarks(report: &Report) -> String {
             let short =
                 scenario.repetitions.iter().filter(|repetition| repetition.throughput < 0.98 * rate as f64).count();
             if short > 0 {
-                let _ = writeln!(text, "{}: the cluster did not keep up in {short} repetitions", scenario.name);
+                let _ = writeln!(text, "{name}: the cluster did not keep up in {short} repetitions");
             }
         }
     }
     for rejected in &report.rejected {
         let _ = writeln!(text, "rejected and repeated: {}: {}", rejected.scenario, rejected.reason);
     }
-    let all = || report.scenarios.iter().flat_map(|scenario| &scenario.repetitions);
+    let all = || report.rows().flat_map(|(_, scenario)| &scenario.repetitions);
     let disturbed = all().filter(|repetition| repetition.foreign_cpu.is_some_and(|share| share > DISTURBED)).count();
     if disturbed > 0 {
         let _ = writeln!(
@@ -228,7 +253,7 @@ fn compare_figure(figure: &Figure, new: &Scenario, old: &Scenario) -> Option<[St
 }
 
 /// A number, or a dash when it is not known.
-fn shown(value: Option<f64>, digits: usize) -> String {
+pub(crate) fn shown(value: Option<f64>, digits: usize) -> String {
     value.map_or("-".to_owned(), |value| format!("{value:.digits$}"))
 }
 

@@ -72,6 +72,9 @@ struct Load {
     /// Compare with the JSON file of an earlier run
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
+    /// Measure another raft-node program in turn with this one: FILE, or NAME=FILE. May be given several times
+    #[arg(long, value_name = "[NAME=]FILE", value_parser = rival)]
+    against: Vec<Rival>,
     /// Number of nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
     nodes: u16,
@@ -81,6 +84,24 @@ struct Load {
     /// Further arguments for the load generator
     #[arg(last = true)]
     rest: Vec<String>,
+}
+
+/// What is measured beside this build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rival {
+    /// What it is called in tables.
+    name: String,
+    /// The program of its nodes.
+    program: PathBuf,
+}
+
+fn rival(text: &str) -> Result<Rival, String> {
+    let (name, file) = text.split_once('=').unwrap_or((text, text));
+    let program = Path::new(file).canonicalize().map_err(|error| format!("{file}: {error}"))?;
+    if name.is_empty() || !program.is_file() {
+        return Err("must be the path of a program, or NAME=PATH".to_owned());
+    }
+    Ok(Rival { name: name.to_owned(), program })
 }
 
 /// Entry point of the subcommand.
@@ -186,28 +207,31 @@ fn load(load: &Load) -> Result<()> {
     Ok(())
 }
 
-/// Starts a cluster in `dir`, lets the load generator run against it, and stops it.
+/// Starts a cluster in `dir`, and one for each rival, lets the load generator run against them, and stops them.
 fn measure(load: &Load, dir: &Path, output: &Path, baseline: Option<&Path>) -> Result<()> {
     let binaries = workspace::target_dir().join("release");
-    let program = binaries.join("raft-node");
-    let listen = addresses(load.nodes, 0)?;
-    let mut cluster = Cluster::start(&Options { dir, program: &program, listen: &listen, log_level: "warn" })?;
-    cluster.wait_for_leader()?;
-    let outcome = drive(&mut load_command(load, &binaries, cluster.dir(), output, baseline), &mut cluster);
-    cluster.stop();
+    let start = |dir: &Path, program: &Path| {
+        let listen = addresses(load.nodes, 0)?;
+        let mut cluster = Cluster::start(&Options { dir, program, listen: &listen, log_level: "warn" })?;
+        cluster.wait_for_leader().map(|_| cluster)
+    };
+    let mut clusters = vec![start(dir, &binaries.join("raft-node"))?];
+    for (number, rival) in (1..).zip(&load.against) {
+        let cluster = start(&dir.join(format!("against-{number}")), &rival.program);
+        clusters.push(cluster.with_context(|| format!("the cluster of {} does not start", rival.name))?);
+    }
+    let dirs: Vec<&Path> = clusters.iter().map(Cluster::dir).collect();
+    let mut command = load_command(load, &binaries, &dirs, output, baseline);
+    let outcome = drive(&mut command, &mut clusters);
+    clusters.iter_mut().for_each(Cluster::stop);
     outcome
 }
 
-/// The one place that knows the flags of `raft-load`.
-fn load_command(load: &Load, binaries: &Path, cluster: &Path, output: &Path, baseline: Option<&Path>) -> Command {
+/// The one place that knows the flags of `raft-load`. `clusters` are the folders of this build's cluster and of each rival's.
+fn load_command(load: &Load, binaries: &Path, clusters: &[&Path], output: &Path, baseline: Option<&Path>) -> Command {
+    let description = |at: usize| clusters.get(at).map(|dir| dir.join(cluster::DESCRIPTION)).unwrap_or_default();
     let mut command = Command::new(binaries.join("raft-load"));
-    command
-        .current_dir(workspace::root())
-        .arg("measure")
-        .arg("--cluster")
-        .arg(cluster.join(cluster::DESCRIPTION))
-        .arg("--out")
-        .arg(output);
+    command.current_dir(workspace::root()).arg("measure").arg("--cluster").arg(description(0)).arg("--out").arg(output);
     if load.quick {
         command.arg("--quick");
     }
@@ -224,12 +248,15 @@ fn load_command(load: &Load, binaries: &Path, cluster: &Path, output: &Path, bas
     if let Some(baseline) = baseline {
         command.arg("--baseline").arg(baseline);
     }
+    for (at, rival) in (1..).zip(&load.against) {
+        command.arg("--against").arg(format!("{}={}", rival.name, description(at).display()));
+    }
     command.args(&load.rest);
     command
 }
 
 /// Waits for the load generator, watching the nodes meanwhile: figures of a cluster that lost a node mean nothing.
-fn drive(command: &mut Command, cluster: &mut Cluster) -> Result<()> {
+fn drive(command: &mut Command, clusters: &mut [Cluster]) -> Result<()> {
     let shown = workspace::show(command);
     let mut child = command.spawn().with_context(|| format!("cannot start `{shown}`"))?;
     let failure = loop {
@@ -242,7 +269,7 @@ fn drive(command: &mut Command, cluster: &mut Cluster) -> Result<()> {
         if signals::stop_requested() {
             break "interrupted".to_owned();
         }
-        if let Some(dead) = cluster.take_dead().into_iter().next() {
+        if let Some(dead) = clusters.iter_mut().flat_map(Cluster::take_dead).next() {
             break format!(
                 "node {} ended during the measurement ({}); the end of its log:\n{}",
                 dead.id, dead.status, dead.log
@@ -273,10 +300,21 @@ mod tests {
         let cli = Cli::try_parse_from(["bench", "--quick", "--clients", "1,16", "--seconds", "3", "--", "--rate", "5"]);
         let load = cli.map_err(|error| error.to_string()).expect("valid flags").load;
         let command =
-            load_command(&load, Path::new("/b"), Path::new("/c"), Path::new("/o"), Some(Path::new("/old.json")));
+            load_command(&load, Path::new("/b"), &[Path::new("/c")], Path::new("/o"), Some(Path::new("/old.json")));
         assert_eq!(
             workspace::show(&command),
             "/b/raft-load measure --cluster /c/cluster.json --out /o --quick --clients 1,16 --seconds 3 --baseline /old.json --rate 5"
         );
+    }
+    #[test]
+    fn another_build_is_named_and_its_cluster_given() {
+        let program = std::env::current_exe().expect("a program");
+        let flag = format!("--against=old={}", program.display());
+        let cli = Cli::try_parse_from(["bench", &flag]).map_err(|error| error.to_string());
+        let load = cli.expect("valid flags").load;
+        let clusters = [Path::new("/c"), Path::new("/c/against-1")];
+        let command = load_command(&load, Path::new("/b"), &clusters, Path::new("/o"), None);
+        assert!(workspace::show(&command).ends_with("--against old=/c/against-1/cluster.json"), "{command:?}");
+        assert!(rival("/there/is/no/such/program").is_err() && rival("=/bin/sh").is_err() && rival("/").is_err());
     }
 }

@@ -11,10 +11,12 @@ use raft_node::client::{Client, Error};
 use super::outcome::{Outcome, short};
 use super::phases::{Recorder, Step};
 use super::{Arena, SETTLED_WITHIN, Stage, link};
-use crate::lane::Loop;
+use crate::lines::Lanes;
+use crate::lines::Loop;
 use crate::machine;
 use crate::meter::Meter;
-use crate::run::{Bench, Excess, Lanes, Schedule};
+use crate::pace::{Excess, Schedule};
+use crate::run::Bench;
 use crate::workload::Workload;
 
 const NODES: u64 = 3;

@@ -10,10 +10,11 @@ use raft_core::NodeId;
 
 use super::outcome::{Outcome, short};
 use super::{Arena, Stage};
-use crate::lane::Loop;
+use crate::lines::Loop;
 use crate::meter::Meter;
+use crate::pace::{Excess, Schedule};
 use crate::probe::Memory;
-use crate::run::{Bench, Excess, Schedule};
+use crate::run::Bench;
 use crate::scenario::{Load, Repetition, Settings};
 use crate::workload::Workload;
 

@@ -1,0 +1,123 @@
+//! What is loaded: a cluster of this project, or a peer. Whoever measures does not know which.
+
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+use raft_core::NodeId;
+use raft_net::{ClientEndpoint, Limits, TlsIdentity};
+use tokio::task::JoinSet;
+
+use crate::cluster::{Description, Leadership, Observer, agreed};
+use crate::lane::Lane;
+use crate::lines::{Lanes, Line, Loop};
+use crate::meter::Meter;
+use crate::probe::Counters;
+use crate::workload::Workload;
+
+/// A running cluster.
+pub(crate) enum Target {
+    /// Of this project, of this build or another.
+    Raft(RaftCluster),
+}
+
+/// What a cluster says of itself.
+pub(crate) struct Moment {
+    /// The leader, if all nodes agree on it.
+    pub(crate) leadership: Option<Leadership>,
+    /// Its counters.
+    pub(crate) counters: Counters,
+}
+
+impl Target {
+    /// The processes of the nodes.
+    pub(crate) fn pids(&self) -> &[u32] {
+        match self {
+            Target::Raft(cluster) => &cluster.pids,
+        }
+    }
+
+    /// Waits for a leader.
+    pub(crate) async fn leadership(&self) -> Result<Leadership> {
+        match self {
+            Target::Raft(cluster) => cluster.observer.leadership().await,
+        }
+    }
+
+    /// Asks all nodes about themselves.
+    pub(crate) async fn look(&self) -> Result<Moment> {
+        match self {
+            Target::Raft(cluster) => cluster.look().await,
+        }
+    }
+
+    /// Puts of `value_size` bytes over `keys` keys, in the words that its nodes understand.
+    pub(crate) fn workload(&self, keys: u64, value_size: usize, seed: u64) -> Result<Workload> {
+        match self {
+            Target::Raft(_) => Workload::new(keys, value_size, seed),
+        }
+    }
+
+    /// Makes `count` connections to a node, the n-th of which sends what `workload(n)` makes.
+    pub(crate) async fn connect(
+        &self,
+        node: NodeId,
+        kind: Loop,
+        count: u32,
+        meter: &Rc<Meter>,
+        workload: impl Fn(u32) -> Result<Workload>,
+    ) -> Result<Lanes> {
+        let mut lanes = Lanes { all: Vec::new(), tasks: JoinSet::new() };
+        for number in 0..count {
+            let line: Rc<dyn Line> = match self {
+                Target::Raft(cluster) => {
+                    let connection = cluster.connect(node).await?;
+                    let lane = Lane::new(connection, kind, meter.clone(), workload(number)?);
+                    lanes.tasks.spawn_local(lane.clone().run());
+                    lane
+                }
+            };
+            lanes.all.push(line);
+        }
+        Ok(lanes)
+    }
+
+    /// Ends all connections.
+    pub(crate) async fn close(&self) {
+        match self {
+            Target::Raft(cluster) => cluster.close().await,
+        }
+    }
+}
+
+/// A cluster of this project.
+pub(crate) struct RaftCluster {
+    description: Description,
+    pids: Vec<u32>,
+    endpoint: ClientEndpoint,
+    observer: Observer,
+}
+
+impl RaftCluster {
+    /// Must be called within a tokio runtime.
+    pub(crate) fn new(description: Description, tls: &TlsIdentity) -> Result<Self> {
+        let observer = Observer::new(&description, tls.clone())?;
+        let endpoint = ClientEndpoint::new(tls, Limits::default()).context("no UDP socket")?;
+        let pids = description.nodes.iter().filter_map(|node| node.pid).collect();
+        Ok(RaftCluster { description, pids, endpoint, observer })
+    }
+
+    async fn look(&self) -> Result<Moment> {
+        let status = self.observer.status().await?;
+        Ok(Moment { leadership: agreed(&status), counters: Counters::read(&status, &self.pids) })
+    }
+
+    async fn connect(&self, node: NodeId) -> Result<quinn::Connection> {
+        let address = self.description.address(node)?.to_string();
+        self.endpoint.connect(node, &address).await.context("cannot connect to the leader")
+    }
+
+    async fn close(&self) {
+        self.observer.close().await;
+        self.endpoint.close().await;
+    }
+}
