@@ -8,7 +8,7 @@ use raft_core::NodeId;
 
 use super::outcome::{Outcome, millis, short};
 use super::{Arena, Stage};
-use crate::lane::Loop;
+use crate::lines::Loop;
 use crate::machine;
 use crate::meter::Meter;
 use crate::probe::Memory;

@@ -10,7 +10,7 @@ use raft_node::client::protocol::NodeStatus;
 
 use super::outcome::{Outcome, short};
 use super::{Arena, Stage};
-use crate::lane::Loop;
+use crate::lines::Loop;
 use crate::meter::Meter;
 use crate::run::Bench;
 use crate::workload::Workload;
