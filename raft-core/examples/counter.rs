@@ -46,3 +46,9 @@ fn main() {
     assert!(undecided <= 10, "most histories must be decided");
     println!("20 clusters, {taken} commands under faults: linearizable ({undecided} objects undecided)");
 }
+
+/// The tests of this crate run it, too.
+#[test]
+fn no_two_clients_get_the_same_number() {
+    main();
+}

@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod corpus;
+#[path = "../../examples/counter.rs"]
+mod counter;
 mod driving;
 mod explore;
 mod fuzz;

@@ -25,9 +25,12 @@ impl<W: Workload> World<'_, W> {
         {
             self.carry_out(i, outbox, &mut answers);
         }
+        self.look_at_outcomes(i);
         for (ticket, answer) in answers {
-            // Nobody asks twice with one ticket, but the network may deliver once more; floods have no tickets of their own.
-            self.servers[i].open.remove(&ticket);
+            // Floods have no tickets of their own.
+            if !self.servers[i].open.remove(&ticket) && ticket.client < self.clients.len() {
+                self.failed(format!("n{} answers c{} once more: {answer:?}", i + 1, ticket.client + 1));
+            }
             self.answer(ticket, answer);
         }
         self.compare_states(i);
@@ -48,7 +51,7 @@ impl<W: Workload> World<'_, W> {
         answers.extend(outbox.failed.iter().map(|(ticket, error)| (*ticket, told(error))));
         for (ticket, entry) in outbox.changed {
             self.operator_hears(ticket, Ok(()));
-            answers.push((ticket, Answer::Done { answer: Vec::new(), entry: Some(entry) }));
+            answers.push((ticket, Answer::Done { answer: Vec::new(), entry: Some(entry), first: None }));
         }
         for (reader, error) in outbox.failed_reads {
             // One that was let in, and not refused at once.

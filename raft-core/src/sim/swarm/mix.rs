@@ -119,6 +119,21 @@ pub struct Naps {
     pub noticed_within: Duration,
 }
 
+/// Some clients open sessions, and repeat in them what they do not know the outcome of, until they do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sessions {
+    /// So many clients have one,
+    pub clients: usize,
+    /// and so many sessions the state machine keeps: when one more is opened, the one that was not used for longest ends.
+    pub kept: u32,
+    /// So many times in a thousand a client forgets its session before it begins something new, and opens another.
+    pub forgetful: u64,
+    /// So many attempts in a thousand are repeated after an instant already.
+    pub impatient: u64,
+    /// After so many commands in a thousand a copy of the one before comes to a server: it was on its way all the time.
+    pub copies: u64,
+}
+
 /// Everything that a seed decides beforehand.
 #[derive(Clone, Debug)]
 pub struct Mix {
@@ -174,6 +189,8 @@ pub struct Mix {
     pub priorities: Vec<u8>,
     /// Whether groups sleep, and what for.
     pub naps: Option<Naps>,
+    /// Whether clients repeat what they do not know the outcome of.
+    pub sessions: Option<Sessions>,
 }
 
 impl Mix {
@@ -223,8 +240,22 @@ impl Mix {
             priorities: (0..servers).map(|_| dice.between(0, ranks) as u8).collect(),
             compaction: compaction(&mut Dice::new(seed, COMPACTION)),
             naps,
+            sessions: None,
             config,
         }
+        .with_sessions(seed)
+    }
+
+    /// In half of the seeds clients have sessions. Seldom there is room for fewer sessions than clients.
+    fn with_sessions(self, seed: u64) -> Mix {
+        let mut dice = Dice::new(seed, SESSIONS);
+        let clients = dice.between(1, self.clients as u64);
+        let kept = dice.between((clients - 1).max(1), clients + 3) as u32;
+        let forgetful = if dice.chance(1, 2) { dice.between(1, 100) } else { 0 };
+        let impatient = if dice.chance(1, 2) { dice.between(1, 300) } else { 0 };
+        let copies = if dice.chance(1, 2) { dice.between(1, 100) } else { 0 };
+        let sessions = Sessions { clients: clients as usize, kept, forgetful, impatient, copies };
+        Mix { sessions: dice.chance(1, 2).then_some(sessions), ..self }
     }
 
     /// Number of servers, those included that do not belong to the cluster at first.
@@ -243,6 +274,7 @@ const MIX: u64 = 1000;
 const COMPACTION: u64 = 1001;
 const NAPS: u64 = 1002;
 const CHANGES: u64 = 1003;
+const SESSIONS: u64 = 1004;
 
 /// In half of the seeds the membership changes.
 fn changes(seed: u64, servers: usize) -> Option<Changes> {
@@ -372,6 +404,19 @@ mod tests {
             let with = mixes.iter().filter(|mix| mix.changes.is_some_and(|changes| changes.spares == spares));
             assert!(with.filter(|mix| mix.compaction.is_none()).count() >= 10, "{spares} spares, and never compacted");
         }
+    }
+
+    #[test]
+    fn half_of_the_seeds_have_sessions_some_for_all_clients_and_some_with_too_little_room() {
+        let mixes: Vec<Mix> = (0..400).map(Mix::of).collect();
+        let with = |is: fn(&Sessions, &Mix) -> bool| {
+            mixes.iter().filter(|mix| mix.sessions.is_some_and(|sessions| is(&sessions, mix))).count()
+        };
+        assert!((150..250).contains(&with(|_, _| true)));
+        assert!(with(|sessions, mix| sessions.clients == mix.clients) > 20);
+        assert!(with(|sessions, mix| sessions.clients < mix.clients) > 20);
+        assert!(with(|sessions, _| (sessions.kept as usize) < sessions.clients) > 10);
+        assert!(with(|sessions, _| sessions.forgetful > 0 && sessions.impatient == 0) > 10);
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //! - Raft's promises, by the [`checker`](super::checker), after every event;
 //! - every change that was acknowledged is committed, on the disks of a majority, and all state machines are equal;
 //! - what the clients saw of each key is [linearizable](super::linearizability);
+//! - a command that a client repeats in its session, because it does not know what came of it, is carried out at most once and answered alike each
+//!   time; and whoever is told that nothing happened is told the truth;
 //! - once the faults have ended, a leader is elected, every client is served, and all servers come to the same state, within a bound.
 //!
 //! Parts: [`mix`] is what a seed decides; [`sometimes`] counts what occurred; the others are private: the servers with their disks, clocks
@@ -20,10 +22,12 @@ mod finale;
 pub mod mix;
 mod nemesis;
 mod network;
+mod once;
 mod operator;
 pub mod registers;
 mod replica;
 mod server;
+mod sessions;
 pub mod sometimes;
 mod transfer;
 pub mod watch;

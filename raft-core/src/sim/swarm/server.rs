@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::client::{Answer, Ask, Ticket};
 use super::clock::Clock;
-use super::replica::Replica;
+use super::once::Applied;
+use super::replica::{Outcome, Replica};
 use super::workload::Workload;
 use crate::config::Config;
 use crate::driver::{self, Driver, RequestError, Settled, settle};
@@ -100,6 +101,8 @@ pub(super) struct Server<W> {
     pub(super) restoring: bool,
     /// What the state was after each entry, for those who compare.
     pub(super) trail: Vec<(LogIndex, u64)>,
+    /// What came of commands with tags, for the same.
+    pub(super) outcomes: Vec<Applied>,
 }
 
 /// Answers for clients.
@@ -143,6 +146,7 @@ impl<W: Workload> Server<W> {
             taken_over: None,
             restoring: false,
             trail: Vec::new(),
+            outcomes: Vec::new(),
         }
     }
 
@@ -265,7 +269,7 @@ impl<W: Workload> Server<W> {
                 let machine = &self.replica.machine;
                 answers.extend(readers.into_iter().map(|reader| {
                     let answer = machine.query(&reader.query);
-                    (reader.ticket, Answer::Done { answer, entry: None })
+                    (reader.ticket, Answer::Done { answer, entry: None, first: None })
                 }));
                 None
             }
@@ -273,7 +277,7 @@ impl<W: Workload> Server<W> {
                 let mut replies = Vec::new();
                 for entry in entries.iter() {
                     match entry.kind {
-                        EntryKind::Command => replies.push(self.replica.apply(entry.id(), entry.payload)),
+                        EntryKind::Command => replies.push(self.apply(entry.id(), entry.payload)),
                         EntryKind::Membership => self.replica.change(entry.id(), entry.payload),
                         EntryKind::NoOp => self.replica.skip(entry.id()),
                     }
@@ -283,7 +287,10 @@ impl<W: Workload> Server<W> {
                     let answer = match settled {
                         Settled::Replaced => Answer::Replaced,
                         Settled::Applied { id, command } => match replies.get(command).cloned() {
-                            Some(Ok(answer)) => Answer::Done { answer, entry: Some(id) },
+                            Some(Some(Outcome::Done { answer, first })) => {
+                                Answer::Done { answer, entry: Some(id), first }
+                            }
+                            Some(Some(Outcome::Refused(refusal))) => Answer::Refused(refusal),
                             _ => Answer::Replaced,
                         },
                     };
@@ -302,6 +309,14 @@ impl<W: Workload> Server<W> {
                 Some(Input::Restored(id))
             }
         }
+    }
+
+    fn apply(&mut self, id: LogId, content: &[u8]) -> Option<Outcome> {
+        let (outcome, tag) = self.replica.apply(id, content).ok()?;
+        if let Some(tag) = tag {
+            self.outcomes.push(Applied { tag, id, outcome: outcome.clone() });
+        }
+        Some(outcome)
     }
 }
 

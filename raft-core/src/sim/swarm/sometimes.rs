@@ -61,6 +61,12 @@ situations! {
     ReadLost: 100, "a read was lost with the leadership";
     OldLeaderAsked: 100, "a leader was asked after another was elected";
     ClientTimedOut: 20, "a client gave up waiting";
+    Repeated: 100, "a client repeated a command in doubt";
+    AnsweredAgain: 100, "a command that was repeated had been applied, and was answered as at first";
+    AnsweredByAnother: 300, "such an answer came from a leader of another term";
+    KnownBySnapshot: 600, "a server knew of what was repeated from a snapshot";
+    LateCopy: 600, "a copy of a command came after its client had gone on, and was refused";
+    SessionEnded: 300, "a command was refused because its session had ended";
     Crash: 20, "a server crashed";
     AllCrashed: 300, "all servers were down at once";
     WritesLost: 100, "a crash lost writes that were not synced";

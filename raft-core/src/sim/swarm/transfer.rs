@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::replica::Replica;
+use super::replica::{Outcome, Replica};
 use super::server::Item;
+use super::sessions::Refusal;
 use super::sometimes::Situation;
 use super::workload::Workload;
 use super::world::{Event, World};
@@ -61,7 +62,7 @@ impl<W: Workload> World<'_, W> {
         let dice = &mut self.snapshot_dice;
         let (kept, present) = (&self.servers[i].flushed, &self.servers[i].replica);
         let cut = if kept.applied.index >= at_least && dice.chance(1, 2) { kept } else { present };
-        let replica = Replica { machine: cut.machine.transferred(), ..cut.clone() };
+        let replica = cut.transferred();
         let last = replica.applied;
         if last.index < at_least {
             return self
@@ -163,6 +164,24 @@ impl<W: Workload> World<'_, W> {
                 None if at == self.states.len() => self.states.push(digest),
                 None => return self.failed(format!("n{} is at {index}, where nobody was before", i + 1)),
             }
+        }
+    }
+
+    /// What came of commands with tags on this server.
+    pub(super) fn look_at_outcomes(&mut self, i: usize) {
+        for applied in std::mem::take(&mut self.servers[i].outcomes) {
+            match &applied.outcome {
+                Outcome::Refused(Refusal::Expired) => self.counts.saw(Situation::SessionEnded),
+                Outcome::Refused(Refusal::Late) => self.counts.saw(Situation::LateCopy),
+                Outcome::Done { first: Some(first), .. } => {
+                    let restored = self.servers[i].restored.as_ref();
+                    let heard = restored.is_some_and(|meta| first.index <= meta.last.index);
+                    self.counts.add(Situation::KnownBySnapshot, u64::from(heard));
+                }
+                Outcome::Done { .. } => {}
+            }
+            let once = self.once.applied(applied).map_err(|failure| format!("n{}: {failure}", i + 1));
+            self.check(once);
         }
     }
 

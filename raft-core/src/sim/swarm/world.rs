@@ -10,9 +10,11 @@ use super::clock::Clock;
 use super::mix::Mix;
 use super::nemesis::Undo;
 use super::network::Network;
+use super::once::Once;
 use super::operator::Operator;
 use super::replica::mixed;
 use super::server::{Item, Job, Server};
+use super::sessions::Refusal;
 use super::sometimes::{Counts, Situation};
 use super::transfer::Transfer;
 use super::watch::{Arrow, Lane, Watch, describe};
@@ -94,6 +96,7 @@ pub(super) struct World<'w, W> {
     pub(super) clients: Vec<Client>,
     pub(super) operator: Operator,
     pub(super) checker: Checker,
+    pub(super) once: Once,
     pub(super) counts: Counts,
     pub(super) streams: Vec<Stream>,
     pub(super) candidates: BTreeMap<Term, usize>,
@@ -131,7 +134,8 @@ pub(super) struct World<'w, W> {
 
 impl<'w, W: Workload> World<'w, W> {
     pub(super) fn new(seed: u64, mix: Mix, watch: Option<&'w mut dyn Watch>) -> Self {
-        let clients = (0..mix.clients).map(|i| Client::new(i, &mix, Dice::new(seed, 300 + i as u64))).collect();
+        let dice = |i| [300, 400].map(|stream| Dice::new(seed, stream + i as u64));
+        let clients = (0..mix.clients).map(|i| Client::new(i, &mix, dice(i))).collect();
         World {
             seed,
             schedule: Schedule::default(),
@@ -143,6 +147,7 @@ impl<'w, W: Workload> World<'w, W> {
             clients,
             operator: Operator::new(Dice::new(seed, 3)),
             checker: Checker::default(),
+            once: Once::default(),
             counts: Counts::default(),
             streams: vec![Stream::default(); mix.slots()],
             candidates: BTreeMap::new(),
@@ -286,9 +291,16 @@ impl<'w, W: Workload> World<'w, W> {
                 let now = self.now();
                 if let Some(client) = self.clients.get_mut(ticket.client).filter(|client| client.ticket() == ticket) {
                     let heard = self.watch.is_some().then(|| answer.clone());
-                    let next = client.answered(now, answer);
+                    let late = answer == Answer::Refused(Refusal::Late) && !client.is_idle();
+                    let next = client.answered(now, answer, &mut self.counts);
                     if let Some(answer) = heard {
                         self.note(format_args!("c{} hears {answer:?}", ticket.client + 1));
+                    }
+                    if late {
+                        self.failed(format!(
+                            "c{} waits for its command, and hears that it had gone on",
+                            ticket.client + 1
+                        ));
                     }
                     self.client_goes_on(ticket.client, next);
                 }
@@ -352,7 +364,7 @@ impl<'w, W: Workload> World<'w, W> {
 
     fn client_goes_on(&mut self, client: usize, next: Next) {
         let ticket = self.clients[client].ticket();
-        let asks = next.ask.is_some();
+        let asks = next.ask.is_some() && !self.clients[client].is_idle();
         if let Some((server, ask)) = next.ask {
             self.note(format_args!("c{} asks n{}: {ask:?} ({})", client + 1, server + 1, ticket.attempt));
             self.send_request(server, ticket, ask);
@@ -385,7 +397,11 @@ impl<'w, W: Workload> World<'w, W> {
             // Whoever stops leading gives up at once on everything that could be replaced.
             Answer::Replaced => self.failed(format!("c{} hears that its command was replaced", ticket.client + 1)),
             Answer::Unknown => self.counts.saw(Situation::Undecided),
-            Answer::Done { .. } | Answer::NotLeader(_) => {}
+            Answer::Done { .. } | Answer::NotLeader(_) | Answer::Refused(_) => {}
+        }
+        if let Some(tag) = self.clients.get(ticket.client).and_then(|client| client.tag(ticket.attempt)) {
+            let honest = self.once.answered(tag, &answer);
+            self.check(honest);
         }
         if let Some(delay) = self.client_delay() {
             self.schedule.after(delay, Event::Answer { ticket, answer });
