@@ -71,6 +71,11 @@
 //! assert!(applied.iter().all(|commands| commands[0] == b"hello"));
 //! ```
 //!
+//! # Testing what is built on it
+//!
+//! With the feature `sim` there is a deterministic simulator of whole clusters, `sim`: faults of every kind, a state machine of your own
+//! (`sim::swarm::run_workload`), or an exhaustive search (`sim::explore`). A failure is a number that repeats it.
+//!
 //! # Sources
 //!
 //! "The paper" is Ongaro and Ousterhout, *In Search of an Understandable Consensus Algorithm (Extended Version)*, 2014; "the
