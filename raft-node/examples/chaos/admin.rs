@@ -30,8 +30,15 @@ const STEP: Duration = Duration::from_secs(25);
 const CATCH_UP: Duration = Duration::from_secs(20);
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How long a node with an emptied disk is watched: nobody may take it for the one that it was.
-const WATCH: Duration = Duration::from_secs(2);
+/// How long a node with an emptied disk is watched: nobody may take it for the one that it was. It has to come up, and the others try less and less often.
+const WATCH: Duration = Duration::from_secs(6);
+/// Until its first words have come, others may have spoken to it, and cut it off then, again and again. Whoever is let in hears a leader for longer than this without a
+/// break.
+const LET_IN: Duration = Duration::from_secs(3);
+/// A node's counter of the others with which it is connected.
+const CONNECTED: &str = "net.peers_connected";
+/// What a node that is refused finds in its log.
+const REFUSAL: &str = "is known here with another data directory";
 
 /// What is to be remembered from deed to deed.
 #[derive(Debug, Default)]
@@ -61,8 +68,8 @@ pub(crate) struct Admin<'a, 'c> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Goal {
     Removed(NodeId),
-    /// With the identity that it has now.
-    Learner(NodeId, u64),
+    /// Of one who joins, which node is meant.
+    Learner(NodeId, Option<u64>),
     Voter(NodeId),
 }
 
@@ -132,6 +139,11 @@ enum Repair {
     Remove(NodeId),
     Promote(NodeId),
     Admit(NodeId),
+}
+
+/// Whether a node is connected to somebody, and hears a leader.
+fn is_connected(status: &NodeStatus) -> bool {
+    status.leader.is_some() && status.metrics.get(CONNECTED).is_some_and(|peers| *peers > 0)
 }
 
 /// Settings of a client for this work.
@@ -270,8 +282,7 @@ impl Admin<'_, '_> {
     }
 
     async fn demote(&mut self, node: NodeId) -> Result<()> {
-        let identity = self.monitor.status(node).map_or(0, |status| status.identity);
-        self.reach(Goal::Learner(node, identity), STEP).await?;
+        self.reach(Goal::Learner(node, None), STEP).await?;
         self.notes.deed("voter to learner");
         sleep(self.dice.time(Duration::ZERO, Duration::from_millis(1500))).await;
         self.reach(Goal::Voter(node), STEP).await?;
@@ -283,7 +294,7 @@ impl Admin<'_, '_> {
         // Of founders everyone remembers whom it met, so all must have met. Who has not cannot know that this is another one.
         let acquainted = |monitor: &Monitor| {
             let members = monitor.members();
-            let met = |status: NodeStatus| status.metrics.get("net.peers_connected").copied().unwrap_or(0) as usize;
+            let met = |status: NodeStatus| status.metrics.get(CONNECTED).copied().unwrap_or(0) as usize;
             members.iter().all(|id| monitor.status(*id).is_some_and(|status| met(status) + 1 >= members.len()))
         };
         let begin = Instant::now();
@@ -293,18 +304,44 @@ impl Admin<'_, '_> {
             }
             sleep(PAUSE).await;
         }
+        let refusals = self.refusals(node)?;
         self.books.blank.insert(node);
         self.cluster.borrow_mut().start_empty(node, false)?;
         self.notes.deed(LOST_DISK);
-        sleep(WATCH).await;
-        let status = self.monitor.status(node);
-        // One of before may still be there if it did not come up yet.
-        if let Some(status) = status.filter(|status| status.commit_index > 0 || status.role == "leader") {
-            let wrong = format!("node {node} has lost its disk, and was taken for the one that it was: {status:?}");
-            self.notes.violations.push(wrong);
-        }
+        self.watch(node, refusals).await?;
         self.remove(node, STEP).await?;
         self.admit(node, STEP).await
+    }
+
+    /// Nobody may talk to this node, which has lost its disk; it was refused so often before.
+    async fn watch(&mut self, node: NodeId, before: usize) -> Result<()> {
+        // What it said in its former life is forgotten by the time that it comes up.
+        sleep(Duration::from_secs(1)).await;
+        let (begin, mut since) = (Instant::now(), None::<Instant>);
+        while begin.elapsed() < WATCH {
+            let status = self.monitor.status(node).filter(is_connected);
+            match (status, since) {
+                (None, _) => since = None,
+                (Some(_), None) => since = Some(Instant::now()),
+                (Some(status), Some(since)) if since.elapsed() > LET_IN => {
+                    let wrong =
+                        format!("node {node} has lost its disk, and was taken for the one that it was: {status:?}");
+                    self.notes.violations.push(wrong);
+                    return Ok(());
+                }
+                _ => {}
+            }
+            sleep(PAUSE).await;
+        }
+        if self.refusals(node)? > before {
+            self.notes.deed("empty node refused");
+        }
+        Ok(())
+    }
+
+    /// How often a node was told that another one is meant by its id.
+    fn refusals(&self, node: NodeId) -> Result<usize> {
+        Ok(self.cluster.borrow().log(node)?.matches(REFUSAL).count())
     }
 
     /// Removes a member, the leader perhaps.
@@ -327,7 +364,7 @@ impl Admin<'_, '_> {
             self.failed("refused: compaction", &error);
         }
         let identity = self.identity(node, within).await?;
-        self.reach(Goal::Learner(node, identity), within.saturating_sub(begin.elapsed())).await?;
+        self.reach(Goal::Learner(node, Some(identity)), within.saturating_sub(begin.elapsed())).await?;
         self.notes.deed("learner added");
         self.reach(Goal::Voter(node), within.max(CATCH_UP)).await?;
         self.notes.deed(NEW_VOTER);
@@ -379,7 +416,8 @@ impl Admin<'_, '_> {
         match goal {
             Goal::Removed(id) => MemberChange { removed: vec![id], ..MemberChange::default() },
             Goal::Voter(id) => MemberChange { voters: vec![id], ..MemberChange::default() },
-            Goal::Learner(id, identity) => {
+            Goal::Learner(id, None) => MemberChange { learners: vec![id], ..MemberChange::default() },
+            Goal::Learner(id, Some(identity)) => {
                 let gate = self.cluster.borrow().gate(id);
                 let addresses = gate.map(|gate| (id, gate.to_string())).into_iter().collect();
                 let identities = vec![(id, identity)];
@@ -471,14 +509,23 @@ mod tests {
         for (goal, met) in [
             (Goal::Removed(NodeId(3)), true),
             (Goal::Removed(NodeId(2)), false),
-            (Goal::Learner(NodeId(2), 7), true),
-            (Goal::Learner(NodeId(1), 7), false),
+            (Goal::Learner(NodeId(2), None), true),
+            (Goal::Learner(NodeId(1), Some(7)), false),
             (Goal::Voter(NodeId(1)), true),
             (Goal::Voter(NodeId(2)), false),
             (Goal::Voter(NodeId(3)), false),
         ] {
             assert_eq!(goal.is_met(&roles), met, "{goal}");
         }
+    }
+
+    #[test]
+    fn who_hears_a_leader_on_a_connection_that_lasts_was_let_in() {
+        let metrics = |peers| [(CONNECTED.to_owned(), peers)].into();
+        let status = |leader, peers| NodeStatus { leader, metrics: metrics(peers), ..NodeStatus::default() };
+        assert!(is_connected(&status(Some(NodeId(2)), 1)));
+        assert!(!is_connected(&status(Some(NodeId(2)), 0)), "it heard one, and was cut off");
+        assert!(!is_connected(&status(None, 2)), "nobody has said anything");
     }
 
     #[test]

@@ -29,6 +29,8 @@ const DAY: Duration = Duration::from_hours(24);
 pub(crate) struct Cluster {
     dir: PathBuf,
     program: PathBuf,
+    /// Sections of every configuration file besides those that it must have.
+    more: String,
     nodes: BTreeMap<NodeId, Node>,
     /// Those that had ended by themselves when they were to be killed.
     ended: Vec<Stopped>,
@@ -148,7 +150,8 @@ impl Cluster {
             .stderr(Stdio::null())
             .status()
             .is_ok_and(|status| status.success());
-        Ok(Cluster { dir: dir.to_owned(), program: program.to_owned(), nodes, ended: Vec::new(), tls, leash })
+        let (dir, program, more) = (dir.to_owned(), program.to_owned(), more.to_owned());
+        Ok(Cluster { dir, program, more, nodes, ended: Vec::new(), tls, leash })
     }
 
     /// All nodes, running or not.
@@ -215,7 +218,13 @@ impl Cluster {
     /// Kills a node, empties its disk and starts it as if nothing had happened; if `joins`, from now on it waits to be added when it has nothing.
     pub(crate) fn start_empty(&mut self, id: NodeId, joins: bool) -> Result<()> {
         self.kill(id)?;
-        self.node(id)?.joins |= joins;
+        if joins {
+            // Of two nodes the lower id dials the other: who joins must know everybody who may lead by now.
+            let gates: BTreeMap<_, _> = self.nodes.iter().map(|(id, node)| (id, &node.gate)).collect();
+            let text = config(id, self.nodes[&id].address, &gates, &self.more)?;
+            fs::write(self.file(id, "toml"), text)?;
+            self.node(id)?.joins = true;
+        }
         let dir = self.data_dir(id);
         // The directory itself may be a disk of its own.
         for entry in fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))? {

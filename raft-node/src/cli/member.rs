@@ -20,7 +20,7 @@ pub(super) enum MemberCommand {
     List(ClientArgs),
     /// Add a node: first as a learner, and once it has caught up with a vote
     ///
-    /// Start the node itself first, with an empty data directory and `raft-node serve --join`.
+    /// Start the node itself first, with an empty data directory, all present members among its `[peers]`, and `raft-node serve --join`.
     Add(AddArgs),
     /// Give a learner its vote
     Promote(PromoteArgs),

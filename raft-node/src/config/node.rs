@@ -34,7 +34,8 @@ pub struct NodeConfig {
     pub listen: SocketAddr,
     /// This node joins a cluster that has begun without it.
     pub join: bool,
-    /// Every node with which the cluster begins, this one included, as others reach it (`host:port`); on a node that joins, those that it may ask.
+    /// Every node with which the cluster begins, this one included, as others reach it (`host:port`); on a node that joins, all
+    /// present members: of two nodes the one with the lower id dials the other, and the leader may be anyone.
     pub peers: BTreeMap<NodeId, String>,
     /// Certificates.
     pub tls: TlsFiles,
