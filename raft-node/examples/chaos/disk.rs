@@ -35,7 +35,11 @@ pub(crate) enum Injection {
 }
 
 /// A strace at work on a node. Dropping it detaches; the node goes on.
-pub(crate) struct Tracer(Child);
+pub(crate) struct Tracer {
+    strace: Child,
+    /// What it says.
+    output: PathBuf,
+}
 
 impl Tracer {
     /// Why syncs cannot be disturbed here, if they cannot.
@@ -83,10 +87,10 @@ impl Tracer {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
-        let mut tracer = Tracer(command.spawn().context("cannot start strace")?);
+        let mut tracer = Tracer { strace: command.spawn().context("cannot start strace")?, output: output.clone() };
         let begin = Instant::now();
         while !fs::read_to_string(&output)?.contains("attached") {
-            if let Some(status) = tracer.0.try_wait()? {
+            if let Some(status) = tracer.strace.try_wait()? {
                 bail!("strace ended ({status}): {}", fs::read_to_string(&output)?.trim());
             }
             if begin.elapsed() > ATTACH_WITHIN {
@@ -96,13 +100,18 @@ impl Tracer {
         }
         Ok(tracer)
     }
+
+    /// Whether a sync has been hit.
+    pub(crate) fn injected(&self) -> Result<bool> {
+        Ok(fs::read_to_string(&self.output)?.contains("(INJECTED)"))
+    }
 }
 
 impl Drop for Tracer {
     fn drop(&mut self) {
         // It may have ended together with the node.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.strace.kill();
+        let _ = self.strace.wait();
     }
 }
 

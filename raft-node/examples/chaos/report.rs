@@ -81,6 +81,9 @@ pub(crate) struct Report {
     pub(crate) violations: Vec<String>,
 }
 
+/// As [`Fault::kinds`](crate::schedule::Fault::kinds) calls them.
+const DISK_FAULTS: [&str; 3] = ["fsync error", "fsync delay", "full disk"];
+
 impl Report {
     /// Whether nothing is wrong, and enough was looked at to say so.
     pub(crate) fn is_good(&self) -> bool {
@@ -104,7 +107,12 @@ impl Report {
             Aim::Schedule(length) => {
                 // In so many times two minutes.
                 let times = (length.as_secs() / LONG.as_secs()).min(1_000_000);
-                vec![
+                // Where a kind cannot be had, the report says so.
+                let disks = DISK_FAULTS.iter().filter(|kind| !self.skipped.contains_key(**kind));
+                let each = disks.clone().map(|kind| (*kind, faults(&[kind]), times / 5));
+                let disk = ("disk faults", faults(&DISK_FAULTS), if disks.clone().count() > 0 { times } else { 0 });
+                let mut least = vec![
+                    disk,
                     ("kills", faults(&["kill -9", "crash loop"]), 3 * times),
                     ("cuts", faults(&["cut"]), 2 * times),
                     ("pauses", faults(&["pause"]), times),
@@ -116,7 +124,9 @@ impl Report {
                     ("snapshots taken over", self.snapshots_restored, times),
                     ("increments", self.increments, 5 * times),
                     ("repeated writes", self.repeated, times.min(1)),
-                ]
+                ];
+                least.extend(each);
+                least
             }
         };
         let lacks = least.into_iter().filter(|(_, actual, least)| actual < least);
@@ -229,7 +239,16 @@ mod tests {
             nodes: 3,
             seconds: 60.0 * minutes as f64,
             operations: Outcomes { ok: 1000, failed: 0, unknown: 0 },
-            faults: counts(&["kill -9", "kill -9 of all", "cut", "cut, one way", "pause"]),
+            faults: counts(&[
+                "kill -9",
+                "kill -9 of all",
+                "cut",
+                "cut, one way",
+                "pause",
+                "fsync error",
+                "fsync delay",
+                "full disk",
+            ]),
             deeds: counts(&[TRANSFER, LEADER_REMOVED, NEW_VOTER, LOST_DISK]),
             aim: Aim::Schedule(Duration::from_mins(minutes)),
             endured_s: 60.0 * minutes as f64,
@@ -270,12 +289,29 @@ mod tests {
         assert!(good(|_| {}));
         assert!(!good(|report| report.faults.retain(|kind, _| !kind.starts_with("cut"))));
         assert!(!good(|report| report.faults.retain(|kind, _| !kind.starts_with("kill"))));
+        assert!(!good(|report| report.faults.retain(|kind, _| !DISK_FAULTS.contains(&kind.as_str()))));
+        assert!(good(|report| {
+            report.faults.retain(|kind, _| !DISK_FAULTS.contains(&kind.as_str()));
+            report.skipped = DISK_FAULTS.iter().map(|kind| ((*kind).to_owned(), "not root".to_owned())).collect();
+        }));
         assert!(!good(|report| *report.deeds.get_mut(TRANSFER).expect("some") = 1));
         assert!(!good(|report| report.deeds.retain(|kind, _| kind != LEADER_REMOVED)));
         assert!(!good(|report| report.deeds.retain(|kind, _| kind != LOST_DISK)));
         assert!(!good(|report| report.snapshots_restored = 1));
         assert!(!good(|report| report.repeated = 0));
         assert!(!good(|report| report.increments = 0));
+    }
+
+    #[test]
+    fn long_runs_need_each_kind_of_disk_fault() {
+        let without = |minutes, missing: &str| {
+            let mut report = report(minutes);
+            report.faults.retain(|kind, _| kind != missing);
+            report.is_good()
+        };
+        for kind in DISK_FAULTS {
+            assert!(without(8, kind) && !without(10, kind), "{kind}");
+        }
     }
 
     #[test]

@@ -234,7 +234,7 @@ enum Machine {
     DiskFull,
 }
 
-/// Two of these fit into two minutes.
+/// One and a half of these fit into two minutes.
 const MACHINES: [Machine; 12] = [
     Machine::Kill,
     Machine::Kill,
@@ -448,6 +448,7 @@ mod tests {
             assert!(count("kill -9") + count("crash loop") >= 3, "seed {seed}: {kinds:?}");
             assert!(count("cut") >= 2, "seed {seed}: {kinds:?}");
             assert!(count("pause") >= 1, "seed {seed}: {kinds:?}");
+            assert!(count("fsync") + count("full disk") >= 1, "seed {seed}: {kinds:?}");
         }
     }
 
