@@ -8,7 +8,7 @@ use crate::workspace;
 ///
 /// Loss, repetition, delay and reordering of messages, timers at any time, and crashes at every point between a write and its completion; every state
 /// is held against Raft's promises. What was seen is counted and printed; a violation is printed as the shortest way there. Ten million
-/// states of each exploration take about a minute and a gigabyte. `cargo xtask explore -- --help` tells about the bounds.
+/// states of one exploration take about a minute and a half and a gigabyte. `cargo xtask explore -- --help` tells about the bounds.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Stop each exploration at so many distinct states [default: 200000]

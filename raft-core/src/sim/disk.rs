@@ -234,7 +234,8 @@ impl Disk {
     }
 
     /// Pulls the plug, and some of what was on its way to the disk has arrived: the oldest `writes` of those pending, and of the
-    /// next one, if `torn` says so, all but its entries, of which there are only that many.
+    /// next one, if `torn` says so, all but its entries, of which there are only that many. That is harsher than what a store leaves whose writes are atomic,
+    /// as RocksDB's batches are: the core relies on less.
     ///
     /// # Errors
     /// What is wrong with the writes, in words.

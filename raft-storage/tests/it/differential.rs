@@ -1,5 +1,6 @@
 //! The simulator's model of a disk against the real store: what `raft_core::sim::disk::Disk` says a disk does, RocksDB and the store in
-//! memory must do. Everything that the simulator proves about crashes rests on this.
+//! memory must do. Everything that the simulator proves about crashes rests on this. Torn writes ([`Disk::crash_keeping`] with a part of one) are left out: they
+//! are harsher than what a power failure leaves of RocksDB's batches, each of which is there as a whole or not at all.
 //!
 //! A run is a function of its seed. `RAFT_DIFFERENTIAL_SEED=7 cargo test -p raft-storage differential` repeats one,
 //! `RAFT_DIFFERENTIAL_SEEDS=500` runs more than usual.

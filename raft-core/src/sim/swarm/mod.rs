@@ -5,11 +5,16 @@
 //! What is held against every run:
 //!
 //! - Raft's promises, by the [`checker`](super::checker), after every event;
+//! - the core's own order, by [`Raft::check_invariants`](crate::Raft::check_invariants), whenever a server has told of something out of the ordinary (a
+//!   role, a term, a truncation), and else only every 32nd time that one is at work: the check takes time in proportion to the log in memory;
 //! - every change that was acknowledged is committed, on the disks of a majority, and all state machines are equal;
 //! - what the clients saw of each key is [linearizable](super::linearizability);
 //! - a command that a client repeats in its session, because it does not know what came of it, is carried out at most once and answered alike each
 //!   time; and whoever is told that nothing happened is told the truth;
 //! - once the faults have ended, a leader is elected, every client is served, and all servers come to the same state, within a bound.
+//!
+//! A server whose sync fails is stopped by the simulation itself, which knows that this is the rule: that the real writer stops, and acknowledges nothing
+//! after a failed sync, is tested where it is, in `raft-node`.
 //!
 //! Parts: [`mix`] is what a seed decides; [`sometimes`] counts what occurred; the others are private: the servers with their disks, clocks
 //! and state machines, the network, the clients, the operator, who changes who belongs
