@@ -20,6 +20,8 @@ mod flush;
 mod open;
 mod scan;
 mod sessions;
+#[cfg(test)]
+mod simulated;
 mod snapshot;
 mod store;
 mod tables;

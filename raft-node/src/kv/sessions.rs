@@ -12,10 +12,12 @@ use super::{MAX_SESSION_REPLIES, MAX_SESSIONS, Refusal, Reply};
 
 /// All sessions.
 ///
-/// Invariants: at most [`MAX_SESSIONS`]; of each, at most [`MAX_SESSION_REPLIES`] replies are kept, none of them below `first_unanswered`.
-#[derive(Debug, Default)]
+/// Invariants: at most `most` (by default [`MAX_SESSIONS`]); of each, at most [`MAX_SESSION_REPLIES`] replies are kept, none of them below `first_unanswered`.
+#[derive(Debug)]
 pub(super) struct Sessions {
     open: BTreeMap<u64, Session>,
+    /// Tests lower it.
+    most: usize,
     /// Those that have changed, or gone, since [`Sessions::take_changed`].
     changed: BTreeSet<u64>,
 }
@@ -38,11 +40,23 @@ pub(super) struct Ticket {
     pub(super) first_unanswered: u64,
 }
 
+impl Default for Sessions {
+    fn default() -> Self {
+        Sessions { open: BTreeMap::new(), most: MAX_SESSIONS, changed: BTreeSet::new() }
+    }
+}
+
 impl Sessions {
+    /// Forgets everything: another state is taken over.
+    pub(super) fn clear(&mut self) {
+        self.open.clear();
+        self.changed.clear();
+    }
+
     /// Opens a session, named by the log index of the command that asks for it. When there are too many, the one that was not used for
     /// longest ends.
     pub(super) fn register(&mut self, index: u64) {
-        if self.open.len() >= MAX_SESSIONS
+        if self.open.len() >= self.most
             && let Some(oldest) = self.open.iter().min_by_key(|(_, session)| session.last_used).map(|(&id, _)| id)
         {
             self.end(oldest);
@@ -78,6 +92,12 @@ impl Sessions {
             None if session.replies.len() >= MAX_SESSION_REPLIES => Err(Refusal::TooManyUnanswered),
             None => Ok(None),
         }
+    }
+
+    /// There may be only so many from now on.
+    #[cfg(test)]
+    pub(super) fn limit(&mut self, most: usize) {
+        self.most = most;
     }
 
     /// A command that was admitted was carried out.

@@ -429,7 +429,7 @@ impl StateMachine for KvStore {
         (self.replay_bytes, self.torn) = (0, false);
         (self.space, self.restored) = (space, Some(meta.clone()));
         (self.applied, self.flushed) = (meta.last, meta.last.index);
-        self.sessions = Sessions::default();
+        self.sessions.clear();
         self.read_sessions().map_err(failed)?;
         snapshot::clear_other_spaces(&self.db, space).map_err(|e| failed(self.database("clearing away", e)))
     }
@@ -448,6 +448,20 @@ impl StateMachine for KvStore {
             Err(_) => Answer::Refused(Refusal::Malformed).encode_to(answer),
         }
         Ok(())
+    }
+}
+
+/// For simulations.
+#[cfg(test)]
+impl KvStore {
+    /// So few sessions that some end within seconds; the same on all servers.
+    pub(super) fn limit_sessions(&mut self, most: usize) {
+        self.sessions.limit(most);
+    }
+
+    /// What is in memory will not be written, as if the process were killed.
+    pub(super) fn forget_buffer(&mut self) {
+        self.torn = true;
     }
 }
 
