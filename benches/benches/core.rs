@@ -6,6 +6,21 @@
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 
+#[cfg(feature = "raft-rs")]
+#[allow(dead_code, unused_imports, reason = "the load generator needs and tests all of it")]
+#[path = "../src/machine.rs"]
+mod machine;
+#[cfg(feature = "raft-rs")]
+#[path = "core/raft_rs.rs"]
+mod raft_rs;
+#[cfg(feature = "raft-rs")]
+#[allow(dead_code, unused_imports, reason = "the load generator needs and tests all of it")]
+#[path = "../src/ratio.rs"]
+mod ratio;
+#[cfg(feature = "raft-rs")]
+#[path = "core/versus.rs"]
+mod versus;
+
 use std::collections::VecDeque;
 use std::hint::black_box;
 use std::time::Duration;
@@ -170,6 +185,15 @@ fn commit(c: &mut Criterion) {
     group.finish();
 }
 
+/// Beside raft-rs, in turn (feature `raft-rs`).
+#[cfg(feature = "raft-rs")]
+fn beside(c: &mut Criterion) {
+    versus::commit(c);
+}
+
+#[cfg(not(feature = "raft-rs"))]
+fn beside(_: &mut Criterion) {}
+
 /// Reads that arrive together share one round of heartbeats (ReadIndex).
 fn read(c: &mut Criterion) {
     let mut group = c.benchmark_group("core/read_index");
@@ -234,6 +258,6 @@ fn compact(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3)).sample_size(40);
-    targets = commit, read, membership, compact
+    targets = commit, beside, read, membership, compact
 }
 criterion_main!(benches);

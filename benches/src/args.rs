@@ -57,6 +57,14 @@ pub(crate) struct Args {
     /// Another cluster to measure in turn with the first, as NAME=FILE; FILE is its cluster.json
     #[arg(long, value_name = "NAME=FILE", value_parser = against)]
     pub(crate) against: Vec<Against>,
+    /// Start an etcd cluster of as many nodes, with its data in this new folder, and measure it in turn with the first
+    #[cfg(feature = "etcd")]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) etcd_dir: Option<PathBuf>,
+    /// The etcd program
+    #[cfg(feature = "etcd")]
+    #[arg(long, value_name = "FILE", default_value = "etcd")]
+    pub(crate) etcd: PathBuf,
 }
 
 /// Another cluster of this project.
@@ -110,7 +118,11 @@ impl Args {
 
     /// How many clusters take turns.
     pub(crate) fn targets(&self) -> usize {
-        1 + self.against.len()
+        #[cfg(feature = "etcd")]
+        let peers = usize::from(self.etcd_dir.is_some());
+        #[cfg(not(feature = "etcd"))]
+        let peers = 0;
+        1 + self.against.len() + peers
     }
 
     /// How long each floor is measured, twice.

@@ -82,6 +82,13 @@ pub(crate) fn commit() -> String {
     if is_clean { commit } else { format!("{commit}-dirty") }
 }
 
+/// Sorts like time, and can be part of a file's name.
+pub(crate) fn timestamp(at: time::OffsetDateTime) -> String {
+    let (year, month, day) = at.to_calendar_date();
+    let (hour, minute, second) = at.to_hms();
+    format!("{year:04}{:02}{day:02}T{hour:02}{minute:02}{second:02}Z", u8::from(month))
+}
+
 /// Bytes free on the file system of `path`, for an ordinary user.
 #[cfg(unix)]
 pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
@@ -122,5 +129,11 @@ mod tests {
     fn this_machine_has_cores() {
         let machine = Machine::find_out(Path::new("."));
         assert!(machine.cores > 0 && !machine.kernel.is_empty(), "{machine}");
+    }
+
+    #[test]
+    fn timestamps_sort_like_time() {
+        let at = time::OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
+        assert_eq!(timestamp(at), "20231114T221320Z");
     }
 }

@@ -15,12 +15,18 @@ mod cluster;
 mod figures;
 mod floors;
 mod lane;
+mod leash;
 mod lines;
 mod machine;
 mod meter;
 mod pace;
+mod page;
+#[cfg(feature = "etcd")]
+mod peers;
+mod plot;
 mod probe;
 mod progress;
+mod ratio;
 mod report;
 mod run;
 mod scenario;
@@ -56,6 +62,7 @@ const ASSUMED_RATE: u64 = 100_000;
 #[command(version, name = "raft-load")]
 enum Cli {
     Measure(Args),
+    Page(page::Args),
     #[command(flatten)]
     Trial(trials::Command),
 }
@@ -63,6 +70,7 @@ enum Cli {
 fn main() -> Result<()> {
     match Cli::parse() {
         Cli::Measure(args) => measure(&args),
+        Cli::Page(args) => page::run(&args),
         Cli::Trial(command) => trials::run(&command),
     }
 }
@@ -86,15 +94,7 @@ fn measure(args: &Args) -> Result<()> {
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let outcome = tokio::task::LocalSet::new().block_on(&runtime, async {
-        let mut benches = vec![Bench::new(description.clone(), &description.tls()?)?];
-        for Against { name, cluster } in &args.against {
-            let other = Description::load(cluster)?;
-            ensure!(other.nodes.len() == description.nodes.len(), "{name} has another number of nodes");
-            benches.push(Bench::new(other.clone(), &other.tls()?)?);
-            let program = other.program.unwrap_or_default();
-            let about = format!("another build of this project: {}", shorten(&program).display());
-            report.others.push(Other { name: name.clone(), about, scenarios: Vec::new() });
-        }
+        let benches = benches(args, &description, &mut report)?;
         let outcome = suite::run(&benches, &args.loads(), args.rate(), &mut report, &progress).await;
         for bench in benches {
             bench.close().await;
@@ -117,7 +117,33 @@ fn measure(args: &Args) -> Result<()> {
         println!("{}", table::compare(&report, &baseline));
     }
     println!("every repetition is in {}", shorten(&path).display());
+    for picture in plot::save(&args.out, &report.started, &plot::of_report(&report))? {
+        println!("a picture of it is {}", shorten(&picture).display());
+    }
     Ok(())
+}
+
+/// Our cluster, and those that are measured in turn with it.
+fn benches(args: &Args, description: &Description, report: &mut Report) -> Result<Vec<Bench>> {
+    let mut benches = vec![Bench::new(description.clone(), &description.tls()?)?];
+    let mut add = |bench: Bench, name: &str, about: String| {
+        benches.push(bench);
+        report.others.push(Other { name: name.to_owned(), about, scenarios: Vec::new() });
+    };
+    for Against { name, cluster } in &args.against {
+        let other = Description::load(cluster)?;
+        ensure!(other.nodes.len() == description.nodes.len(), "{name} has another number of nodes");
+        let bench = Bench::new(other.clone(), &other.tls()?)?;
+        let program = other.program.unwrap_or_default();
+        add(bench, name, format!("another build of this project: {}", shorten(&program).display()));
+    }
+    #[cfg(feature = "etcd")]
+    if let Some(dir) = &args.etcd_dir {
+        let etcd = peers::etcd::Etcd::start(&args.etcd, dir, description.nodes.len())?;
+        let about = etcd.about();
+        add(Bench::of(target::Target::Etcd(Box::new(etcd))), "etcd", about);
+    }
+    Ok(benches)
 }
 
 /// The path as it can be typed where the program was started.

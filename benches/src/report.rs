@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::figures::{FIGURES, Summary};
 use crate::floors::Floors;
-use crate::machine::Machine;
+use crate::machine::{Machine, timestamp};
 use crate::scenario::{Load, Repetition, Settings};
 
 /// Version of the file's format.
@@ -188,18 +188,15 @@ impl Report {
     }
 }
 
-/// Sorts like time, and can be part of a file's name.
-pub(crate) fn timestamp(at: time::OffsetDateTime) -> String {
-    let (year, month, day) = at.to_calendar_date();
-    let (hour, minute, second) = at.to_hms();
-    format!("{year:04}{:02}{day:02}T{hour:02}{minute:02}{second:02}Z", u8::from(month))
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub(crate) fn settings() -> Settings {
+    pub(crate) fn report() -> Report {
+        Report::new(Machine::default(), "abc".into(), 3, settings())
+    }
+
+    fn settings() -> Settings {
         Settings {
             seconds: 1.0,
             warm_up_seconds: 0.1,
@@ -241,11 +238,5 @@ mod tests {
         assert!(error.contains("has format 2"), "{error}");
         fs::write(&path, "{}").unwrap();
         assert!(Report::load(&path).is_err());
-    }
-
-    #[test]
-    fn timestamps_sort_like_time() {
-        let at = time::OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
-        assert_eq!(timestamp(at), "20231114T221320Z");
     }
 }

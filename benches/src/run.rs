@@ -27,7 +27,7 @@ pub(crate) struct Bench {
 impl Bench {
     /// For a cluster of this project. Must be called within a tokio runtime.
     pub(crate) fn new(description: Description, tls: &TlsIdentity) -> Result<Self> {
-        Ok(Bench::of(Target::Raft(RaftCluster::new(description, tls)?)))
+        Ok(Bench::of(Target::Raft(Box::new(RaftCluster::new(description, tls)?))))
     }
 
     /// For any cluster.

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 
-use crate::figures::{FIGURES, Figure, Ratio, Summary};
+use crate::figures::{FIGURES, Figure, Summary};
+use crate::ratio::Ratio;
 use crate::report::{Report, Scenario};
 use crate::scenario::{Load, Repetition};
 
@@ -14,8 +15,13 @@ const DISTURBED: f64 = 0.05;
 
 /// The whole report, for people.
 pub(crate) fn render(report: &Report) -> String {
+    format!("\n{}\n{}", about(report), figures(report))
+}
+
+/// What must be known to judge the figures.
+pub(crate) fn about(report: &Report) -> String {
     let mut text = String::new();
-    let _ = writeln!(text, "\nmachine     {}", report.machine);
+    let _ = writeln!(text, "machine     {}", report.machine);
     let _ = writeln!(text, "durability  {}", report.durability);
     for other in &report.others {
         let _ = writeln!(text, "beside it   {}: {}", other.name, other.about);
@@ -35,13 +41,19 @@ pub(crate) fn render(report: &Report) -> String {
     let floors = &report.floors;
     let _ = writeln!(
         text,
-        "floors      fdatasync of 256 B {:.0} us (p99 {:.0}), UDP round trip {:.0} us (p99 {:.0}): a lone write takes at least {:.0} us\n",
+        "floors      fdatasync of 256 B {:.0} us (p99 {:.0}), UDP round trip {:.0} us (p99 {:.0}): a lone write takes at least {:.0} us",
         floors.fdatasync.p50,
         floors.fdatasync.p99,
         floors.udp_round_trip.p50,
         floors.udp_round_trip.p99,
         floors.write()
     );
+    text
+}
+
+/// The tables, and what must be known of single figures.
+pub(crate) fn figures(report: &Report) -> String {
+    let mut text = String::new();
     let _ = writeln!(text, "{}\n", speed(report));
     let _ = writeln!(text, "{}\n", cost(report));
     let _ = writeln!(

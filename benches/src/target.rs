@@ -11,13 +11,18 @@ use crate::cluster::{Description, Leadership, Observer, agreed};
 use crate::lane::Lane;
 use crate::lines::{Lanes, Line, Loop};
 use crate::meter::Meter;
+#[cfg(feature = "etcd")]
+use crate::peers::etcd::Etcd;
 use crate::probe::Counters;
 use crate::workload::Workload;
 
 /// A running cluster.
 pub(crate) enum Target {
     /// Of this project, of this build or another.
-    Raft(RaftCluster),
+    Raft(Box<RaftCluster>),
+    /// Of etcd.
+    #[cfg(feature = "etcd")]
+    Etcd(Box<Etcd>),
 }
 
 /// What a cluster says of itself.
@@ -33,6 +38,8 @@ impl Target {
     pub(crate) fn pids(&self) -> &[u32] {
         match self {
             Target::Raft(cluster) => &cluster.pids,
+            #[cfg(feature = "etcd")]
+            Target::Etcd(etcd) => etcd.pids(),
         }
     }
 
@@ -40,6 +47,8 @@ impl Target {
     pub(crate) async fn leadership(&self) -> Result<Leadership> {
         match self {
             Target::Raft(cluster) => cluster.observer.leadership().await,
+            #[cfg(feature = "etcd")]
+            Target::Etcd(etcd) => etcd.leadership().await,
         }
     }
 
@@ -47,6 +56,8 @@ impl Target {
     pub(crate) async fn look(&self) -> Result<Moment> {
         match self {
             Target::Raft(cluster) => cluster.look().await,
+            #[cfg(feature = "etcd")]
+            Target::Etcd(etcd) => etcd.look().await,
         }
     }
 
@@ -54,6 +65,8 @@ impl Target {
     pub(crate) fn workload(&self, keys: u64, value_size: usize, seed: u64) -> Result<Workload> {
         match self {
             Target::Raft(_) => Workload::new(keys, value_size, seed),
+            #[cfg(feature = "etcd")]
+            Target::Etcd(_) => crate::peers::etcd::workload(keys, value_size, seed),
         }
     }
 
@@ -75,6 +88,10 @@ impl Target {
                     lanes.tasks.spawn_local(lane.clone().run());
                     lane
                 }
+                #[cfg(feature = "etcd")]
+                Target::Etcd(etcd) => {
+                    etcd.connect(node, kind, meter.clone(), workload(number)?, &mut lanes.tasks).await?
+                }
             };
             lanes.all.push(line);
         }
@@ -85,6 +102,8 @@ impl Target {
     pub(crate) async fn close(&self) {
         match self {
             Target::Raft(cluster) => cluster.close().await,
+            #[cfg(feature = "etcd")]
+            Target::Etcd(_) => {}
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::figures::{FIGURES, Figure, Ratio, Summary};
+use crate::figures::{FIGURES, Figure, Summary};
+use crate::ratio::Ratio;
 use crate::report::{OURS, Report, Scenario};
 use crate::scenario::Load;
 use crate::table::{shown, table};

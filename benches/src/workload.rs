@@ -19,6 +19,8 @@ const ID_AT: usize = 4;
 /// value: a load generator that shares its cores with the cluster must not spend them.
 pub(crate) struct Workload {
     template: Vec<u8>,
+    /// Whether it has a request id.
+    has_id: bool,
     key_at: usize,
     value_at: usize,
     value_size: usize,
@@ -35,34 +37,49 @@ enum Keys {
     Ascending { next: u64, step: u64 },
 }
 
+/// Makes a frame of a key and a value.
+type Encode = fn(&[u8], &[u8]) -> Result<Vec<u8>>;
+
+/// In the words of our client protocol.
+fn encode(key: &[u8], value: &[u8]) -> Result<Vec<u8>> {
+    let command: Bytes = Command::Put { key, value }.encode();
+    let mut frame = BytesMut::new();
+    let request = Request::Write { group: GroupId::FIRST, command };
+    request.encode_to(0, &mut frame).context("the value is too long for a frame")?;
+    Ok(frame.to_vec())
+}
+
 impl Workload {
     /// Puts of `value_size` bytes over `keys` keys.
     pub(crate) fn new(keys: u64, value_size: usize, seed: u64) -> Result<Self> {
+        Workload::with(keys, value_size, seed, encode).map(|workload| Workload { has_id: true, ..workload })
+    }
+
+    /// The same in other words: `encode` makes a frame of a key and a value. It has no request id, and the value at its end.
+    pub(crate) fn with(keys: u64, value_size: usize, seed: u64, encode: Encode) -> Result<Self> {
         ensure!(keys > 0, "there must be a key");
-        Workload::over(Keys::Random(keys), value_size, seed)
+        Workload::over(Keys::Random(keys), value_size, seed, encode)
     }
 
     /// Puts of `value_size` bytes to the keys `first`, `first + step` and so on, none of them twice.
     pub(crate) fn ascending(first: u64, step: u64, value_size: usize) -> Result<Self> {
         ensure!(step > 0, "the keys must differ");
-        Workload::over(Keys::Ascending { next: first, step }, value_size, first)
+        let workload = Workload::over(Keys::Ascending { next: first, step }, value_size, first, encode)?;
+        Ok(Workload { has_id: true, ..workload })
     }
 
-    fn over(keys: Keys, value_size: usize, seed: u64) -> Result<Self> {
+    fn over(keys: Keys, value_size: usize, seed: u64, encode: Encode) -> Result<Self> {
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut pool = vec![0; POOL + value_size];
         rng.fill_bytes(&mut pool);
         let key = format!("bench/{:0DIGITS$}", 0);
-        let command: Bytes = Command::Put { key: key.as_bytes(), value: &pool[..value_size] }.encode();
-        let mut frame = BytesMut::new();
-        let request = Request::Write { group: GroupId::FIRST, command };
-        request.encode_to(0, &mut frame).context("the value is too long for a frame")?;
+        let frame = encode(key.as_bytes(), &pool[..value_size])?;
         let find = |part: &[u8]| frame.windows(part.len()).position(|window| window == part);
         let key_at = find(key.as_bytes()).context("keys are not sent as they are")? + key.len() - DIGITS;
         // The value ends the frame.
         let value_at = frame.len() - value_size;
         ensure!(frame[value_at..] == pool[..value_size], "values are not sent as they are");
-        Ok(Workload { template: frame.to_vec(), key_at, value_at, value_size, keys, pool, rng })
+        Ok(Workload { template: frame, has_id: false, key_at, value_at, value_size, keys, pool, rng })
     }
 
     /// Appends a put of a random key.
@@ -72,7 +89,9 @@ impl Workload {
         let offset = self.rng.random_range(0..POOL);
         out.extend_from_slice(&self.pool[offset..offset + self.value_size]);
         let frame = &mut out[start..];
-        frame[ID_AT..ID_AT + 8].copy_from_slice(&id.to_le_bytes());
+        if self.has_id {
+            frame[ID_AT..ID_AT + 8].copy_from_slice(&id.to_le_bytes());
+        }
         let mut key = match &mut self.keys {
             Keys::Random(keys) => self.rng.random_range(0..*keys),
             Keys::Ascending { next, step } => std::mem::replace(next, *next + *step),

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: how fast a cluster of real processes is, and what its clients notice when something happens to it.
 
+mod rival;
 mod trials;
 
 use std::path::{Path, PathBuf};
@@ -9,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use self::rival::Rival;
 use self::trials::Trial;
 use crate::cluster::{self, Cluster, Options, addresses};
 use crate::report::{human, table};
-use crate::{setup, signals, workspace};
+use crate::{prerequisites, setup, signals, workspace};
 
 /// Measures a three-node cluster of release processes on this machine: QUIC with mutual TLS, every write fsynced on a majority.
 ///
@@ -36,6 +38,13 @@ enum Kind {
         /// Only benchmarks whose name contains this
         filter: Option<String>,
     },
+    /// Measures in turn with etcd, and the core in turn with raft-rs, with 1 to 1024 clients (a quarter of an hour)
+    Peers {
+        #[command(flatten)]
+        load: Load,
+    },
+    /// Makes docs/performance.md with its plots from the latest files below target/bench
+    Page,
     #[command(flatten)]
     Trial(Trial),
     /// Counts to 10 000 while the client's connection is cut again and again: no increment may be lost or doubled (6 minutes)
@@ -55,7 +64,7 @@ enum Kind {
 }
 
 /// What the load generator shall do.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 struct Load {
     /// A short run: fewer and shorter measurements
     #[arg(long)]
@@ -72,8 +81,8 @@ struct Load {
     /// Compare with the JSON file of an earlier run
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
-    /// Measure another raft-node program in turn with this one: FILE, or NAME=FILE. May be given several times
-    #[arg(long, value_name = "[NAME=]FILE", value_parser = rival)]
+    /// Measure another cluster in turn with this build's: of a raft-node program, FILE or NAME=FILE, or `etcd`. May be given several times
+    #[arg(long, value_name = "WHAT", value_parser = Rival::parse)]
     against: Vec<Rival>,
     /// Number of nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
@@ -86,31 +95,15 @@ struct Load {
     rest: Vec<String>,
 }
 
-/// What is measured beside this build.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Rival {
-    /// What it is called in tables.
-    name: String,
-    /// The program of its nodes.
-    program: PathBuf,
-}
-
-fn rival(text: &str) -> Result<Rival, String> {
-    let (name, file) = text.split_once('=').unwrap_or((text, text));
-    let program = Path::new(file).canonicalize().map_err(|error| format!("{file}: {error}"))?;
-    if name.is_empty() || !program.is_file() {
-        return Err("must be the path of a program, or NAME=PATH".to_owned());
-    }
-    Ok(Rival { name: name.to_owned(), program })
-}
-
 /// Entry point of the subcommand.
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::run(false)?;
     match &args.kind {
         Some(Kind::Criterion { filter }) => criterion(filter.as_deref()),
-        Some(Kind::Trial(trial)) => build().and_then(|()| trial.run()),
-        Some(Kind::Retries { increments }) => build().and_then(|()| retries(*increments)),
+        Some(Kind::Peers { load }) => peers(load),
+        Some(Kind::Page) => build(false).and_then(|()| page()),
+        Some(Kind::Trial(trial)) => build(false).and_then(|()| trial.run()),
+        Some(Kind::Retries { increments }) => build(false).and_then(|()| retries(*increments)),
         Some(Kind::Groups { rest }) => groups(rest),
         Some(Kind::All) => all(&args.load),
         None => load(&args.load),
@@ -129,6 +122,7 @@ fn all(args: &Load) -> Result<()> {
     steps.push(("retries".to_owned(), Box::new(|| retries(10_000))));
     steps.push(("groups".to_owned(), Box::new(|| groups(&[]))));
     steps.push(("criterion".to_owned(), Box::new(|| criterion(None))));
+    steps.push(("peers".to_owned(), Box::new(|| peers(args))));
     let (mut rows, mut failed) = (Vec::new(), Vec::new());
     for (name, step) in steps {
         if signals::stop_requested() {
@@ -157,6 +151,29 @@ fn criterion(filter: Option<&str>) -> Result<()> {
     workspace::run(&mut command)
 }
 
+/// Ours beside others, alternated.
+fn peers(args: &Load) -> Result<()> {
+    let mut args = args.clone();
+    if !args.against.contains(&Rival::Etcd) {
+        args.against.push(Rival::Etcd);
+    }
+    if args.clients.is_empty() && !args.quick {
+        args.clients = vec![1, 16, 64, 256, 1024];
+    }
+    load(&args)?;
+    let mut command = workspace::cargo();
+    command.args(["bench", "-p", "raft-benches", "--features", "raft-rs", "--bench", "core", "--", "core/commit"]);
+    command.env("RAFT_BENCH_OUT", workspace::target_dir().join("bench"));
+    workspace::run(&mut command)
+}
+
+fn page() -> Result<()> {
+    let target = workspace::target_dir();
+    let mut command = Command::new(target.join("release").join("raft-load"));
+    command.current_dir(workspace::root()).arg("page").arg("--from").arg(target.join("bench"));
+    workspace::run(command.arg("--docs").arg("docs"))
+}
+
 /// An example is the program that measures, and the nodes.
 fn groups(rest: &[String]) -> Result<()> {
     let mut command = workspace::cargo();
@@ -173,11 +190,16 @@ fn retries(increments: u64) -> Result<()> {
     workspace::run(&mut command)
 }
 
-/// Builds the release programs.
-fn build() -> Result<()> {
+/// Builds the release programs; the load generator with what it takes to load `etcd`, if that is wanted.
+fn build(etcd: bool) -> Result<()> {
     let started = Instant::now();
     eprintln!("bench: building release binaries (minutes the first time)");
-    workspace::run(workspace::cargo().args(["build", "--release", "-p", "raft-node", "-p", "raft-benches", "--bins"]))?;
+    let mut command = workspace::cargo();
+    command.args(["build", "--release", "-p", "raft-node", "-p", "raft-benches", "--bins"]);
+    if etcd {
+        command.args(["--features", "raft-benches/etcd"]);
+    }
+    workspace::run(&mut command)?;
     eprintln!("bench: built in {}", human(started.elapsed()));
     signals::catch()
 }
@@ -191,7 +213,11 @@ fn load(load: &Load) -> Result<()> {
         .map(|path| path.canonicalize().with_context(|| format!("no baseline {}", path.display())));
     let baseline = baseline.transpose()?;
 
-    build()?;
+    let with_etcd = load.against.contains(&Rival::Etcd);
+    if with_etcd {
+        prerequisites::ensure_etcd()?;
+    }
+    build(with_etcd)?;
     let output = workspace::target_dir().join("bench");
     let dir = output.join(format!("cluster-{}", std::process::id()));
     let measured = measure(load, &dir, &output, baseline.as_deref());
@@ -216,9 +242,10 @@ fn measure(load: &Load, dir: &Path, output: &Path, baseline: Option<&Path>) -> R
         cluster.wait_for_leader().map(|_| cluster)
     };
     let mut clusters = vec![start(dir, &binaries.join("raft-node"))?];
-    for (number, rival) in (1..).zip(&load.against) {
-        let cluster = start(&dir.join(format!("against-{number}")), &rival.program);
-        clusters.push(cluster.with_context(|| format!("the cluster of {} does not start", rival.name))?);
+    for rival in &load.against {
+        let Rival::Build { name, program } = rival else { continue };
+        let cluster = start(&dir.join(format!("against-{}", clusters.len())), program);
+        clusters.push(cluster.with_context(|| format!("the cluster of {name} does not start"))?);
     }
     let dirs: Vec<&Path> = clusters.iter().map(Cluster::dir).collect();
     let mut command = load_command(load, &binaries, &dirs, output, baseline);
@@ -248,8 +275,15 @@ fn load_command(load: &Load, binaries: &Path, clusters: &[&Path], output: &Path,
     if let Some(baseline) = baseline {
         command.arg("--baseline").arg(baseline);
     }
-    for (at, rival) in (1..).zip(&load.against) {
-        command.arg("--against").arg(format!("{}={}", rival.name, description(at).display()));
+    let builds = load.against.iter().filter_map(|rival| match rival {
+        Rival::Build { name, .. } => Some(name),
+        Rival::Etcd => None,
+    });
+    for (at, name) in (1..).zip(builds) {
+        command.arg("--against").arg(format!("{name}={}", description(at).display()));
+    }
+    if load.against.contains(&Rival::Etcd) {
+        command.arg("--etcd-dir").arg(clusters.first().map(|dir| dir.join("etcd")).unwrap_or_default());
     }
     command.args(&load.rest);
     command
@@ -307,14 +341,14 @@ mod tests {
         );
     }
     #[test]
-    fn another_build_is_named_and_its_cluster_given() {
+    fn what_is_measured_beside_it_is_named() {
         let program = std::env::current_exe().expect("a program");
         let flag = format!("--against=old={}", program.display());
-        let cli = Cli::try_parse_from(["bench", &flag]).map_err(|error| error.to_string());
+        let cli = Cli::try_parse_from(["bench", "--against=etcd", &flag]).map_err(|error| error.to_string());
         let load = cli.expect("valid flags").load;
         let clusters = [Path::new("/c"), Path::new("/c/against-1")];
         let command = load_command(&load, Path::new("/b"), &clusters, Path::new("/o"), None);
-        assert!(workspace::show(&command).ends_with("--against old=/c/against-1/cluster.json"), "{command:?}");
-        assert!(rival("/there/is/no/such/program").is_err() && rival("=/bin/sh").is_err() && rival("/").is_err());
+        let line = workspace::show(&command);
+        assert!(line.ends_with("--against old=/c/against-1/cluster.json --etcd-dir /c/etcd"), "{line}");
     }
 }

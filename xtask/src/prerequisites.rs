@@ -69,6 +69,29 @@ pub(crate) fn ensure() -> Result<()> {
     Ok(())
 }
 
+/// Looks for etcd, which some benchmarks measure beside ours, and installs it when it is missing.
+///
+/// # Errors
+///
+/// When it is missing and cannot be installed from here; the message holds the line to type.
+pub(crate) fn ensure_etcd() -> Result<()> {
+    const PACKAGES: [&str; 1] = ["etcd-server"];
+    if workspace::on_path("etcd") {
+        return Ok(());
+    }
+    if !workspace::on_path("apt-get") {
+        bail!("please install etcd, so that the program `etcd` is on the PATH, and try again");
+    }
+    let Some(rights) = Rights::of_this_user() else {
+        bail!("etcd is missing. Type this and try again:\n\n  {}\n", debian_line(&PACKAGES));
+    };
+    rights.install(&PACKAGES)?;
+    eprintln!(
+        "note: the package may have started an etcd of its own; it is not used: `systemctl disable --now etcd` ends it"
+    );
+    Ok(())
+}
+
 fn missing() -> Vec<&'static Prerequisite> {
     PREREQUISITES.iter().filter(|prerequisite| !(prerequisite.present)()).collect()
 }

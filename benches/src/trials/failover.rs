@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::outcome::{Outcome, Quantiles, millis, short};
 use super::writers::{Writers, longest_write};
-use super::{Arena, SETTLED_WITHIN, Stage};
+use super::{Arena, SETTLED_WITHIN, Stage, Timeline};
 
 /// Between the moment when all is well and the next kill, at most: so that kills do not always meet the same moment between two heartbeats.
 const REST_MILLIS: u64 = 300;
@@ -86,7 +86,9 @@ pub(super) async fn run(args: &Args) -> Result<Outcome> {
     outcome.setting("value bytes", value_size.to_string());
     for &timeouts in timeouts {
         let name = timeouts.name();
-        let (gaps, longest, failures) = measure(args, timeouts).await.with_context(|| format!("timeouts {name}"))?;
+        let Found { gaps, longest, failures, timeline } =
+            measure(args, timeouts).await.with_context(|| format!("timeouts {name}"))?;
+        outcome.timeline(timeline);
         let quantiles = Quantiles::of(gaps.iter().copied().map(millis));
         let [p50, p99, max] = quantiles.cells();
         let (least, longest) = (short(quantiles.at(0.0)), short(millis(longest)));
@@ -102,14 +104,24 @@ pub(super) async fn run(args: &Args) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// The time without an acknowledged write after each kill, the longest that a write took, and what failed.
-async fn measure(args: &Args, timeouts: Timeouts) -> Result<(Vec<Duration>, Duration, Vec<String>)> {
+/// What was seen with one of the timeouts.
+struct Found {
+    /// The time without an acknowledged write after each kill.
+    gaps: Vec<Duration>,
+    /// The longest that a write took.
+    longest: Duration,
+    /// What failed.
+    failures: Vec<String>,
+    timeline: Timeline,
+}
+
+async fn measure(args: &Args, timeouts: Timeouts) -> Result<Found> {
     let dir = args.stage.dir.join(timeouts.name());
     let (mut arena, _) = Arena::open(&args.stage, &dir, args.nodes, timeouts.settings()).await?;
     let writers = Writers::start_with(&arena.nodes, args.clients as usize, args.value_size, |config| {
         config.silence_timeout = timeouts.silence(config.silence_timeout);
     })?;
-    let (mut gaps, mut longest) = (Vec::new(), Duration::ZERO);
+    let (mut kills, mut longest, begin) = (Vec::new(), Duration::ZERO, Instant::now());
     for number in 1..=args.kills {
         let before = arena.settled().await?;
         tokio::time::sleep(Duration::from_millis(rand::random_range(0..REST_MILLIS))).await;
@@ -124,9 +136,12 @@ async fn measure(args: &Args, timeouts: Timeouts) -> Result<(Vec<Duration>, Dura
         if number % 10 == 0 || number == args.kills {
             eprintln!("failover: {} of {} kills, timeouts {}", number, args.kills, timeouts.name());
         }
-        gaps.push(gap);
+        kills.push((killed, gap));
     }
+    let title = format!("kill -9 of the leader, {} timeouts, {} times", timeouts.name(), args.kills);
+    let timeline = Timeline::of(title, &kills, &writers.acks_since(begin));
     let failures = writers.stop().await;
     arena.close().await;
-    Ok((gaps, longest, failures))
+    let gaps = kills.into_iter().map(|(_, gap)| gap).collect();
+    Ok(Found { gaps, longest, failures, timeline })
 }

@@ -14,6 +14,7 @@ mod restart;
 mod saturation;
 mod stall;
 mod strace;
+mod timeline;
 mod transfer;
 mod writers;
 
@@ -23,6 +24,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use self::processes::Nodes;
+pub(crate) use self::timeline::Timeline;
 use crate::cluster::{Leadership, Observer};
 
 /// How long a cluster may take to have a leader that all nodes follow, and whose log they have; a machine that is busy needs time.
@@ -100,6 +102,9 @@ pub(crate) fn run(command: &Command) -> Result<()> {
     let outcome = outcome?;
     let path = outcome.save(&stage.out)?;
     println!("{}\nevery value is in {}", outcome.render(), crate::shorten(&path).display());
+    if let Some(picture) = outcome.picture(&path)? {
+        println!("a picture of it is {}", crate::shorten(&picture).display());
+    }
     outcome.verdict()
 }
 

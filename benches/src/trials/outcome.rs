@@ -9,8 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use crate::machine::{self, Machine};
-use crate::report::timestamp;
+use super::Timeline;
+use crate::machine::{self, Machine, timestamp};
+use crate::plot;
 use crate::table::table;
 
 /// Version of the JSON file's format.
@@ -31,6 +32,9 @@ pub(crate) struct Outcome {
     rows: Vec<Vec<String>>,
     /// Every value that went into the table.
     samples: BTreeMap<String, Vec<f64>>,
+    /// What happened around events, step by step.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    timelines: Vec<Timeline>,
     targets: Vec<Target>,
     notes: Vec<String>,
 }
@@ -67,6 +71,7 @@ impl Outcome {
             header: header.to_vec(),
             rows: Vec::new(),
             samples: BTreeMap::new(),
+            timelines: Vec::new(),
             targets: Vec::new(),
             notes: Vec::new(),
         }
@@ -85,6 +90,11 @@ impl Outcome {
     /// Single values, for the file.
     pub(crate) fn samples(&mut self, name: impl Into<String>, values: impl IntoIterator<Item = f64>) {
         self.samples.insert(name.into(), values.into_iter().collect());
+    }
+
+    /// What happened around events.
+    pub(crate) fn timeline(&mut self, timeline: Timeline) {
+        self.timelines.push(timeline);
     }
 
     /// This should be at most that.
@@ -149,6 +159,19 @@ impl Outcome {
         };
         write().with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
+    }
+
+    /// Draws it beside its file, if there is something to draw; returns where.
+    pub(crate) fn picture(&self, file: &Path) -> Result<Option<PathBuf>> {
+        if self.timelines.is_empty() {
+            return Ok(None);
+        }
+        let settings: Vec<String> = self.settings.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        let footer = format!("{}; commit {}; {}", self.machine, self.commit, settings.join(", "));
+        let path = file.with_extension("svg");
+        fs::write(&path, plot::of_timelines(&self.timelines, &footer))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Some(path))
     }
 
     /// Fails when a promise was broken. Being slow is not a failure: that is for the reader to judge.

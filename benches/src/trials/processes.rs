@@ -1,7 +1,7 @@
 //! Nodes as processes of a cluster of its own: started, killed, wiped, and brought in anew.
 //!
 //! Whatever happens to this program, no process is left: they are killed when the [`Nodes`] are dropped, and the kernel kills them when this
-//! program dies without getting there (`setpriv --pdeathsig`, where there is one).
+//! program dies without getting there.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,6 +18,7 @@ use raft_net::pki::{CertificateAuthority, Credentials};
 use raft_node::client::{Client, ClientConfig};
 
 use crate::cluster::{Description, Node as DescribedNode};
+use crate::leash::Leash;
 
 const CLUSTER: &str = "bench";
 const DAY: Duration = Duration::from_hours(24);
@@ -32,7 +33,7 @@ pub(crate) struct Nodes {
     program: PathBuf,
     all: BTreeMap<NodeId, Node>,
     tls: TlsIdentity,
-    leash: bool,
+    leash: Leash,
 }
 
 struct Node {
@@ -64,12 +65,7 @@ impl Nodes {
         let client = ca.issue_client(CLUSTER, "bench", DAY)?;
         write(&dir, "client", &client)?;
         let tls = TlsIdentity::from_pem(&ca.credentials().cert_pem, &client.cert_pem, &client.key_pem)?;
-        let leash = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "true"])
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success());
-        let mut nodes = Nodes { dir, program, all: nodes, tls, leash };
+        let mut nodes = Nodes { dir, program, all: nodes, tls, leash: Leash::find() };
         nodes.ids().into_iter().try_for_each(|id| nodes.spawn(id, false))?;
         Ok(nodes)
     }
@@ -131,13 +127,7 @@ impl Nodes {
 
     /// A command that ends with this program, and that Ctrl-C in a terminal does not reach.
     pub(crate) fn leashed(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
-        if self.leash {
-            command = Command::new("setpriv");
-            command.args(["--pdeathsig", "KILL"]).arg(program);
-        }
-        own_group(&mut command);
-        command
+        self.leash.command(program)
     }
 
     /// `kill -9`; returns when the process is gone. Other tasks go on meanwhile.
@@ -191,15 +181,6 @@ impl Drop for Nodes {
         }
     }
 }
-
-#[cfg(unix)]
-fn own_group(command: &mut Command) {
-    use std::os::unix::process::CommandExt as _;
-    command.process_group(0);
-}
-
-#[cfg(not(unix))]
-fn own_group(_: &mut Command) {}
 
 /// Free UDP ports below the range from which the system gives ports to clients, so that nobody takes one while its node is down.
 fn free_ports() -> impl Iterator<Item = u16> {
