@@ -254,6 +254,7 @@ impl<W: Workload> World<'_, W> {
             let i =
                 if victims == count { (0..count).find(|i| self.servers[*i].is_up()) } else { Some(self.any_server()) };
             if let Some(i) = i.filter(|i| self.servers[*i].is_up()) {
+                self.counts.saw(Situation::Crash);
                 self.crash(i);
                 self.start_later(i);
             }

@@ -67,7 +67,8 @@ situations! {
     KnownBySnapshot: 600, "a server knew of what was repeated from a snapshot";
     LateCopy: 600, "a copy of a command came after its client had gone on, and was refused";
     SessionEnded: 300, "a command was refused because its session had ended";
-    Crash: 20, "a server crashed";
+    Crash: 100, "a server crashed";
+    Stopped: 20, "a server stopped: by a crash, because of its disk, or because its time was over";
     AllCrashed: 300, "all servers were down at once";
     WritesLost: 100, "a crash lost writes that were not synced";
     WritesKept: 100, "a crash kept writes that were not synced";
@@ -127,7 +128,8 @@ situations! {
     Backlog: 100, "the log of a server that came back had to be caught up";
 }
 
-/// Those that somebody brings about, each counted once. Messages that are lost or late on bad links are not among them.
+/// Those that somebody brings about, each counted once: a server that stops because of its disk has not crashed besides. Messages that are lost or late on bad
+/// links are not among them, nor what the operator does, and the death of a leader after the end of all faults.
 const FAULTS: [Situation; 12] = [
     Situation::Crash,
     Situation::SyncFailed,
@@ -237,10 +239,15 @@ mod tests {
         let copy = tally.clone();
         tally += &copy;
         let missing: Vec<_> = tally.missing().collect();
-        assert!(missing.contains(&Situation::Crash) && !missing.contains(&Situation::Elected));
+        assert!(missing.contains(&Situation::Stopped) && !missing.contains(&Situation::Elected));
         counts.add(Situation::Storm, 2);
         tally.add(&counts);
         assert_eq!(tally.faults(), 2, "and nobody injects an election");
+        for situation in [Situation::SyncFailed, Situation::Stopped] {
+            counts.saw(situation);
+        }
+        tally.add(&counts);
+        assert_eq!(tally.faults(), 2 + 2 + 1, "a failed sync is one fault, although it stops a server");
         assert!(!missing.contains(&Situation::InboxFull), "38 seeds are too few for that");
     }
 }

@@ -565,7 +565,7 @@ impl<'w, W: Workload> World<'w, W> {
         }
     }
 
-    /// Kills a server. Of what was not synced, some may be on its disk nevertheless.
+    /// Kills a server, for whatever reason; whoever does counts the fault, if it is one. Of what was not synced, some may be on its disk nevertheless.
     pub(super) fn crash(&mut self, i: usize) {
         if !self.servers[i].is_up() {
             return;
@@ -583,7 +583,7 @@ impl<'w, W: Workload> World<'w, W> {
             .filter(|_| self.mix.tears && self.dice.chance(1, 2))
             .map(|entries| self.dice.between(0, entries) as usize);
         for (occurred, situation) in [
-            (true, Situation::Crash),
+            (true, Situation::Stopped),
             (kept < pending, Situation::WritesLost),
             (kept > 0, Situation::WritesKept),
             (torn.is_some_and(|kept| Some(kept as u64) < next), Situation::WriteTorn),
