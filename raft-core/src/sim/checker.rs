@@ -238,11 +238,6 @@ impl Checker {
         self.members.bury(id, disk);
     }
 
-    /// What the server that a membership means had on its disk, if that is lost.
-    pub(crate) fn grave(&self, membership: &Membership, id: NodeId) -> Option<&Image> {
-        self.members.grave(membership, id)
-    }
-
     /// Every membership that counts, or may count yet, anywhere.
     pub(crate) fn memberships(&self) -> impl Iterator<Item = &Membership> {
         self.members.may_count()

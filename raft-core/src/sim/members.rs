@@ -79,7 +79,7 @@ impl Members {
     }
 
     /// What was on the disk of the server that a membership means, if that is lost.
-    pub(super) fn grave(&self, membership: &Membership, id: NodeId) -> Option<&Image> {
+    fn grave(&self, membership: &Membership, id: NodeId) -> Option<&Image> {
         self.graves.get(&(id, membership.identity(id)))
     }
 

@@ -139,8 +139,11 @@ pub(super) struct Client {
     /// Operations on each object that have happened, or may have.
     pub(super) history: BTreeMap<usize, Vec<Operation>>,
     pub(super) acknowledged: Vec<Acknowledged>,
-    /// When the last operation that succeeded had begun.
-    pub(super) last_success: Option<Instant>,
+    /// When the last operation that succeeded had begun, and the last command among them.
+    last_success: Option<Instant>,
+    last_command: Option<Instant>,
+    /// It has ever wanted to change something.
+    commands: bool,
 }
 
 impl Client {
@@ -168,6 +171,8 @@ impl Client {
             history: BTreeMap::new(),
             acknowledged: Vec::new(),
             last_success: None,
+            last_command: None,
+            commands: false,
         }
     }
 
@@ -184,6 +189,13 @@ impl Client {
     /// Whether it is between two operations.
     pub(super) fn is_idle(&self) -> bool {
         self.undertaking.is_none()
+    }
+
+    /// Whether it has succeeded with something that it began since then, and also with a command, if it knows any: a leader that answers reads and
+    /// commits nothing serves nobody.
+    pub(super) fn is_served_since(&self, instant: Instant) -> bool {
+        let since = |begun: Option<Instant>| begun.is_some_and(|begun| begun >= instant);
+        since(self.last_success) && (!self.commands || since(self.last_command))
     }
 
     /// Operations that are in its books: completed, and in doubt.
@@ -267,6 +279,7 @@ impl Client {
         let unique = unique(self.number, self.drawn);
         let mut draw = Draw { dice: &mut self.dice, unique, objects: self.objects, last: &self.last };
         let (object, request) = W::draw(&mut draw);
+        self.commands |= matches!(request, Request::Command(_));
         let padding = self.dice.between(0, self.padding as u64) as usize;
         let by_lease = self.leases && self.dice.chance(3, 4);
         let (asked, serial, doubtful) = (false, 0, false);
@@ -429,6 +442,9 @@ impl Client {
         let copy = sent.and_then(|sent| self.copy(sent));
         let Undertaking { object, request, invoked, .. } = undertaking;
         self.last_success = Some(invoked);
+        if let Request::Command(_) = request {
+            self.last_command = Some(invoked);
+        }
         self.last.insert(object, (request.clone(), answer.clone()));
         let operation = Operation { action: (request, Some(answer)), invoked, returned: Some(now) };
         self.history.entry(object).or_default().push(operation);
@@ -439,4 +455,29 @@ impl Client {
 /// A number that no other client uses, and this one for nothing else.
 fn unique(client: usize, drawn: u64) -> u64 {
     (client as u64 + 1) << 32 | drawn
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::registers::Registers;
+    use super::*;
+
+    #[test]
+    fn whoever_has_commands_is_not_served_by_reads_alone() {
+        let mix = Mix { sessions: None, ..Mix::of(1) };
+        let mut client = Client::new(0, &mix, [Dice::new(1, 300), Dice::new(1, 400)]);
+        let mut counts = Counts::default();
+        let done = Answer::Done { answer: vec![0; 8], entry: None, first: None };
+        for (commands_are, served) in [(Answer::Unknown, false), (done.clone(), true)] {
+            for i in 1..=20 {
+                let next = client.wake::<Registers>(Instant(i), false, &mut counts);
+                let (_, ask) = next.ask.expect("it never stops");
+                let answer = if let Ask::Propose(_) = ask { commands_are.clone() } else { done.clone() };
+                client.answered(Instant(i), answer, &mut counts);
+            }
+            assert!(client.last_success.is_some(), "it reads, too");
+            assert_eq!(client.is_served_since(Instant(1)), served);
+        }
+        assert!(!client.is_served_since(Instant(21)), "that was before");
+    }
 }

@@ -56,8 +56,8 @@ impl<W: Workload> World<'_, W> {
             + Duration::from_millis(20) * self.backlog as u32
     }
 
-    /// Has the cluster recovered? First every client must succeed with something that it began after the end of the faults; then the
-    /// clients fall silent, and all servers must come to the same state.
+    /// Has the cluster recovered? First every client must succeed with something that it began after the end of the faults, and with a command, unless it
+    /// only ever reads; then the clients fall silent, and all servers must come to the same state.
     pub(super) fn look(&mut self) {
         self.dismiss();
         self.bring_back();
@@ -66,8 +66,7 @@ impl<W: Workload> World<'_, W> {
         // Whoever naps while the faults end comes when the nap is over.
         let late = now.since(healed) > bound + self.last_nap;
         if !self.quiet {
-            let served = |client: &super::client::Client| client.last_success.is_some_and(|begun| begun >= healed);
-            self.quiet = self.clients.iter().all(served);
+            self.quiet = self.clients.iter().all(|client| client.is_served_since(healed));
             if !self.quiet && late {
                 return self.not_recovered("serve every client");
             }
@@ -111,7 +110,8 @@ impl<W: Workload> World<'_, W> {
         !others_elect
     }
 
-    /// Whether this cluster can come to rest: nobody is missing, the leader has something to show for its term, and nobody should rather lead.
+    /// Whether this cluster can come to rest: nobody is missing, and the leader has something to show for its term. (A member that should rather lead does
+    /// not keep it awake for ever: it gets what it wants first.)
     fn can_sleep(&self) -> bool {
         let (_, members) = self.checker.membership();
         let missing = members.members().into_iter().any(|id| !self.survivors().any(|server| server.id == id));
@@ -152,9 +152,10 @@ impl<W: Workload> World<'_, W> {
     fn agree(&self) -> bool {
         let Some(leader) = self.leader() else { return false };
         let Some(first) = self.servers[leader].raft().map(crate::Raft::status) else { return false };
-        // Without an entry of its own term, a leader cannot commit what earlier ones left (paper, section 5.4.2).
+        // Without an entry of its own term, a leader cannot commit what earlier ones left (paper, section 5.4.2). With one, it commits them all.
         let settled = !first.membership.is_joint() && first.membership_index <= first.commit_index;
-        let all_committed = !self.mix.config.no_op_on_election || first.commit_index == first.last_log.index;
+        let may_wait = !self.mix.config.no_op_on_election && first.last_log.term < first.current_term;
+        let all_committed = may_wait || first.commit_index == first.last_log.index;
         settled
             && all_committed
             && self.survivors().all(|server| {
@@ -227,12 +228,13 @@ impl<W: Workload> World<'_, W> {
             {
                 return Err(format!("acknowledged as {entry}, but committed there is {committed:?}"));
             }
-            // A disk that nobody may trust any more counts for nothing, and is not to blame on the cluster.
+            // A disk that nobody may trust any more counts for nothing, nor does that of a member in whose place another server is by now: a majority of the
+            // others has it all, since faults leave one.
             let (_, members) = self.checker.membership();
             let has = |id| {
                 let Some(server) = index_of(id).and_then(|i| self.servers.get(i)) else { return false };
-                let image = self.checker.grave(members, id).unwrap_or(server.disk.durable());
-                server.lost || self.checker.holds(image, entry)
+                let gone = server.lost || !members.has_member(id, server.identity);
+                !gone && self.checker.holds(server.disk.durable(), entry)
             };
             if !members.has_quorum(has) {
                 return Err(format!("{entry} was acknowledged and is not on the disks of a majority of {members:?}"));
