@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::replica::Replica;
 use super::server::Server;
 use super::sometimes::Situation;
 use super::workload::{Operation, Workload};
@@ -148,7 +149,8 @@ impl<W: Workload> World<'_, W> {
         self.servers.iter().filter(|server| !server.lost && members.has_member(server.id, server.identity))
     }
 
-    /// All follow one leader, and have the same log, committed and applied.
+    /// All follow one leader, and have the same log, committed and applied. (Whoever led before may know of more that is committed than a leader that cannot
+    /// commit it.)
     fn agree(&self) -> bool {
         let Some(leader) = self.leader() else { return false };
         let Some(first) = self.servers[leader].raft().map(crate::Raft::status) else { return false };
@@ -161,13 +163,16 @@ impl<W: Workload> World<'_, W> {
             && self.survivors().all(|server| {
                 let Some(status) = server.raft().map(crate::Raft::status) else { return false };
                 status.leader == Some(id_of(leader))
-                    && (status.last_log, status.commit_index) == (first.last_log, first.commit_index)
+                    && status.last_log == first.last_log
+                    && (status.commit_index == first.commit_index
+                        || may_wait && status.commit_index > first.commit_index)
                     && status.membership == first.membership
                     && status.durable_index == status.last_log.index
                     && server.replica.applied.index == status.commit_index
-                    // Whoever was let in has an answer.
-                    && server.open.is_empty()
-                    && server.driver.as_ref().is_none_or(|driver| driver.waits() == 0)
+                    // Whoever was let in has an answer; but reads wait for what a leader has committed itself.
+                    && (may_wait
+                        || server.open.is_empty()
+                            && server.driver.as_ref().is_none_or(|driver| driver.waits() == 0))
             })
     }
 
@@ -194,13 +199,16 @@ impl<W: Workload> World<'_, W> {
         unknown
     }
 
+    /// Those that have applied as much are equal.
     fn check_equal(&self) -> Result<(), String> {
-        let mut replicas = self.survivors().map(|server| &server.replica);
-        let first = replicas.next();
-        match replicas.find(|other| Some(*other) != first) {
-            Some(other) => Err(format!("the state machines differ: {first:#?} and {other:#?}")),
-            None => Ok(()),
+        let mut known: BTreeMap<LogIndex, &Replica<W>> = BTreeMap::new();
+        for replica in self.survivors().map(|server| &server.replica) {
+            let other = *known.entry(replica.applied.index).or_insert(replica);
+            if other != replica {
+                return Err(format!("the state machines differ: {other:#?} and {replica:#?}"));
+            }
         }
+        Ok(())
     }
 
     /// What all clients did with each object, in the order in which it began.
