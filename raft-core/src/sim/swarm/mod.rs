@@ -23,6 +23,7 @@
 mod carry_out;
 mod client;
 mod clock;
+mod conversation;
 mod finale;
 pub mod mix;
 mod nemesis;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::Report;
-use super::client::{Answer, Ask, Client, Next, Ticket};
+use super::client::{Answer, Ask, Client, Ticket};
 use super::clock::Clock;
 use super::mix::Mix;
 use super::nemesis::Undo;
@@ -14,7 +14,6 @@ use super::once::Once;
 use super::operator::Operator;
 use super::replica::mixed;
 use super::server::{Item, Job, Server};
-use super::sessions::Refusal;
 use super::sometimes::{Counts, Situation};
 use super::transfer::Transfer;
 use super::watch::{Arrow, Lane, Watch, describe};
@@ -219,6 +218,11 @@ impl<'w, W: Workload> World<'w, W> {
         }
     }
 
+    /// Whether anybody is told what happens.
+    pub(super) fn is_watched(&self) -> bool {
+        self.watch.is_some()
+    }
+
     pub(super) fn now(&self) -> Instant {
         self.schedule.now()
     }
@@ -287,31 +291,8 @@ impl<'w, W: Workload> World<'w, W> {
             }
             Event::Worked { server, life, job } => self.put(server, life, Item::Worked(job)),
             Event::Request { server, ticket, ask } => self.request_arrives(server, ticket, ask),
-            Event::Answer { ticket, answer } => {
-                let now = self.now();
-                if let Some(client) = self.clients.get_mut(ticket.client).filter(|client| client.ticket() == ticket) {
-                    let heard = self.watch.is_some().then(|| answer.clone());
-                    let late = answer == Answer::Refused(Refusal::Late) && !client.is_idle();
-                    let next = client.answered(now, answer, &mut self.counts);
-                    if let Some(answer) = heard {
-                        self.note(format_args!("c{} hears {answer:?}", ticket.client + 1));
-                    }
-                    if late {
-                        self.failed(format!(
-                            "c{} waits for its command, and hears that it had gone on",
-                            ticket.client + 1
-                        ));
-                    }
-                    self.client_goes_on(ticket.client, next);
-                }
-            }
-            Event::Client { ticket } => {
-                let now = self.now();
-                if let Some(client) = self.clients.get_mut(ticket.client).filter(|client| client.ticket() == ticket) {
-                    let next = client.wake::<W>(now, self.quiet, &mut self.counts);
-                    self.client_goes_on(ticket.client, next);
-                }
-            }
+            Event::Answer { ticket, answer } => self.client_hears(ticket, answer),
+            Event::Client { ticket } => self.client_wakes(ticket),
             Event::Fault => self.next_fault(),
             Event::Change => self.next_change(),
             Event::ComeBack => self.come_back(),
@@ -362,67 +343,12 @@ impl<'w, W: Workload> World<'w, W> {
         }
     }
 
-    fn client_goes_on(&mut self, client: usize, next: Next) {
-        let ticket = self.clients[client].ticket();
-        let asks = next.ask.is_some() && !self.clients[client].is_idle();
-        if let Some((server, ask)) = next.ask {
-            self.note(format_args!("c{} asks n{}: {ask:?} ({})", client + 1, server + 1, ticket.attempt));
-            self.send_request(server, ticket, ask);
-        }
-        // Whoever waits for an answer goes on waiting.
-        let nap = self.nap_left().filter(|_| !asks);
-        if let Some(wait) = next.wake.map(|wait| wait.max(nap.unwrap_or_default())) {
-            self.schedule.after(wait, Event::Client { ticket });
-        }
-    }
-
     /// How long nobody will want anything from the cluster.
     pub(super) fn nap_left(&self) -> Option<Duration> {
         let naps = self.mix.naps.filter(|_| self.healed.is_none())?;
         let since = Duration::from_nanos(self.now().0 % naps.every.as_nanos().max(1) as u64);
         // The run begins with work.
         (since >= naps.every.saturating_sub(naps.length)).then(|| naps.every.saturating_sub(since))
-    }
-
-    /// Clients reach every server at any time, also those that are cut off from the others: they are the ones to be deceived.
-    pub(super) fn send_request(&mut self, server: usize, ticket: Ticket, ask: Ask) {
-        if let Some(delay) = self.client_delay() {
-            self.schedule.after(delay, Event::Request { server, ticket, ask });
-        }
-    }
-
-    pub(super) fn answer(&mut self, ticket: Ticket, answer: Answer) {
-        match &answer {
-            Answer::Busy => self.counts.saw(Situation::Busy),
-            // Whoever stops leading gives up at once on everything that could be replaced.
-            Answer::Replaced => self.failed(format!("c{} hears that its command was replaced", ticket.client + 1)),
-            Answer::Unknown => self.counts.saw(Situation::Undecided),
-            Answer::Done { .. } | Answer::NotLeader(_) | Answer::Refused(_) => {}
-        }
-        if let Some(tag) = self.clients.get(ticket.client).and_then(|client| client.tag(ticket.attempt)) {
-            let honest = self.once.answered(tag, &answer);
-            self.check(honest);
-        }
-        if let Some(delay) = self.client_delay() {
-            self.schedule.after(delay, Event::Answer { ticket, answer });
-        }
-    }
-
-    fn client_delay(&mut self) -> Option<Duration> {
-        let lossy = self.mix.links.loss > 0 && self.healed.is_none();
-        let lost = lossy && self.dice.chance(10, 1000);
-        (!lost).then(|| self.dice.time(Duration::from_micros(100), Duration::from_millis(3)))
-    }
-
-    fn request_arrives(&mut self, i: usize, ticket: Ticket, ask: Ask) {
-        if !self.servers[i].is_up() {
-            // The connection is refused.
-            return self.answer(ticket, Answer::NotLeader(None));
-        }
-        if self.servers[i].leads() && self.leader() != Some(i) {
-            self.counts.saw(Situation::OldLeaderAsked);
-        }
-        self.arrives(i, Item::Request(ticket, ask));
     }
 
     fn message_arrives(&mut self, i: usize, envelope: Envelope, meant: Option<u64>, sent: Instant) {
@@ -467,7 +393,7 @@ impl<'w, W: Workload> World<'w, W> {
     }
 
     /// Something from outside, for which there may be no room.
-    fn arrives(&mut self, i: usize, item: Item) {
+    pub(super) fn arrives(&mut self, i: usize, item: Item) {
         let server = &mut self.servers[i];
         if server.inbox.len() >= self.mix.inbox {
             return self.counts.saw(Situation::InboxFull);
