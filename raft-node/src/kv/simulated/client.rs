@@ -170,10 +170,13 @@ impl Client {
             if self.sim.with(|cluster| cluster.node(server).life()) != life {
                 break;
             }
-            match self.stores.reply(server, proposed.first, proposed.term, content) {
-                Some(Some(reply)) if !lost => return Ok(reply),
-                Some(None) => break,
-                _ => {}
+            if !self.stores.has_applied(server, proposed.first) {
+                continue;
+            }
+            match self.stores.reply(proposed.first, proposed.term, content) {
+                Some(reply) if !lost => return Ok(reply),
+                Some(_) => {}
+                None => break,
             }
         }
         self.leader = self.dice.pick(self.servers);

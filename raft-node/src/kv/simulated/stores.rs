@@ -37,11 +37,15 @@ impl Stores {
         Stores(Rc::new(RefCell::new(Inner { machines, judge: Judge::default(), dice, max_sessions })))
     }
 
-    /// What a server answers to the command that was proposed there as this entry, once it has applied it; `Some(None)` if another came in its place.
-    pub(super) fn reply(&self, server: usize, index: LogIndex, term: Term, command: &[u8]) -> Option<Option<Reply>> {
-        let inner = self.0.borrow();
-        inner.machines[server].as_ref().filter(|machine| machine.store.applied() >= index)?;
-        Some(inner.judge.reply(index.0, term, command))
+    /// Whether a server has applied the entry at `index`, so that it can say what came of a command that was proposed there.
+    pub(super) fn has_applied(&self, server: usize, index: LogIndex) -> bool {
+        let machine = &self.0.borrow().machines[server];
+        machine.as_ref().is_some_and(|machine| machine.store.applied() >= index)
+    }
+
+    /// The reply to a command that was proposed as this entry; `None` if another came in its place.
+    pub(super) fn reply(&self, index: LogIndex, term: Term, command: &[u8]) -> Option<Reply> {
+        self.0.borrow().judge.reply(index.0, term, command)
     }
 
     /// The number that a revision stands for.
