@@ -59,7 +59,7 @@ enum Kind {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         rest: Vec<String>,
     },
-    /// Everything: throughput and latency, then each of the others, criterion last (about half an hour)
+    /// Everything: throughput and latency, then each of the others, then beside peers (about an hour)
     All,
 }
 

@@ -76,15 +76,21 @@ fn of_run(path: &Path, plots: &Path) -> Result<Section> {
     let report = Report::load(path)?;
     let mut section = Section::new();
     section.insert("about", table::about(&report).trim().to_owned());
-    let mut figures = table::figures(&report);
-    figures += &versus::render(&report);
-    section.insert("figures", figures.trim().to_owned());
+    let figures = format!("{}\n{}", table::figures(&report), versus::render(&report));
+    section.insert("figures", kept_lines(figures.trim()));
     let pictures = plot::of_report(&report);
     plot::save(plots, RUN, &pictures)?;
     for (name, _) in pictures {
         section.insert(name, picture(&format!("{RUN}-{name}"), name));
     }
     Ok(section)
+}
+
+/// Markdown would run lines together that are no table.
+fn kept_lines(text: &str) -> String {
+    let kept =
+        |line: &str| if line.is_empty() || line.starts_with('|') { line.to_owned() } else { format!("{line}  ") };
+    text.lines().map(kept).collect::<Vec<_>>().join("\n")
 }
 
 fn of_trial(name: &str, path: &Path, plots: &Path) -> Result<Section> {
@@ -205,6 +211,11 @@ mod tests {
         assert_eq!(fill(template, &BTreeMap::from([("x", section)])).unwrap(), "a\n\nb\n\n1\n2\n\nend\n");
         assert_eq!(fill(template, &BTreeMap::new()).unwrap(), "a\n\nend\n");
         assert!(fill("{{#x}}\n", &BTreeMap::new()).is_err());
+    }
+
+    #[test]
+    fn lines_that_are_no_table_stay_lines() {
+        assert_eq!(kept_lines("a\n\n| b |\nc"), "a  \n\n| b |\nc  ");
     }
 
     #[test]

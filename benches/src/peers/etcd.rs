@@ -58,7 +58,8 @@ impl Etcd {
     /// What must be known to judge its figures.
     pub(crate) fn about(&self) -> String {
         format!(
-            "etcd {}, one process for each member, its own defaults (fsync before an acknowledgement); gRPC without TLS, also between members: in its favour",
+            "etcd {}, one process for each member, its own defaults (fsync before an acknowledgement); gRPC without TLS, also between members: in its favour; \
+             syncs are those of its write-ahead log, bytes between members as it counts them itself",
             self.version
         )
     }

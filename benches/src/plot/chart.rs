@@ -8,7 +8,7 @@ use svg::node::element::{Circle, Group, Line, Path, Rectangle, Text};
 const WIDTH: f64 = 430.0;
 const HEIGHT: f64 = 330.0;
 const LEFT: f64 = 68.0;
-const RIGHT: f64 = 14.0;
+const RIGHT: f64 = 28.0;
 const TOP: f64 = 34.0;
 const BOTTOM: f64 = 76.0;
 /// Charts beside each other.

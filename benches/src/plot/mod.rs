@@ -138,7 +138,7 @@ fn timeline(timeline: &Timeline) -> Chart {
         y: Axis::new("acknowledged writes a second", Scale::Linear),
         series: vec![
             line("mean of all kills", &timeline.mean, 0, false),
-            line("a kill with the median outage", &timeline.median, 1, true),
+            line("one kill, the median", &timeline.median, 1, true),
         ],
     }
 }
