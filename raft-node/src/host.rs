@@ -213,7 +213,10 @@ impl<T: Transport> Host<T> {
             Happened::Network(Inbound::Messages { group, messages }) => match self.groups.get_mut(&group) {
                 Some(group) => {
                     activate(&mut self.active, group);
-                    group.probe.candidate(None);
+                    // At a leader only proposals begin a write: an answer that comes beside one must not pass for its beginning.
+                    if !group.driver.core().is_leader() {
+                        group.probe.candidate(None);
+                    }
                     if let Some(timings) = &self.outlets.timings {
                         group.own.pulse.received(timings, &messages);
                     }
