@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use raft_core::{Config, GroupId, NodeId};
 use raft_net::{ClientConnection, Inbound, NetConfig, QuicTransport, TlsIdentity, Transport};
-use raft_storage::{Identity, Options, RocksStorage, Storage, StorageError};
+use raft_storage::{Identity, Storage, StorageError, Store, StoreOptions};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -53,7 +53,7 @@ pub(crate) struct Start {
     pub(crate) tls: Option<TlsIdentity>,
     pub(crate) peers: BTreeMap<NodeId, String>,
     pub(crate) limits: raft_net::Limits,
-    pub(crate) storage: Options,
+    pub(crate) storage: StoreOptions,
     pub(crate) applier_threads: usize,
     pub(crate) timings: bool,
 }
@@ -99,8 +99,8 @@ macro_rules! node_settings {
             self
         }
 
-        /// Settings of the log's storage.
-        pub fn storage_options(mut self, options: raft_storage::Options) -> Self {
+        /// Settings of the log's storage: which engine it has, and how that is set.
+        pub fn storage_options(mut self, options: raft_storage::StoreOptions) -> Self {
             self.start.storage = options;
             self
         }
@@ -160,8 +160,8 @@ impl Start {
         Ok(Site { id, configured, data_dir: self.data_dir.clone(), applier_threads: self.applier_threads, timings })
     }
 
-    /// With RocksDB and QUIC.
-    pub(crate) fn quic(self) -> Result<(Site, Opening<RocksStorage, QuicTransport>), StartError> {
+    /// With a store on the disk and QUIC.
+    pub(crate) fn quic(self) -> Result<(Site, Opening<Store, QuicTransport>), StartError> {
         let site = self.site()?;
         let Start { cluster, data_dir, listen, tls, limits, storage: options, .. } = self;
         let cluster = cluster.ok_or(StartError::Missing("identity"))?;
@@ -171,7 +171,7 @@ impl Start {
         let id = site.id;
         let open = move || {
             let owner = Identity { cluster: cluster.clone(), node: id };
-            let mut storage = RocksStorage::open(data_dir.join("log"), &owner, &options)?;
+            let mut storage = Store::open(data_dir.join("log"), &owner, &options)?;
             let dormant = members_on_disk(&mut storage)?;
             let doorkeeper = Doorkeeper::new(storage.known_peers(GroupId::FIRST)?, dormant);
             let incarnation = storage.incarnation();
@@ -221,7 +221,7 @@ impl Start {
 }
 
 /// Who belongs to the groups that the log has something of.
-fn members_on_disk(storage: &mut RocksStorage) -> Result<BTreeMap<GroupId, Vec<NodeId>>, StorageError> {
+fn members_on_disk(storage: &mut Store) -> Result<BTreeMap<GroupId, Vec<NodeId>>, StorageError> {
     let mut all = BTreeMap::new();
     for group in Storage::groups(storage) {
         let log = storage.recover(group)?;

@@ -7,8 +7,8 @@
 //! many there are (group commit). Any error of it is final; see [`StorageError`]. Meanwhile other threads read entries through
 //! clones of a [`StorageReader`]. At start, [`Storage::recover`] tells what the core wants to know of a group.
 //!
-//! There are two stores: [`RocksStorage`] for production, and [`MemoryStorage`] for tests, which can lose what was not synced.
-//! Both pass the [`conformance`] suite; so should yours.
+//! There are two stores for production: [`RocksStorage`], and [`JournalStorage`], which makes small writes durable sooner and with less work. A [`Store`] is one of them, as a
+//! setting says. [`MemoryStorage`] is for tests: it can lose what was not synced. All pass the [`conformance`] suite; so should yours.
 //!
 //! ```
 //! use raft_core::{Entries, EntryKind, GroupId, HardState, LogIndex, NodeId, Segment, Term, Write, WriteSeq};
@@ -40,6 +40,8 @@
 //! ```
 //!
 //! # What is on the disk
+//!
+//! This is about [`RocksStorage`]; the format of the journal is told where it [belongs](JournalStorage).
 //!
 //! A directory is one `RocksDB` database with two column families. Numbers are big-endian; a checksum is a CRC32C.
 //!
@@ -90,13 +92,16 @@
 pub mod conformance;
 mod error;
 mod fold;
+mod journal;
 mod memory;
 mod metrics;
 mod outline;
 mod rocks;
 mod storage;
+mod store;
 
 pub use error::{RecordDamage, StorageError};
+pub use journal::{JournalOptions, JournalReader, JournalStorage};
 pub use memory::{MemoryReader, MemoryStorage};
 pub use metrics::StorageMetrics;
 #[cfg(feature = "fuzzing")]
@@ -106,3 +111,4 @@ pub use rocks::{
     Acquaintance, FramingError, Health, Identity, KnownPeers, Options, RocksReader, RocksStorage, check_framing,
 };
 pub use storage::{RecoveredLog, Storage, StorageReader};
+pub use store::{Engine, Store, StoreOptions, StoreReader};

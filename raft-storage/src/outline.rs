@@ -121,7 +121,7 @@ pub(crate) enum Misfit {
 }
 
 impl Misfit {
-    fn rule(self) -> &'static str {
+    pub(crate) fn rule(self) -> &'static str {
         match self {
             Misfit::NewerTerm => "an entry's term is above the hard state's",
             Misfit::Gap => "its entries do not follow on the last one",

@@ -390,6 +390,9 @@ fn config(id: NodeId, address: SocketAddr, peers: &BTreeMap<&NodeId, &SocketAddr
     for (id, address) in peers {
         writeln!(text, "{id} = \"{address}\"")?;
     }
+    // Each cluster has nodes of both engines.
+    let engine = if id.0 % 2 == 0 { "journal" } else { "rocksdb" };
+    write!(text, "[storage]\nengine = \"{engine}\"\n")?;
     Ok(text)
 }
 

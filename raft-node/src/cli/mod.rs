@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use raft_node::client;
-use raft_node::config::LogFormat;
+use raft_node::config::{EngineName, LogFormat};
 
 use self::member::MemberCommand;
 
@@ -81,6 +81,9 @@ struct ServeArgs {
     /// Join a cluster that has begun without this node: `raft-node member add` tells the others. Of no effect once the node has started
     #[arg(long)]
     join: bool,
+    /// What keeps the log, instead of `storage.engine`
+    #[arg(long, env = "RAFT_NODE_ENGINE")]
+    engine: Option<EngineName>,
     /// Instead of `log.level`: error, warn, info, debug, trace, or directives like `info,raft_net=debug`
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,

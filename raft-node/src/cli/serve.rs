@@ -19,8 +19,8 @@ use tracing_subscriber::filter::LevelFilter;
 use super::{Done, ServeArgs};
 
 pub(super) fn run(args: ServeArgs) -> Result<Done> {
-    let ServeArgs { config, data_dir, listen, join, log_level, log_format } = args;
-    let config = NodeConfig::load(&config, Overrides { data_dir, listen, join, log_level, log_format })?;
+    let ServeArgs { config, data_dir, listen, join, engine, log_level, log_format } = args;
+    let config = NodeConfig::load(&config, Overrides { data_dir, listen, join, engine, log_level, log_format })?;
     init_logging(&config.log)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
     runtime.block_on(serve(config))
@@ -50,6 +50,8 @@ async fn start(config: NodeConfig) -> Result<Raft> {
     let NodeConfig { id, cluster, data_dir, listen, join, peers, tls, raft: settings, limits, .. } = config;
     let (snapshot, snapshot_bytes_per_second) = (config.snapshot, config.snapshot_bytes_per_second);
     let timings = config.timings;
+    let mut storage = raft_storage::StoreOptions::default();
+    storage.engine = config.engine;
     let tls = tls.load()?;
     tls.expect_node(&cluster, id)?;
     fs::create_dir_all(&data_dir).with_context(|| format!("cannot create {}", data_dir.display()))?;
@@ -71,6 +73,7 @@ async fn start(config: NodeConfig) -> Result<Raft> {
         .join(join)
         .tls(tls)
         .snapshot_policy(snapshot)
+        .storage_options(storage)
         .timings(timings)
         .tune(move |config| {
             // The seed of the timeouts stays the one that the builder drew.

@@ -13,6 +13,7 @@
 //! - `[snapshot]`: when the log is compacted (`entries`, `bytes`: so many applied since the last time; 0 does not count) and what is kept of it for
 //!   followers that are a little behind (`keep_entries`, `keep_bytes`), with the defaults of [`SnapshotPolicy`](crate::SnapshotPolicy); and how fast a
 //!   snapshot is sent at most (`max_bytes_per_second`, by default 0: as fast as it goes, and about 60 MB while there are messages to be sent as well);
+//! - `[storage]`: `engine` (what keeps the log in a new data directory: `rocksdb`, the default, or `journal`; a directory stays with the one that made it);
 //! - `[log]`: `level` (a level, or directives), `format` (`text` or `json`);
 //! - `[metrics]`: `timings` (whether it is measured where the time of writes goes, for `raft-node status --timings`; by default not).
 //!
@@ -31,7 +32,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 pub use client::ClientFile;
-pub use node::{Limits, LogFormat, LogSettings, NodeConfig, Overrides};
+pub use node::{EngineName, Limits, LogFormat, LogSettings, NodeConfig, Overrides};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use raft_core::{Lease, NodeId};
+use raft_storage::Engine;
 use serde::Deserialize;
 
 use super::{ConfigError, Source, TlsFiles, beside};
@@ -47,6 +48,8 @@ pub struct NodeConfig {
     pub snapshot: SnapshotPolicy,
     /// Bytes of a snapshot that are sent in a second, at most; zero: as many as go.
     pub snapshot_bytes_per_second: u64,
+    /// What keeps the log; without a word, what made the directory.
+    pub engine: Option<Engine>,
     /// Where the time of writes goes is measured.
     pub timings: bool,
     /// What is logged, and how.
@@ -89,6 +92,26 @@ pub enum LogFormat {
     Json,
 }
 
+/// What keeps the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineName {
+    /// RocksDB.
+    #[value(name = "rocksdb")]
+    RocksDb,
+    /// A journal: small writes are durable sooner, with less work.
+    Journal,
+}
+
+impl From<EngineName> for Engine {
+    fn from(name: EngineName) -> Engine {
+        match name {
+            EngineName::RocksDb => Engine::RocksDb,
+            EngineName::Journal => Engine::Journal,
+        }
+    }
+}
+
 /// What the command line has to say; it overrides the file.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
@@ -98,6 +121,8 @@ pub struct Overrides {
     pub listen: Option<SocketAddr>,
     /// As if `node.join` were set.
     pub join: bool,
+    /// Instead of `storage.engine`.
+    pub engine: Option<EngineName>,
     /// Instead of `log.level`.
     pub log_level: Option<String>,
     /// Instead of `log.format`.
@@ -120,6 +145,8 @@ struct File {
     log: LogSettings,
     #[serde(default)]
     metrics: MetricsSection,
+    #[serde(default)]
+    storage: StorageSection,
 }
 
 #[derive(Deserialize)]
@@ -137,6 +164,12 @@ struct NodeSection {
 #[serde(default, deny_unknown_fields)]
 struct MetricsSection {
     timings: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct StorageSection {
+    engine: Option<EngineName>,
 }
 
 #[derive(Default, Deserialize)]
@@ -198,7 +231,7 @@ impl NodeConfig {
     }
 
     fn validate(source: &Source<'_>, file: File, overrides: Overrides) -> Result<Self, ConfigError> {
-        let File { node, peers, tls, raft, limits, snapshot, log, metrics } = file;
+        let File { node, peers, tls, raft, limits, snapshot, log, metrics, storage } = file;
         if node.id == 0 {
             return Err(source.invalid("node.id", "must be at least 1; 0 is no node"));
         }
@@ -239,6 +272,7 @@ impl NodeConfig {
             limits,
             snapshot_bytes_per_second: snapshot.max_bytes_per_second.unwrap_or(0),
             snapshot: snapshot.or_default(),
+            engine: overrides.engine.or(storage.engine).map(Engine::from),
             timings: metrics.timings,
             log,
         })
@@ -419,10 +453,17 @@ mod tests {
             listen: Some("[::1]:9".parse().unwrap()),
             log_level: Some("trace".into()),
             log_format: Some(LogFormat::Json),
+            engine: Some(EngineName::Journal),
         };
         let config = NodeConfig::parse(Path::new("x.toml"), GOOD, overrides).unwrap();
         assert_eq!((config.data_dir.to_str(), config.listen.port()), (Some("elsewhere"), 9));
         assert_eq!(config.log, LogSettings { level: "trace".into(), format: LogFormat::Json });
+        assert_eq!(config.engine, Some(Engine::Journal));
+        let engine =
+            |name: &str| parse(&format!("{GOOD}\n[storage]\nengine = \"{name}\"\n")).map(|config| config.engine);
+        assert_eq!(parse(GOOD).unwrap().engine, None);
+        assert_eq!(engine("rocksdb"), Ok(Some(Engine::RocksDb)));
+        assert!(engine("leveldb").unwrap_err().contains("expected `rocksdb` or `journal`"));
     }
 
     #[test]

@@ -325,6 +325,9 @@ fn node_config(id: NodeId, address: &str, peers: &BTreeMap<NodeId, String>, join
     for (id, address) in peers {
         writeln!(text, "{id} = \"{address}\"").expect("memory");
     }
+    // Each cluster has nodes of both engines.
+    let engine = if id.0 % 2 == 0 { "journal" } else { "rocksdb" };
+    write!(text, "[storage]\nengine = \"{engine}\"\n").expect("memory");
     text + more
 }
 

@@ -25,6 +25,7 @@ use rocksdb::{ColumnFamily, DB, DBRawIterator, ErrorKind, ReadOptions, WriteOpti
 use changes::Changes;
 pub use framing::{FramingError, check_framing};
 pub use meta::Identity;
+pub(crate) use open::create_dir;
 pub use options::Options;
 pub use peers::{Acquaintance, KnownPeers};
 use purge::Purger;
@@ -64,15 +65,15 @@ pub struct RocksStorage {
 
 /// Why nothing is written any more, once a write has failed: whoever writes to the database, what fails for one is final for all.
 #[derive(Clone, Debug, Default)]
-struct Poison(Arc<OnceLock<Arc<str>>>);
+pub(crate) struct Poison(Arc<OnceLock<Arc<str>>>);
 
 impl Poison {
-    fn by(&self, error: &StorageError) {
+    pub(crate) fn by(&self, error: &StorageError) {
         // What failed first is the cause.
         let _ = self.0.set(error.to_string().into());
     }
 
-    fn check(&self) -> Result<(), StorageError> {
+    pub(crate) fn check(&self) -> Result<(), StorageError> {
         match self.0.get() {
             Some(cause) => Err(StorageError::Poisoned { cause: cause.clone() }),
             None => Ok(()),
@@ -180,6 +181,25 @@ impl RocksStorage {
     fn check_there(&self, group: GroupId) -> Result<(), StorageError> {
         let deleted = self.groups.get(&group).is_some_and(|state| outline::is_deleted(&state.outline));
         if deleted { Err(StorageError::Deleted { group }) } else { Ok(()) }
+    }
+
+    /// What fails here is final for the store that this one belongs to, and the other way round.
+    pub(crate) fn poison(&self) -> &Poison {
+        &self.poison
+    }
+
+    /// Whether nothing of any group was ever written.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    pub(crate) fn deleted_groups(&self) -> impl Iterator<Item = GroupId> {
+        self.groups.iter().filter(|(_, state)| outline::is_deleted(&state.outline)).map(|(group, _)| *group)
+    }
+
+    /// There is something of the group elsewhere: it can be deleted.
+    pub(crate) fn know(&mut self, group: GroupId) {
+        self.groups.entry(group).or_default();
     }
 
     /// Counters since it was opened.

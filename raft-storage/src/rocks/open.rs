@@ -39,7 +39,7 @@ pub(super) fn open(dir: &Path, identity: &Identity, options: &Options) -> Result
 }
 
 /// Creates what is missing of `dir`, and makes that durable: a log is worth nothing when its directory is lost.
-fn create_dir(dir: &Path) -> io::Result<()> {
+pub(crate) fn create_dir(dir: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = dir.ancestors().take_while(|d| !d.as_os_str().is_empty() && !d.exists()).collect();
     fs::create_dir_all(dir)?;
     for created in missing {

@@ -1,6 +1,6 @@
-//! Both stores pass the conformance suite.
+//! All stores pass the conformance suite.
 
-use raft_storage::{MemoryStorage, Options, RocksStorage, conformance};
+use raft_storage::{JournalOptions, JournalStorage, MemoryStorage, Options, RocksStorage, conformance};
 use tempfile::TempDir;
 
 struct InMemory;
@@ -68,4 +68,51 @@ fn the_rocksdb_store_conforms() {
 #[test]
 fn the_rocksdb_store_conforms_with_tiny_records() {
     conformance::run(&mut OnRocks::with(|options| options.max_record_bytes = 40));
+}
+
+/// The same for the journal.
+struct InJournal {
+    options: JournalOptions,
+    dirs: Vec<TempDir>,
+}
+
+impl InJournal {
+    fn with(segment_bytes: u64) -> Self {
+        let mut options = JournalOptions::default();
+        options.segment_bytes = segment_bytes;
+        InJournal { options, dirs: Vec::new() }
+    }
+
+    fn open(&mut self, dir: TempDir) -> JournalStorage {
+        let storage = JournalStorage::open(dir.path(), &crate::me(), &self.options).unwrap();
+        self.dirs.push(dir);
+        storage
+    }
+}
+
+impl conformance::Factory for InJournal {
+    type Storage = JournalStorage;
+
+    fn create(&mut self) -> JournalStorage {
+        self.dirs.clear();
+        self.open(tempfile::tempdir().unwrap())
+    }
+
+    fn restart(&mut self, storage: JournalStorage) -> JournalStorage {
+        let dir = tempfile::tempdir().unwrap();
+        crate::copy_dir(storage.dir(), dir.path());
+        drop(storage);
+        self.dirs.clear();
+        self.open(dir)
+    }
+}
+
+#[test]
+fn the_journal_conforms() {
+    conformance::run(&mut InJournal::with(64 << 20));
+}
+
+#[test]
+fn the_journal_conforms_with_tiny_segments() {
+    conformance::run(&mut InJournal::with(1));
 }

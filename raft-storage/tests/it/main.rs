@@ -10,6 +10,7 @@ mod failing_disk;
 mod framing;
 mod fuzz;
 mod identity;
+mod journal;
 mod model;
 mod space;
 
@@ -59,6 +60,11 @@ fn try_copy(from: &Path, to: &Path) -> Option<BTreeSet<OsString>> {
     std::fs::create_dir_all(to).unwrap();
     let names = list(from);
     for name in &names {
+        if from.join(name).is_dir() {
+            std::fs::create_dir_all(to.join(name)).unwrap();
+            copy_dir(&from.join(name), &to.join(name));
+            continue;
+        }
         match std::fs::copy(from.join(name), to.join(name)) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
             copied => assert!(copied.is_ok(), "{copied:?}"),

@@ -1,11 +1,11 @@
-//! The two stores do the same, whatever is asked of them.
+//! All stores do the same, whatever is asked of them.
 
 use proptest::prelude::*;
 use raft_core::{
     Entries, EntryKind, GroupId, HardState, LogId, LogIndex, Membership, NodeId, Segment, SnapshotMeta, Term, Write,
     WriteSeq,
 };
-use raft_storage::{MemoryStorage, Options, RocksStorage, Storage, StorageReader};
+use raft_storage::{JournalOptions, JournalStorage, MemoryStorage, Options, RocksStorage, Storage, StorageReader};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -138,12 +138,22 @@ fn write(change: &Change, seq: u64, log: &mut Log, fill: &mut u8) -> Write {
     }
 }
 
-fn run(ops: &[Op], max_record_bytes: usize) {
+fn in_rocksdb(ops: &[Op], max_record_bytes: usize) {
     let dir = tempfile::tempdir().unwrap();
     let mut options = Options::default();
     options.max_record_bytes = max_record_bytes;
-    let open = || RocksStorage::open(dir.path(), &crate::me(), &options).unwrap();
-    let (mut rocks, mut memory) = (open(), MemoryStorage::new());
+    run(ops, || RocksStorage::open(dir.path(), &crate::me(), &options).unwrap());
+}
+
+fn in_a_journal(ops: &[Op], segment_bytes: u64, spare_segments: usize) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = JournalOptions::default();
+    (options.segment_bytes, options.spare_segments) = (segment_bytes, spare_segments);
+    run(ops, || JournalStorage::open(dir.path(), &crate::me(), &options).unwrap());
+}
+
+fn run<S: Storage>(ops: &[Op], open: impl Fn() -> S) {
+    let (mut store, mut memory) = (open(), MemoryStorage::new());
     let mut logs: [Log; 4] = Default::default();
     let (mut seq, mut fill) = (0, 0);
     for op in ops {
@@ -157,12 +167,12 @@ fn run(ops: &[Op], max_record_bytes: usize) {
                         (GroupId(change.group), write(change, seq, log, &mut fill))
                     })
                     .collect();
-                rocks.write(&batch).unwrap();
+                store.write(&batch).unwrap();
                 memory.write(&batch).unwrap();
             }
             Op::Reopen => {
-                drop(rocks);
-                rocks = open();
+                drop(store);
+                store = open();
                 memory.crash(0);
             }
             &Op::Read { group, first, last, max_bytes } => {
@@ -173,24 +183,24 @@ fn run(ops: &[Op], max_record_bytes: usize) {
                 let read = |found: Result<Entries, _>| found.unwrap();
                 let (group, first, last) = (GroupId(group), at(first), at(last));
                 let expected = read(memory.reader().entries(group, first, last, max_bytes));
-                assert_eq!(read(rocks.reader().entries(group, first, last, max_bytes)), expected);
+                assert_eq!(read(store.reader().entries(group, first, last, max_bytes)), expected);
             }
         }
         for group in (1..4).map(GroupId) {
-            assert_eq!(rocks.recover(group).unwrap(), memory.recover(group).unwrap(), "after {op:?}");
+            assert_eq!(store.recover(group).unwrap(), memory.recover(group).unwrap(), "after {op:?}");
         }
     }
-    drop(rocks);
-    let mut rocks = open();
+    drop(store);
+    let mut store = open();
     for group in (1..4).map(GroupId) {
-        assert_eq!(rocks.recover(group).unwrap(), memory.recover(group).unwrap());
+        assert_eq!(store.recover(group).unwrap(), memory.recover(group).unwrap());
         let all = |found: Result<Entries, _>| found.unwrap();
         let Log { start, entries, .. } = &logs[group.0 as usize];
         let first = start.index.next();
         let expected = all(memory.reader().entries(group, first, LogIndex::MAX, usize::MAX));
         assert_eq!(expected.iter().map(|entry| entry.id()).collect::<Vec<_>>(), *entries);
-        assert_eq!(all(rocks.reader().entries(group, first, LogIndex::MAX, usize::MAX)), expected);
-        assert_eq!(rocks.recover(group).unwrap().log_start, *start);
+        assert_eq!(all(store.reader().entries(group, first, LogIndex::MAX, usize::MAX)), expected);
+        assert_eq!(store.recover(group).unwrap().log_start, *start);
     }
 }
 
@@ -199,6 +209,11 @@ proptest! {
 
     #[test]
     fn rocksdb_and_memory_agree(ops in prop::collection::vec(op(), 1..40), max_record_bytes in prop_oneof![Just(1 << 20), 1..2000usize]) {
-        run(&ops, max_record_bytes);
+        in_rocksdb(&ops, max_record_bytes);
+    }
+
+    #[test]
+    fn journal_and_memory_agree(ops in prop::collection::vec(op(), 1..60), segment_bytes in 8192..40_000u64, spares in 0..3usize) {
+        in_a_journal(&ops, segment_bytes, spares);
     }
 }
