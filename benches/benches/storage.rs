@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use raft_core::{Entries, EntryKind, GroupId, HardState, LogIndex, NodeId, Segment, Term, Write, WriteSeq};
-use raft_storage::{Identity, Options, RocksStorage, Storage, StorageReader};
+use raft_storage::{Engine, Identity, Storage, StorageReader, Store, StoreOptions};
 use tempfile::TempDir;
 
 const PAYLOAD: usize = 256;
@@ -25,8 +25,12 @@ fn temporary() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory")
 }
 
-fn open(dir: &Path) -> RocksStorage {
-    RocksStorage::open(dir, &Identity::new("bench", NodeId(1)), &Options::default()).expect("the log opens")
+const ENGINES: [Engine; 2] = [Engine::RocksDb, Engine::Journal];
+
+fn open(dir: &Path, engine: Engine) -> Store {
+    let mut options = StoreOptions::default();
+    options.engine = Some(engine);
+    Store::open(dir, &Identity::new("bench", NodeId(1)), &options).expect("the log opens")
 }
 
 /// The write that appends `count` entries at `first`.
@@ -42,7 +46,7 @@ fn write(first: u64, count: u64) -> Write {
     }
 }
 
-fn fill(storage: &mut RocksStorage) {
+fn fill(storage: &mut Store) {
     for first in (1..=LOG).step_by(RECORD as usize) {
         storage.write(&[(GroupId::FIRST, write(first, RECORD.min(LOG + 1 - first)))]).expect("written");
     }
@@ -53,22 +57,24 @@ fn append(c: &mut Criterion) {
     group.sampling_mode(SamplingMode::Flat);
     for batch in [1, 16, 256] {
         group.throughput(Throughput::Elements(batch));
-        group.bench_function(BenchmarkId::new("rocksdb", batch), |b| {
-            let dir = temporary();
-            let mut storage = open(&dir.path().join("log"));
-            let mut next = 1;
-            b.iter_custom(|iterations| {
-                let mut took = Duration::ZERO;
-                for _ in 0..iterations {
-                    let batch_write = [(GroupId::FIRST, write(next, batch))];
-                    let begin = Instant::now();
-                    storage.write(&batch_write).expect("written");
-                    took += begin.elapsed();
-                    next += batch;
-                }
-                took
+        for engine in ENGINES {
+            group.bench_function(BenchmarkId::new(engine.to_string(), batch), |b| {
+                let dir = temporary();
+                let mut storage = open(&dir.path().join("log"), engine);
+                let mut next = 1;
+                b.iter_custom(|iterations| {
+                    let mut took = Duration::ZERO;
+                    for _ in 0..iterations {
+                        let batch_write = [(GroupId::FIRST, write(next, batch))];
+                        let begin = Instant::now();
+                        storage.write(&batch_write).expect("written");
+                        took += begin.elapsed();
+                        next += batch;
+                    }
+                    took
+                });
             });
-        });
+        }
         // The same bytes appended to a plain file: what the file system takes, and nobody can do better.
         group.bench_function(BenchmarkId::new("plain file", batch), |b| {
             let dir = temporary();
@@ -85,30 +91,32 @@ fn append(c: &mut Criterion) {
 }
 
 fn recovery(c: &mut Criterion) {
-    let dir = temporary();
-    let original = dir.path().join("original");
-    fill(&mut open(&original));
     let mut group = c.benchmark_group("storage/recovery");
     group.sampling_mode(SamplingMode::Flat).sample_size(10);
     group.throughput(Throughput::Elements(LOG));
-    group.bench_function(BenchmarkId::new("entries", LOG), |b| {
-        b.iter_custom(|iterations| {
-            let mut took = Duration::ZERO;
-            for _ in 0..iterations {
-                // Each time as after a crash: opening writes the contents of the write-ahead log elsewhere.
-                let copy = dir.path().join("copy");
-                copy_dir(&original, &copy);
-                let begin = Instant::now();
-                let mut storage = open(&copy);
-                let recovered = storage.recover(GroupId::FIRST).expect("recovered");
-                took += begin.elapsed();
-                assert_eq!(recovered.last_index, LogIndex(LOG));
-                drop(storage);
-                fs::remove_dir_all(&copy).expect("removed");
-            }
-            took
+    for engine in ENGINES {
+        let dir = temporary();
+        let original = dir.path().join("original");
+        fill(&mut open(&original, engine));
+        group.bench_function(BenchmarkId::new(engine.to_string(), LOG), |b| {
+            b.iter_custom(|iterations| {
+                let mut took = Duration::ZERO;
+                for _ in 0..iterations {
+                    // Each time as after a crash: opening writes the contents of a write-ahead log elsewhere.
+                    let copy = dir.path().join("copy");
+                    copy_dir(&original, &copy);
+                    let begin = Instant::now();
+                    let mut storage = open(&copy, engine);
+                    let recovered = storage.recover(GroupId::FIRST).expect("recovered");
+                    took += begin.elapsed();
+                    assert_eq!(recovered.last_index, LogIndex(LOG));
+                    drop(storage);
+                    fs::remove_dir_all(&copy).expect("removed");
+                }
+                took
+            });
         });
-    });
+    }
     group.finish();
 }
 
@@ -116,31 +124,37 @@ fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a directory");
     for entry in fs::read_dir(from).expect("listed") {
         let entry = entry.expect("listed");
-        fs::copy(entry.path(), to.join(entry.file_name())).expect("copied");
+        if entry.path().is_dir() {
+            copy_dir(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            fs::copy(entry.path(), to.join(entry.file_name())).expect("copied");
+        }
     }
 }
 
 fn read(c: &mut Criterion) {
     const CHUNK: u64 = 1024;
-    let dir = temporary();
-    let path = dir.path().join("log");
-    fill(&mut open(&path));
-    // Opened anew, the entries lie in sorted files, as those that a lagging follower asks for do.
-    let storage = open(&path);
-    let reader = storage.reader();
     let mut group = c.benchmark_group("storage/read");
     group.throughput(Throughput::Bytes(CHUNK * PAYLOAD as u64));
-    group.bench_function(BenchmarkId::new("entries", CHUNK), |b| {
-        let mut first = 1;
-        b.iter(|| {
-            let entries = reader
-                .entries(GroupId::FIRST, LogIndex(first), LogIndex(first + CHUNK - 1), usize::MAX)
-                .expect("entries are read");
-            assert_eq!(entries.len() as u64, CHUNK);
-            // Jumps about, and meets all of the log.
-            first = (first + 7919 * CHUNK) % (LOG - CHUNK) + 1;
+    for engine in ENGINES {
+        let dir = temporary();
+        let path = dir.path().join("log");
+        fill(&mut open(&path, engine));
+        // Opened anew, the entries lie where those lie that a lagging follower asks for.
+        let storage = open(&path, engine);
+        let reader = storage.reader();
+        group.bench_function(BenchmarkId::new(engine.to_string(), CHUNK), |b| {
+            let mut first = 1;
+            b.iter(|| {
+                let entries = reader
+                    .entries(GroupId::FIRST, LogIndex(first), LogIndex(first + CHUNK - 1), usize::MAX)
+                    .expect("entries are read");
+                assert_eq!(entries.len() as u64, CHUNK);
+                // Jumps about, and meets all of the log.
+                first = (first + 7919 * CHUNK) % (LOG - CHUNK) + 1;
+            });
         });
-    });
+    }
     group.finish();
 }
 

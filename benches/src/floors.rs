@@ -20,44 +20,71 @@ const SIZE: usize = 256;
 pub(crate) struct Floors {
     /// Appending 256 bytes to a file and fdatasync, where the nodes keep their data, one writer.
     pub(crate) fdatasync: Latency,
+    /// The same by as many writers at once as there are nodes, each with a file of its own: what a write waits for when all nodes share a disk. Absent in older files.
+    #[serde(default)]
+    pub(crate) fdatasync_together: Latency,
     /// 256 bytes to another thread and back over UDP on the loopback interface.
     pub(crate) udp_round_trip: Latency,
 }
 
 impl Floors {
     /// The least that a lone write of a client can take, in microseconds: to the leader and back, from the leader to a follower and
-    /// back, and one sync (the leader's own runs beside the follower's).
+    /// back, and one sync, while the other nodes sync the same write.
     pub(crate) fn write(&self) -> f64 {
-        2.0 * self.udp_round_trip.p50 + self.fdatasync.p50
+        let sync = if self.fdatasync_together.p50 > 0.0 { self.fdatasync_together } else { self.fdatasync };
+        2.0 * self.udp_round_trip.p50 + sync.p50
     }
 }
 
 /// Measures floors in several parts of a run.
 pub(crate) struct FloorMeter {
     fdatasync: Histogram<u64>,
+    fdatasync_together: Histogram<u64>,
     udp_round_trip: Histogram<u64>,
 }
 
 impl FloorMeter {
     pub(crate) fn new() -> Result<Self> {
-        Ok(FloorMeter { fdatasync: meter::histogram()?, udp_round_trip: meter::histogram()? })
+        Ok(FloorMeter {
+            fdatasync: meter::histogram()?,
+            fdatasync_together: meter::histogram()?,
+            udp_round_trip: meter::histogram()?,
+        })
     }
 
     /// Measures each floor for `time`, while the cluster is idle. `dir` is on the nodes' file system.
-    pub(crate) fn measure(&mut self, dir: &Path, time: Duration) -> Result<()> {
-        fdatasync(&mut self.fdatasync, dir, time)
-            .with_context(|| format!("cannot measure a sync in {}", dir.display()))?;
+    pub(crate) fn measure(&mut self, dir: &Path, nodes: usize, time: Duration) -> Result<()> {
+        let failed = || format!("cannot measure a sync in {}", dir.display());
+        fdatasync(&mut self.fdatasync, dir, 0, time).with_context(failed)?;
+        let together = &mut self.fdatasync_together;
+        let writer = |number| {
+            let mut histogram = meter::histogram()?;
+            fdatasync(&mut histogram, dir, number, time).map(|()| histogram)
+        };
+        std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..nodes).map(|number| scope.spawn(move || writer(number))).collect();
+            for writer in writers {
+                let histogram = writer.join().map_err(|_| anyhow::anyhow!("a writer panicked"))??;
+                together.add(histogram)?;
+            }
+            anyhow::Ok(())
+        })
+        .with_context(failed)?;
         udp(&mut self.udp_round_trip, time).context("cannot measure a round trip")
     }
 
     /// All that was measured.
     pub(crate) fn floors(&self) -> Floors {
-        Floors { fdatasync: meter::latency(&self.fdatasync), udp_round_trip: meter::latency(&self.udp_round_trip) }
+        Floors {
+            fdatasync: meter::latency(&self.fdatasync),
+            fdatasync_together: meter::latency(&self.fdatasync_together),
+            udp_round_trip: meter::latency(&self.udp_round_trip),
+        }
     }
 }
 
-fn fdatasync(histogram: &mut Histogram<u64>, dir: &Path, time: Duration) -> Result<()> {
-    let path = dir.join(format!("raft-load-{}.tmp", std::process::id()));
+fn fdatasync(histogram: &mut Histogram<u64>, dir: &Path, number: usize, time: Duration) -> Result<()> {
+    let path = dir.join(format!("raft-load-{}-{number}.tmp", std::process::id()));
     let mut file = OpenOptions::new().append(true).create_new(true).open(&path)?;
     let measured = (|| {
         let begin = Instant::now();
@@ -123,11 +150,13 @@ mod tests {
     fn floors_are_found_and_leave_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         let mut meter = FloorMeter::new().unwrap();
-        meter.measure(dir.path(), Duration::from_millis(20)).unwrap();
+        meter.measure(dir.path(), 3, Duration::from_millis(20)).unwrap();
         let floors = meter.floors();
         assert!(floors.fdatasync.p50 > 0.0 && floors.udp_round_trip.p50 > 0.0, "{floors:?}");
-        assert!(floors.write() > floors.fdatasync.p50, "{floors:?}");
+        assert!(floors.write() > floors.fdatasync_together.p50 && floors.fdatasync_together.p50 > 0.0, "{floors:?}");
+        let old = Floors { fdatasync_together: Latency::default(), ..floors };
+        assert!(old.write() > floors.fdatasync.p50, "of an older file");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        assert!(meter.measure(&dir.path().join("absent"), Duration::ZERO).is_err());
+        assert!(meter.measure(&dir.path().join("absent"), 3, Duration::ZERO).is_err());
     }
 }

@@ -90,7 +90,7 @@ fn measure(args: &Args) -> Result<()> {
     let floor_time = args.floor_time();
     let mut floors = FloorMeter::new()?;
     progress.now("floors: fdatasync and UDP round trip");
-    floors.measure(&floors_dir, floor_time)?;
+    floors.measure(&floors_dir, description.nodes.len(), floor_time)?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let outcome = tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -105,7 +105,7 @@ fn measure(args: &Args) -> Result<()> {
     outcome?;
 
     progress.now("floors again");
-    floors.measure(&floors_dir, floor_time)?;
+    floors.measure(&floors_dir, description.nodes.len(), floor_time)?;
     report.floors = floors.floors();
     progress.finish();
     let path = report.save(&args.out)?;

@@ -81,7 +81,7 @@ struct Load {
     /// Compare with the JSON file of an earlier run
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
-    /// Measure another cluster in turn with this build's: of a raft-node program, FILE or NAME=FILE, or `etcd`. May be given several times
+    /// Measure another cluster in turn with this build's: of a raft-node program, FILE or NAME=FILE; of this one with another engine for its log, `journal`; or `etcd`. May be given several times
     #[arg(long, value_name = "WHAT", value_parser = Rival::parse)]
     against: Vec<Rival>,
     /// Number of nodes
@@ -236,16 +236,21 @@ fn load(load: &Load) -> Result<()> {
 /// Starts a cluster in `dir`, and one for each rival, lets the load generator run against them, and stops them.
 fn measure(load: &Load, dir: &Path, output: &Path, baseline: Option<&Path>) -> Result<()> {
     let binaries = workspace::target_dir().join("release");
-    let start = |dir: &Path, program: &Path| {
+    let ours = binaries.join("raft-node");
+    let start = |dir: &Path, program: &Path, engine: Option<&str>| {
         let listen = addresses(load.nodes, 0)?;
-        let mut cluster = Cluster::start(&Options { dir, program, listen: &listen, log_level: "warn" })?;
+        let mut cluster = Cluster::start(&Options { dir, program, listen: &listen, log_level: "warn", engine })?;
         cluster.wait_for_leader().map(|_| cluster)
     };
-    let mut clusters = vec![start(dir, &binaries.join("raft-node"))?];
+    let mut clusters = vec![start(dir, &ours, None)?];
     for rival in &load.against {
-        let Rival::Build { name, program } = rival else { continue };
-        let cluster = start(&dir.join(format!("against-{}", clusters.len())), program);
-        clusters.push(cluster.with_context(|| format!("the cluster of {name} does not start"))?);
+        let (program, engine) = match rival {
+            Rival::Build { program, .. } => (program, None),
+            Rival::Engine(engine) => (&ours, Some(*engine)),
+            Rival::Etcd => continue,
+        };
+        let cluster = start(&dir.join(format!("against-{}", clusters.len())), program, engine);
+        clusters.push(cluster.with_context(|| format!("the cluster of {rival:?} does not start"))?);
     }
     let dirs: Vec<&Path> = clusters.iter().map(Cluster::dir).collect();
     let mut command = load_command(load, &binaries, &dirs, output, baseline);
@@ -275,11 +280,7 @@ fn load_command(load: &Load, binaries: &Path, clusters: &[&Path], output: &Path,
     if let Some(baseline) = baseline {
         command.arg("--baseline").arg(baseline);
     }
-    let builds = load.against.iter().filter_map(|rival| match rival {
-        Rival::Build { name, .. } => Some(name),
-        Rival::Etcd => None,
-    });
-    for (at, name) in (1..).zip(builds) {
+    for (at, name) in (1..).zip(load.against.iter().filter_map(Rival::name)) {
         command.arg("--against").arg(format!("{name}={}", description(at).display()));
     }
     if load.against.contains(&Rival::Etcd) {

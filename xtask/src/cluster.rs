@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
     signals::catch()?;
     let listen = addresses(args.nodes, args.base_port)?;
-    let options = Options { dir: &dir, program: &program, listen: &listen, log_level: &args.log_level };
+    let options = Options { dir: &dir, program: &program, listen: &listen, log_level: &args.log_level, engine: None };
     let mut cluster = Cluster::start(&options)?;
     let leader = cluster.wait_for_leader()?;
     introduce(&cluster, leader, started.elapsed());

@@ -123,14 +123,15 @@ impl Description {
     }
 
     /// Writes the TOML files of the nodes and of the client.
-    pub(crate) fn write_configs(&self, dir: &Path, log_level: &str) -> Result<()> {
+    pub(crate) fn write_configs(&self, dir: &Path, log_level: &str, engine: Option<&str>) -> Result<()> {
         for node in &self.nodes {
-            save(&node.config, &self.node_config(node, &certificate_dir(dir), log_level)?)?;
+            let text = self.node_config(node, &certificate_dir(dir), log_level, engine)?;
+            save(&node.config, &text)?;
         }
         save(&self.client.config, &self.client_config()?)
     }
 
-    fn node_config(&self, node: &Node, certs: &Path, log_level: &str) -> Result<String> {
+    fn node_config(&self, node: &Node, certs: &Path, log_level: &str, engine: Option<&str>) -> Result<String> {
         let id = node.id;
         let mut text = String::new();
         writeln!(text, "[node]\nid = {id}\ncluster = {}", quoted(&self.cluster)?)?;
@@ -140,6 +141,9 @@ impl Description {
         writeln!(text, "cert = {}", path(&certs.join(format!("node-{id}.pem")))?)?;
         writeln!(text, "key = {}", path(&certs.join(format!("node-{id}.key")))?)?;
         writeln!(text, "\n[log]\nlevel = {}\nformat = \"text\"", quoted(log_level)?)?;
+        if let Some(engine) = engine {
+            writeln!(text, "\n[storage]\nengine = {}", quoted(engine)?)?;
+        }
         Ok(text)
     }
 
@@ -240,7 +244,10 @@ mod tests {
     #[test]
     fn node_files_name_every_peer_and_quote_paths() {
         let description = sample(Path::new("/tmp/with \"quote\""), 2);
-        let text = description.node_config(&description.nodes[1], Path::new("/certs"), "info").expect("UTF-8");
+        let text = description
+            .node_config(&description.nodes[1], Path::new("/certs"), "info", Some("journal"))
+            .expect("UTF-8");
+        assert!(text.ends_with("[storage]\nengine = \"journal\"\n"), "{text}");
         assert!(text.contains("id = 2\ncluster = \"demo\"\n"), "{text}");
         assert!(text.contains(r#"data_dir = "/tmp/with \"quote\"/node-2.data""#), "{text}");
         assert!(text.contains("[peers]\n1 = \"127.0.0.1:7401\"\n2 = \"127.0.0.1:7402\"\n"), "{text}");

@@ -30,6 +30,8 @@ pub(crate) struct Options<'a> {
     pub(crate) listen: &'a [SocketAddr],
     /// Log level of the nodes.
     pub(crate) log_level: &'a str,
+    /// What keeps the logs; by default the node decides.
+    pub(crate) engine: Option<&'a str>,
 }
 
 /// A running cluster. Dropping it stops its processes.
@@ -68,7 +70,7 @@ impl Cluster {
         }
         check_ports(&description.nodes)?;
         description.make_certificates(&dir)?;
-        description.write_configs(&dir, options.log_level)?;
+        description.write_configs(&dir, options.log_level, options.engine)?;
         let mut cluster = Cluster { description, dir, processes: Vec::new() };
         for index in 0..cluster.description.nodes.len() {
             cluster.spawn(index)?;
