@@ -57,6 +57,12 @@ impl Summary {
         Some(Summary { median, min, max })
     }
 
+    /// The median of what `figure` takes out of each repetition; `None` unless all have it.
+    pub(crate) fn median(repetitions: &[Repetition], figure: impl Fn(&Repetition) -> Option<f64>) -> Option<f64> {
+        let values: Option<Vec<f64>> = repetitions.iter().map(figure).collect();
+        Summary::of(values?).map(|summary| summary.median)
+    }
+
     /// A figure over all repetitions; `None` unless all have it.
     pub(crate) fn of_figure(figure: &Figure, repetitions: &[Repetition]) -> Option<Self> {
         Summary::of(repetitions.iter().map(figure.of).collect::<Option<Vec<f64>>>()?)

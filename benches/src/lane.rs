@@ -1,4 +1,4 @@
-//! One connection to the leader with many requests in progress.
+//! One connection to a node, usually the leader, with many requests in progress.
 //!
 //! This speaks the client protocol itself instead of going through `raft_node::client::Client`: nothing is repeated behind the measurement's
 //! back, every answer other than "done" is seen, and a request costs neither an allocation nor a timer.
@@ -11,12 +11,12 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::{Bytes, BytesMut};
 use quinn::{Connection, RecvStream, SendStream, VarInt};
 use raft_node::client::protocol::{Frame, FrameReader, Response};
-use raft_node::kv::Reply;
+use raft_node::kv::{Answer, Reply};
 use tokio::sync::Notify;
 
 use crate::lines::{Line, Loop};
 use crate::meter::Meter;
-use crate::workload::Workload;
+use crate::workload::{Asked, Workload};
 
 /// Longest answer that is accepted, in bytes; a put's is a few.
 const MAX_ANSWER: usize = 1 << 20;
@@ -26,6 +26,7 @@ const REST: Duration = Duration::from_millis(1);
 /// A request in progress.
 struct Sent {
     id: u64,
+    asked: Asked,
     /// When it was sent, or should have been.
     begin: Instant,
     /// Whether an open loop measures it.
@@ -103,7 +104,14 @@ impl Lane {
         state.free.push(slot);
         match frame.into_response().context("the leader sent nonsense")? {
             Response::Done(reply) => {
-                ensure!(matches!(Reply::decode(&reply)?, Reply::Written { .. }), "a put was not carried out");
+                match sent.asked {
+                    Asked::Put => {
+                        ensure!(matches!(Reply::decode(&reply)?, Reply::Written { .. }), "a put was not carried out")
+                    }
+                    Asked::Get => {
+                        ensure!(matches!(Answer::decode(&reply)?, Answer::Value { .. }), "a value was not found")
+                    }
+                }
                 self.meter.count();
                 let measured = match self.kind {
                     Loop::Closed => self.meter.is_measuring(),
@@ -124,7 +132,7 @@ impl Lane {
             }
             Response::NotLeader { .. } => bail!("leadership was lost: the node does not lead any more"),
             Response::Unknown => bail!("leadership was lost with writes in the log"),
-            other => bail!("a put was refused: {other:?}"),
+            other => bail!("a request was refused: {other:?}"),
         }
         Ok(())
     }
@@ -186,6 +194,6 @@ fn issue(state: &mut State, begin: Instant, measured: bool) {
     });
     state.sequence = state.sequence.wrapping_add(1);
     let id = u64::from(state.sequence) << 32 | u64::from(slot);
-    state.slots[slot as usize] = Some(Sent { id, begin, measured });
-    state.workload.append(id, &mut state.out);
+    let asked = state.workload.append(id, &mut state.out);
+    state.slots[slot as usize] = Some(Sent { id, asked, begin, measured });
 }

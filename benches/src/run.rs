@@ -12,10 +12,12 @@ use crate::lines::{Lanes, Line, Loop, PATIENCE, drain, first_failure};
 use crate::meter::Meter;
 use crate::pace::{Excess, Schedule, pace};
 use crate::probe::{Counters, Cpu, Memory};
-use crate::scenario::{Load, Repetition, Settings};
+use crate::scenario::{Load, Place, Repetition, Settings, Traffic};
 use crate::target::{Moment, RaftCluster, Target};
 use crate::workload::Workload;
 
+/// Between two looks at how far the filling is.
+const LOOK: Duration = Duration::from_millis(5);
 /// Pause between repetitions: the nodes finish what is left over.
 const REST: Duration = Duration::from_millis(200);
 
@@ -50,8 +52,19 @@ impl Bench {
         self.target.close().await;
     }
 
-    /// One repetition. An error means that its figures are worthless (there was an election, for example): repeat it.
+    /// One repetition with writes. An error means that its figures are worthless (there was an election, for example): repeat it.
     pub(crate) async fn repetition(&self, load: Load, settings: &Settings, number: u64) -> Result<Repetition> {
+        self.repetition_of(Traffic::Writes, load, settings, number).await
+    }
+
+    /// The same with other requests.
+    pub(crate) async fn repetition_of(
+        &self,
+        traffic: Traffic,
+        load: Load,
+        settings: &Settings,
+        number: u64,
+    ) -> Result<Repetition> {
         let leadership = self.leadership().await?;
         let meter = Rc::new(Meter::new()?);
         let (kind, most) = match load {
@@ -60,10 +73,18 @@ impl Bench {
         };
         let workload = |lane: u32| {
             let seed = settings.seed.wrapping_add(number << 16).wrapping_add(u64::from(lane));
-            self.target.workload(settings.keys, settings.value_size, seed)
+            let puts = self.target.workload(settings.keys, settings.value_size, seed)?;
+            match traffic {
+                Traffic::Writes => Ok(puts),
+                Traffic::Reads { percent, consistency, .. } => puts.reading(percent, consistency),
+            }
+        };
+        let nodes = match traffic {
+            Traffic::Reads { at: Place::Followers, .. } => self.target.others(leadership.leader)?,
+            _ => vec![leadership.leader],
         };
         let mut lanes =
-            self.connect(leadership.leader, kind, settings.connections.min(most).max(1), &meter, workload).await?;
+            self.target.connect(&nodes, kind, settings.connections.min(most).max(1), &meter, workload).await?;
         let outcome = self.measure(&mut lanes, leadership, load, settings, &meter).await;
         drop(lanes);
         tokio::time::sleep(REST).await;
@@ -79,7 +100,33 @@ impl Bench {
         meter: &Rc<Meter>,
         workload: impl Fn(u32) -> Result<Workload>,
     ) -> Result<Lanes> {
-        self.target.connect(node, kind, count, meter, workload).await
+        self.target.connect(&[node], kind, count, meter, workload).await
+    }
+
+    /// Has at least `count` requests carried out as fast as `clients` on `connections` can, and returns how many it were and how long that took.
+    pub(crate) async fn fill(
+        &self,
+        leader: NodeId,
+        (connections, clients): (u32, u32),
+        count: u64,
+        workload: impl Fn(u32) -> Result<Workload>,
+    ) -> Result<(u64, Duration)> {
+        let meter = Rc::new(Meter::new()?);
+        let mut lanes = self.connect(leader, Loop::Closed, connections, &meter, workload).await?;
+        let begin = Instant::now();
+        lanes.all.iter().cycle().take(clients as usize).for_each(|lane| lane.issue(begin, false));
+        let filled = async {
+            while meter.done() < count {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = filled => {}
+            failure = lanes.failure() => return Err(failure.context("while the cluster is filled")),
+        }
+        let unanswered = lanes.drain(&meter).await;
+        ensure!(unanswered == 0, "{unanswered} writes were not answered");
+        Ok((meter.done(), begin.elapsed()))
     }
 
     async fn measure(

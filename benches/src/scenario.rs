@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use raft_node::Consistency;
 use serde::{Deserialize, Serialize};
 
 use crate::meter::{Latency, Step};
@@ -40,6 +41,31 @@ impl Load {
             Load::Open { .. } => "open".to_owned(),
         }
     }
+}
+
+/// What the requests are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Traffic {
+    /// Puts, at the leader.
+    Writes,
+    /// Gets, and puts where they are not all of it.
+    Reads {
+        /// How many of 100 requests are gets.
+        percent: u32,
+        /// How fresh their answers must be.
+        consistency: Consistency,
+        /// Who is asked.
+        at: Place,
+    },
+}
+
+/// Who is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The leader.
+    Leader,
+    /// All others in turn, connection by connection.
+    Followers,
 }
 
 /// How each repetition is made.

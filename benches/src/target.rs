@@ -70,17 +70,29 @@ impl Target {
         }
     }
 
-    /// Makes `count` connections to a node, the n-th of which sends what `workload(n)` makes.
+    /// All nodes but this one.
+    pub(crate) fn others(&self, leader: NodeId) -> Result<Vec<NodeId>> {
+        match self {
+            Target::Raft(cluster) => {
+                let all = cluster.description.nodes.iter().map(|node| NodeId(node.id));
+                Ok(all.filter(|id| *id != leader).collect())
+            }
+            #[cfg(feature = "etcd")]
+            Target::Etcd(_) => anyhow::bail!("etcd is asked at its leader only"),
+        }
+    }
+
+    /// Makes `count` connections, to `nodes` in turn, the n-th of which sends what `workload(n)` makes.
     pub(crate) async fn connect(
         &self,
-        node: NodeId,
+        nodes: &[NodeId],
         kind: Loop,
         count: u32,
         meter: &Rc<Meter>,
         workload: impl Fn(u32) -> Result<Workload>,
     ) -> Result<Lanes> {
         let mut lanes = Lanes { all: Vec::new(), tasks: JoinSet::new() };
-        for number in 0..count {
+        for (number, &node) in (0..count).zip(nodes.iter().cycle()) {
             let line: Rc<dyn Line> = match self {
                 Target::Raft(cluster) => {
                     let connection = cluster.connect(node).await?;
@@ -132,7 +144,7 @@ impl RaftCluster {
 
     async fn connect(&self, node: NodeId) -> Result<quinn::Connection> {
         let address = self.description.address(node)?.to_string();
-        self.endpoint.connect(node, &address).await.context("cannot connect to the leader")
+        self.endpoint.connect(node, &address).await.with_context(|| format!("cannot connect to node {node}"))
     }
 
     async fn close(&self) {

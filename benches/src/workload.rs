@@ -1,10 +1,11 @@
-//! What is written: puts of random keys with values that do not compress.
+//! What is asked of the cluster: puts of random keys with values that do not compress, and gets of the same keys.
 
 use anyhow::{Context, Result, ensure};
 use bytes::{Bytes, BytesMut};
 use raft_core::GroupId;
+use raft_node::Consistency;
 use raft_node::client::protocol::Request;
-use raft_node::kv::Command;
+use raft_node::kv::{Command, Query};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
@@ -15,21 +16,28 @@ const POOL: usize = 1 << 20;
 /// Where the request id lies in a frame: after the length.
 const ID_AT: usize = 4;
 
-/// Makes request frames. One frame is encoded by the client protocol; all others are copies of it with another id, key and
+/// Makes request frames. One frame of each kind is encoded by the client protocol; all others are copies of it with another id, key and
 /// value: a load generator that shares its cores with the cluster must not spend them.
 pub(crate) struct Workload {
-    template: Vec<u8>,
-    /// Whether it has a request id.
-    has_id: bool,
-    key_at: usize,
-    value_at: usize,
+    put: Template,
+    /// Gets, and how many of 100 requests are such.
+    get: Option<(Template, u32)>,
     value_size: usize,
     keys: Keys,
     pool: Vec<u8>,
     rng: SmallRng,
 }
 
-/// Which keys are written.
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// That a value is written.
+    Put,
+    /// A value.
+    Get,
+}
+
+/// Which keys are written and read.
 enum Keys {
     /// Any of so many.
     Random(u64),
@@ -43,16 +51,55 @@ type Encode = fn(&[u8], &[u8]) -> Result<Vec<u8>>;
 /// In the words of our client protocol.
 fn encode(key: &[u8], value: &[u8]) -> Result<Vec<u8>> {
     let command: Bytes = Command::Put { key, value }.encode();
+    frame(&Request::Write { group: GroupId::FIRST, command })
+}
+
+fn frame(request: &Request) -> Result<Vec<u8>> {
     let mut frame = BytesMut::new();
-    let request = Request::Write { group: GroupId::FIRST, command };
     request.encode_to(0, &mut frame).context("the value is too long for a frame")?;
     Ok(frame.to_vec())
+}
+
+/// A frame of which others are copies.
+struct Template {
+    /// Without the value, which would be at the end.
+    bytes: Vec<u8>,
+    key_at: usize,
+    /// Whether it has a request id.
+    has_id: bool,
+}
+
+impl Template {
+    /// `encode` makes a frame of a key and of `value`.
+    fn new(encode: impl Fn(&[u8], &[u8]) -> Result<Vec<u8>>, value: &[u8]) -> Result<Self> {
+        let key = format!("bench/{:0DIGITS$}", 0);
+        let mut bytes = encode(key.as_bytes(), value)?;
+        let key_at = bytes.windows(key.len()).position(|window| window == key.as_bytes());
+        let key_at = key_at.context("keys are not sent as they are")? + key.len() - DIGITS;
+        ensure!(bytes.ends_with(value), "values are not sent as they are");
+        bytes.truncate(bytes.len() - value.len());
+        Ok(Template { bytes, key_at, has_id: false })
+    }
+
+    /// Appends a copy without its value.
+    fn append(&self, id: u64, mut key: u64, out: &mut BytesMut) {
+        let start = out.len();
+        out.extend_from_slice(&self.bytes);
+        let frame = &mut out[start..];
+        if self.has_id {
+            frame[ID_AT..ID_AT + 8].copy_from_slice(&id.to_le_bytes());
+        }
+        for digit in frame[self.key_at..self.key_at + DIGITS].iter_mut().rev() {
+            *digit = b'0' + (key % 10) as u8;
+            key /= 10;
+        }
+    }
 }
 
 impl Workload {
     /// Puts of `value_size` bytes over `keys` keys.
     pub(crate) fn new(keys: u64, value_size: usize, seed: u64) -> Result<Self> {
-        Workload::with(keys, value_size, seed, encode).map(|workload| Workload { has_id: true, ..workload })
+        Ok(Workload::with(keys, value_size, seed, encode)?.with_ids())
     }
 
     /// The same in other words: `encode` makes a frame of a key and a value. It has no request id, and the value at its end.
@@ -64,42 +111,47 @@ impl Workload {
     /// Puts of `value_size` bytes to the keys `first`, `first + step` and so on, none of them twice.
     pub(crate) fn ascending(first: u64, step: u64, value_size: usize) -> Result<Self> {
         ensure!(step > 0, "the keys must differ");
-        let workload = Workload::over(Keys::Ascending { next: first, step }, value_size, first, encode)?;
-        Ok(Workload { has_id: true, ..workload })
+        Ok(Workload::over(Keys::Ascending { next: first, step }, value_size, first, encode)?.with_ids())
+    }
+
+    /// `percent` of 100 requests are gets of the same keys, in our client protocol.
+    pub(crate) fn reading(mut self, percent: u32, consistency: Consistency) -> Result<Self> {
+        let encode = |key: &[u8], _: &[u8]| {
+            frame(&Request::Read { group: GroupId::FIRST, consistency, query: Query::Get { key }.encode() })
+        };
+        self.get = Some((Template { has_id: true, ..Template::new(encode, &[])? }, percent));
+        Ok(self)
     }
 
     fn over(keys: Keys, value_size: usize, seed: u64, encode: Encode) -> Result<Self> {
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut pool = vec![0; POOL + value_size];
         rng.fill_bytes(&mut pool);
-        let key = format!("bench/{:0DIGITS$}", 0);
-        let frame = encode(key.as_bytes(), &pool[..value_size])?;
-        let find = |part: &[u8]| frame.windows(part.len()).position(|window| window == part);
-        let key_at = find(key.as_bytes()).context("keys are not sent as they are")? + key.len() - DIGITS;
-        // The value ends the frame.
-        let value_at = frame.len() - value_size;
-        ensure!(frame[value_at..] == pool[..value_size], "values are not sent as they are");
-        Ok(Workload { template: frame, has_id: false, key_at, value_at, value_size, keys, pool, rng })
+        let put = Template::new(encode, &pool[..value_size])?;
+        Ok(Workload { put, get: None, value_size, keys, pool, rng })
     }
 
-    /// Appends a put of a random key.
-    pub(crate) fn append(&mut self, id: u64, out: &mut BytesMut) {
-        let start = out.len();
-        out.extend_from_slice(&self.template[..self.value_at]);
-        let offset = self.rng.random_range(0..POOL);
-        out.extend_from_slice(&self.pool[offset..offset + self.value_size]);
-        let frame = &mut out[start..];
-        if self.has_id {
-            frame[ID_AT..ID_AT + 8].copy_from_slice(&id.to_le_bytes());
-        }
-        let mut key = match &mut self.keys {
+    fn with_ids(mut self) -> Self {
+        self.put.has_id = true;
+        self
+    }
+
+    /// Appends a request, and tells what it asks for.
+    pub(crate) fn append(&mut self, id: u64, out: &mut BytesMut) -> Asked {
+        let key = match &mut self.keys {
             Keys::Random(keys) => self.rng.random_range(0..*keys),
             Keys::Ascending { next, step } => std::mem::replace(next, *next + *step),
         };
-        for digit in frame[self.key_at..self.key_at + DIGITS].iter_mut().rev() {
-            *digit = b'0' + (key % 10) as u8;
-            key /= 10;
+        if let Some((get, percent)) = &self.get
+            && self.rng.random_range(0..100) < *percent
+        {
+            get.append(id, key, out);
+            return Asked::Get;
         }
+        self.put.append(id, key, out);
+        let offset = self.rng.random_range(0..POOL);
+        out.extend_from_slice(&self.pool[offset..offset + self.value_size]);
+        Asked::Put
     }
 }
 
@@ -108,6 +160,10 @@ mod tests {
     use raft_node::client::protocol::FrameReader;
 
     use super::*;
+
+    fn key_of(workload: &Workload) -> std::ops::Range<usize> {
+        workload.put.key_at..workload.put.key_at + DIGITS
+    }
 
     #[test]
     fn frames_are_what_the_client_protocol_would_send() {
@@ -139,7 +195,7 @@ mod tests {
             for _ in 0..5 {
                 let mut out = BytesMut::new();
                 workload.append(0, &mut out);
-                let digits = std::str::from_utf8(&out[workload.key_at..workload.key_at + DIGITS]).unwrap().to_owned();
+                let digits = std::str::from_utf8(&out[key_of(&workload)]).unwrap().to_owned();
                 keys.push(digits.parse::<u64>().unwrap());
             }
         }
@@ -158,10 +214,36 @@ mod tests {
             })
             .collect();
         let keys: std::collections::BTreeSet<_> =
-            frames.iter().map(|frame| frame[workload.key_at..workload.key_at + DIGITS].to_vec()).collect();
+            frames.iter().map(|frame| frame[key_of(&workload)].to_vec()).collect();
         let values: std::collections::BTreeSet<_> =
-            frames.iter().map(|frame| frame[workload.value_at..].to_vec()).collect();
+            frames.iter().map(|frame| frame[workload.put.bytes.len()..].to_vec()).collect();
         assert_eq!(keys.len(), 4);
         assert!(values.len() > 90);
+    }
+
+    #[test]
+    fn a_mix_has_as_many_reads_as_it_should() {
+        let mut workload = Workload::new(10, 64, 3).unwrap().reading(90, Consistency::Lease).unwrap();
+        let (mut out, mut gets) = (BytesMut::new(), 0);
+        let asked: Vec<Asked> = (0..1000).map(|id| workload.append(id, &mut out)).collect();
+        let mut reader = FrameReader::new(1 << 20);
+        reader.push(&out);
+        for (id, asked) in (0..).zip(asked) {
+            let frame = reader.next_frame().unwrap().unwrap();
+            assert_eq!(frame.id, id);
+            match (asked, frame.into_request().unwrap()) {
+                (Asked::Get, Request::Read { consistency: Consistency::Lease, query, .. }) => {
+                    let Ok(Query::Get { key }) = Query::decode(&query) else { panic!("not a get") };
+                    assert!(key.starts_with(b"bench/00000000000") && key.len() == 6 + DIGITS, "{key:?}");
+                    gets += 1;
+                }
+                (Asked::Put, Request::Write { command, .. }) => {
+                    let Ok(Command::Put { value, .. }) = Command::decode(&command) else { panic!("not a put") };
+                    assert_eq!(value.len(), 64);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!((860..=940).contains(&gets), "{gets}");
     }
 }

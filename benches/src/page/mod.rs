@@ -98,10 +98,10 @@ fn of_trial(name: &str, path: &Path, plots: &Path) -> Result<Section> {
     let trial: Trial = serde_json::from_str(&text).with_context(|| format!("{} is no trial", path.display()))?;
     let mut section = Section::new();
     section.insert("figures", trial.render().trim().to_owned());
-    if !trial.timelines.is_empty() {
+    let footer = format!("{}; commit {}", trial.machine, trial.commit);
+    if let Some(drawn) = plot::of_trial(&trial.timelines, &trial.charts, &footer) {
         fs::create_dir_all(plots)?;
-        let footer = format!("{}; commit {}", trial.machine, trial.commit);
-        fs::write(plots.join(format!("{name}.svg")), plot::of_timelines(&trial.timelines, &footer))?;
+        fs::write(plots.join(format!("{name}.svg")), drawn)?;
         section.insert("plot", picture(name, name));
     }
     Ok(section)
@@ -122,6 +122,8 @@ struct Trial {
     rows: Vec<Vec<String>>,
     #[serde(default)]
     timelines: Vec<Timeline>,
+    #[serde(default)]
+    charts: Vec<plot::Chart>,
     #[serde(default)]
     targets: Vec<Target>,
     #[serde(default)]

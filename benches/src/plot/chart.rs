@@ -1,5 +1,6 @@
 //! Line charts as SVG, side by side: nothing but lines and text, so that every browser shows them as they are.
 
+use serde::{Deserialize, Serialize};
 use svg::Document;
 use svg::node::element::path::Data;
 use svg::node::element::{Circle, Group, Line, Path, Rectangle, Text};
@@ -19,8 +20,9 @@ const COLORS: [&str; 6] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00"
 const TICKS: f64 = 5.0;
 
 /// How values lie along an axis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scale {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Scale {
     /// In equal steps, from zero on when there is nothing below.
     Linear,
     /// In equal factors.
@@ -28,44 +30,58 @@ pub(super) enum Scale {
 }
 
 /// One axis.
-#[derive(Clone, Debug)]
-pub(super) struct Axis {
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Axis {
     /// What it shows, with its unit.
-    pub(super) label: &'static str,
-    pub(super) scale: Scale,
+    pub(crate) label: String,
+    pub(crate) scale: Scale,
     /// Where numbers stand, and what they say; where it is empty, round numbers do.
-    pub(super) ticks: Vec<(f64, String)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ticks: Vec<(f64, String)>,
 }
 
 impl Axis {
-    pub(super) fn new(label: &'static str, scale: Scale) -> Self {
-        Axis { label, scale, ticks: Vec::new() }
+    pub(crate) fn new(label: impl Into<String>, scale: Scale) -> Self {
+        Axis { label: label.into(), scale, ticks: Vec::new() }
+    }
+
+    /// In equal factors, with numbers just where something was measured.
+    pub(crate) fn of(label: impl Into<String>, ticks: impl IntoIterator<Item = (f64, String)>) -> Self {
+        Axis { ticks: ticks.into_iter().collect(), ..Axis::new(label, Scale::Log) }
     }
 }
 
 /// One line.
-#[derive(Clone, Debug)]
-pub(super) struct Series {
-    pub(super) name: String,
-    pub(super) points: Vec<(f64, f64)>,
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Series {
+    pub(crate) name: String,
+    pub(crate) points: Vec<(f64, f64)>,
     /// Which colour.
-    pub(super) color: usize,
-    pub(super) dashed: bool,
+    pub(crate) color: usize,
+    pub(crate) dashed: bool,
     /// Whether each point is marked.
-    pub(super) marked: bool,
+    pub(crate) marked: bool,
+}
+
+impl Series {
+    /// A line with its points marked.
+    pub(crate) fn new(name: impl Into<String>, color: usize, points: impl IntoIterator<Item = (f64, f64)>) -> Self {
+        let (name, points) = (name.into(), points.into_iter().collect());
+        Series { name, points, color, dashed: false, marked: true }
+    }
 }
 
 /// One chart.
-#[derive(Clone, Debug)]
-pub(super) struct Chart {
-    pub(super) title: String,
-    pub(super) x: Axis,
-    pub(super) y: Axis,
-    pub(super) series: Vec<Series>,
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Chart {
+    pub(crate) title: String,
+    pub(crate) x: Axis,
+    pub(crate) y: Axis,
+    pub(crate) series: Vec<Series>,
 }
 
 /// Charts beside and below each other, as the text of an SVG file.
-pub(super) fn draw(charts: &[Chart], footer: &str) -> String {
+pub(crate) fn draw(charts: &[Chart], footer: &str) -> String {
     let columns = charts.len().clamp(1, COLUMNS);
     let rows = charts.len().div_ceil(COLUMNS).max(1);
     let (width, height) = (WIDTH * columns as f64, HEIGHT * rows as f64 + 20.0);
@@ -169,21 +185,22 @@ impl Chart {
         }
         group = group.add(line((LEFT, TOP), (LEFT, HEIGHT - BOTTOM), "#333333"));
         group = group.add(line((LEFT, HEIGHT - BOTTOM), (WIDTH - RIGHT, HEIGHT - BOTTOM), "#333333"));
-        group = group.add(text(self.x.label, f64::midpoint(LEFT, WIDTH - RIGHT), HEIGHT - BOTTOM + 32.0, "middle"));
+        group = group.add(text(&self.x.label, f64::midpoint(LEFT, WIDTH - RIGHT), HEIGHT - BOTTOM + 32.0, "middle"));
         let turned = format!("translate(14 {}) rotate(-90)", f64::midpoint(TOP, HEIGHT - BOTTOM));
-        group = group.add(text(self.y.label, 0.0, 0.0, "middle").set("transform", turned));
+        group = group.add(text(&self.y.label, 0.0, 0.0, "middle").set("transform", turned));
         for series in &self.series {
             group = group.add(series.path(&at_x, &at_y));
         }
         group.add(self.legend())
     }
 
-    /// Two names in a row.
+    /// Two names in a row, and no more than three rows of them.
     fn legend(&self) -> Group {
         let mut group = Group::new();
+        let (first, step) = if self.series.len() > 4 { (30.0, 12.0) } else { (26.0, 14.0) };
         for (at, series) in self.series.iter().enumerate() {
             let x = LEFT + (at % 2) as f64 * (WIDTH - LEFT) / 2.0;
-            let y = HEIGHT - 26.0 + (at / 2) as f64 * 14.0;
+            let y = HEIGHT - first + (at / 2) as f64 * step;
             let sample = line((x, y - 4.0), (x + 22.0, y - 4.0), series.color()).set("stroke-width", 2);
             group = group.add(sample.set("stroke-dasharray", series.dashes()));
             group = group.add(text(&series.name, x + 27.0, y, "start"));

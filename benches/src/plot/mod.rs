@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use self::chart::{Axis, Chart, Scale, Series, draw};
+pub(crate) use self::chart::{Axis, Chart, Scale, Series, draw};
 use crate::figures::Summary;
 use crate::meter::Step;
 use crate::report::{Report, Scenario};
@@ -26,10 +26,10 @@ pub(crate) fn of_report(report: &Report) -> Vec<(&'static str, String)> {
     pictures
 }
 
-/// The picture of what happened around an event.
-pub(crate) fn of_timelines(timelines: &[Timeline], footer: &str) -> String {
-    let charts: Vec<Chart> = timelines.iter().map(timeline).collect();
-    draw(&charts, footer)
+/// The picture of a trial: what happened around events, and its curves; `None` when it has neither.
+pub(crate) fn of_trial(timelines: &[Timeline], charts: &[Chart], footer: &str) -> Option<String> {
+    let charts: Vec<Chart> = timelines.iter().map(timeline).chain(charts.iter().cloned()).collect();
+    (!charts.is_empty()).then(|| draw(&charts, footer))
 }
 
 /// Writes pictures into `dir`, as `<stem>-<name>.svg`, and returns their paths.
@@ -52,7 +52,7 @@ fn scaling(report: &Report) -> Vec<Chart> {
                 let points: Vec<(f64, f64)> = report.of(color).iter().filter_map(|one| point(one, figure)).collect();
                 let name = if figures.len() > 1 { format!("{target}, {figure}") } else { target.to_owned() };
                 if !points.is_empty() {
-                    series.push(Series { name, points, color, dashed, marked: true });
+                    series.push(Series { dashed, ..Series::new(name, color, points) });
                 }
             }
         }
@@ -60,8 +60,7 @@ fn scaling(report: &Report) -> Vec<Chart> {
     };
     let clients = || {
         let ticks = report.scenarios.iter().filter_map(closed);
-        let ticks = ticks.map(|clients| (clients, format!("{clients}"))).collect();
-        Axis { ticks, ..Axis::new("clients, each with one write under way", Scale::Log) }
+        Axis::of("clients, each with one write under way", ticks.map(|clients| (clients, format!("{clients}"))))
     };
     let chart = |title: &str, label, series| Chart {
         title: title.to_owned(),
@@ -91,7 +90,7 @@ fn point(scenario: &Scenario, figure: &str) -> Option<(f64, f64)> {
 /// For each scenario which share of the writes took how long at most.
 fn distributions(report: &Report) -> Vec<Chart> {
     let shares = [(0.0, "0"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.9 %"), (0.9999, "99.99 %")];
-    let ticks: Vec<(f64, String)> = shares.map(|(share, name)| (rarity(share), name.to_owned())).into();
+    let ticks = shares.map(|(share, name)| (rarity(share), name.to_owned()));
     let chart = |at: usize| {
         let series = report.targets().into_iter().enumerate().filter_map(|(color, target)| {
             let points = spread(report.of(color).get(at)?);
@@ -100,7 +99,7 @@ fn distributions(report: &Report) -> Vec<Chart> {
         });
         Chart {
             title: format!("latency: {}", report.scenarios[at].name),
-            x: Axis { ticks: ticks.clone(), ..Axis::new("share of the writes that took at most so long", Scale::Log) },
+            x: Axis::of("share of the writes that took at most so long", ticks.clone()),
             y: Axis::new("microseconds", Scale::Log),
             series: series.collect(),
         }

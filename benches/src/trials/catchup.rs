@@ -171,26 +171,11 @@ impl Trial<'_> {
     /// Writes the state.
     async fn fill(&self, size: u64) -> Result<()> {
         let count = size / FILL_VALUE as u64;
-        let meter = Rc::new(Meter::new()?);
         let step = u64::from(CONNECTIONS);
         let workload = |lane: u32| Workload::ascending(FILL_FROM + u64::from(lane), step, FILL_VALUE);
-        let mut lanes = self.bench.connect(self.leader, Loop::Closed, CONNECTIONS, &meter, workload).await?;
-        let begin = Instant::now();
-        let clients = lanes.all.iter().cycle().take(FILL_CLIENTS as usize);
-        clients.for_each(|lane| lane.issue(begin, false));
-        let filled = async {
-            while meter.done() < count {
-                tokio::time::sleep(LOOK).await;
-            }
-        };
-        tokio::select! {
-            () = filled => {}
-            failure = lanes.failure() => return Err(failure.context("while the state is written")),
-        }
-        let unanswered = lanes.drain(&meter).await;
-        ensure!(unanswered == 0, "{unanswered} writes of the state were not answered");
-        let seconds = begin.elapsed().as_secs_f64();
-        eprintln!("catchup: {:.2} GiB of state in {seconds:.0} s", meter.done() as f64 * FILL_VALUE as f64 / GIB);
+        let (done, took) = self.bench.fill(self.leader, (CONNECTIONS, FILL_CLIENTS), count, workload).await?;
+        let (gib, seconds) = (done as f64 * FILL_VALUE as f64 / GIB, took.as_secs_f64());
+        eprintln!("catchup: {gib:.2} GiB of state in {seconds:.0} s");
         Ok(())
     }
 

@@ -10,6 +10,7 @@ mod outcome;
 mod overload;
 mod phases;
 mod processes;
+mod reads;
 mod restart;
 mod saturation;
 mod stall;
@@ -26,11 +27,15 @@ use anyhow::{Context, Result, bail};
 use self::processes::Nodes;
 pub(crate) use self::timeline::Timeline;
 use crate::cluster::{Leadership, Observer};
+use crate::run::Bench;
+use crate::scenario::{Load, Repetition, Settings, Traffic};
 
 /// How long a cluster may take to have a leader that all nodes follow, and whose log they have; a machine that is busy needs time.
 const SETTLED_WITHIN: Duration = Duration::from_mins(1);
 /// Entries that a follower may lack and still count as up to date: under load there are always some.
 const LAG: u64 = 5000;
+/// Measurements that may be spoilt, each.
+const ATTEMPTS: u32 = 3;
 
 /// Which trial.
 #[derive(Debug, clap::Subcommand)]
@@ -42,6 +47,7 @@ pub(crate) enum Command {
     Stall(stall::Args),
     Restart(restart::Args),
     Saturation(saturation::Args),
+    Reads(reads::Args),
 }
 
 /// Where a trial takes place.
@@ -71,6 +77,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
         Command::Stall(args) => &args.stage,
         Command::Restart(args) => &args.stage,
         Command::Saturation(args) => &args.stage,
+        Command::Reads(args) => &args.stage,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let outcome = tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -83,6 +90,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
                 Command::Stall(args) => stall::run(args).await,
                 Command::Restart(args) => restart::run(args).await,
                 Command::Saturation(args) => saturation::run(args).await,
+                Command::Reads(args) => reads::run(args).await,
             }
         };
         // The nodes end with the trial that was given up.
@@ -106,6 +114,23 @@ pub(crate) fn run(command: &Command) -> Result<()> {
         println!("a picture of it is {}", crate::shorten(&picture).display());
     }
     outcome.verdict()
+}
+
+/// One measurement of the trial `name`; one that is spoilt is made again, on a machine that does other things, too.
+async fn repeat(
+    name: &str,
+    bench: &Bench,
+    (traffic, load): (Traffic, Load),
+    settings: &Settings,
+    number: u64,
+) -> Result<Repetition> {
+    for _ in 0..ATTEMPTS {
+        match bench.repetition_of(traffic, load, settings, number).await {
+            Ok(found) => return Ok(found),
+            Err(error) => eprintln!("{name}: {}: rejected, made again: {error:#}", load.name()),
+        }
+    }
+    bench.repetition_of(traffic, load, settings, number).await.with_context(|| load.name())
 }
 
 /// Waits for SIGINT or SIGTERM.
@@ -144,6 +169,11 @@ impl Arena {
 
     /// Waits until all nodes run, follow one leader, and have (nearly) all of its log.
     async fn settled(&mut self) -> Result<Leadership> {
+        self.settled_within(LAG).await
+    }
+
+    /// The same, until no node lacks more than `lag` entries.
+    async fn settled_within(&mut self, lag: u64) -> Result<Leadership> {
         let begin = tokio::time::Instant::now();
         loop {
             self.nodes.check()?;
@@ -151,7 +181,7 @@ impl Arena {
             let leadership = self.observer.leadership_within(patience).await?;
             let status = self.observer.status().await.unwrap_or_default();
             let committed = status.get(&leadership.leader).map_or(u64::MAX, |leader| leader.commit_index);
-            if status.values().all(|node| node.applied_index.saturating_add(LAG) >= committed) {
+            if status.values().all(|node| node.applied_index.saturating_add(lag) >= committed) {
                 return Ok(leadership);
             }
             if begin.elapsed() > SETTLED_WITHIN {

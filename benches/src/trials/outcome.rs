@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::Timeline;
 use crate::machine::{self, Machine, timestamp};
-use crate::plot;
+use crate::plot::{self, Axis, Chart, Series};
 use crate::table::table;
 
 /// Version of the JSON file's format.
@@ -35,6 +35,9 @@ pub(crate) struct Outcome {
     /// What happened around events, step by step.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     timelines: Vec<Timeline>,
+    /// Its curves.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    charts: Vec<Chart>,
     targets: Vec<Target>,
     notes: Vec<String>,
 }
@@ -72,6 +75,7 @@ impl Outcome {
             rows: Vec::new(),
             samples: BTreeMap::new(),
             timelines: Vec::new(),
+            charts: Vec::new(),
             targets: Vec::new(),
             notes: Vec::new(),
         }
@@ -95,6 +99,11 @@ impl Outcome {
     /// What happened around events.
     pub(crate) fn timeline(&mut self, timeline: Timeline) {
         self.timelines.push(timeline);
+    }
+
+    /// A curve.
+    pub(crate) fn chart(&mut self, title: impl Into<String>, x: Axis, y: Axis, series: Vec<Series>) {
+        self.charts.push(Chart { title: title.into(), x, y, series });
     }
 
     /// This should be at most that.
@@ -163,14 +172,11 @@ impl Outcome {
 
     /// Draws it beside its file, if there is something to draw; returns where.
     pub(crate) fn picture(&self, file: &Path) -> Result<Option<PathBuf>> {
-        if self.timelines.is_empty() {
-            return Ok(None);
-        }
         let settings: Vec<String> = self.settings.iter().map(|(name, value)| format!("{name} {value}")).collect();
         let footer = format!("{}; commit {}; {}", self.machine, self.commit, settings.join(", "));
+        let Some(picture) = plot::of_trial(&self.timelines, &self.charts, &footer) else { return Ok(None) };
         let path = file.with_extension("svg");
-        fs::write(&path, plot::of_timelines(&self.timelines, &footer))
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(&path, picture).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Some(path))
     }
 

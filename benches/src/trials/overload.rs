@@ -9,13 +9,13 @@ use anyhow::{Context, Result, ensure};
 use raft_core::NodeId;
 
 use super::outcome::{Outcome, short};
-use super::{Arena, Stage};
+use super::{Arena, Stage, repeat};
 use crate::lines::Loop;
 use crate::meter::Meter;
 use crate::pace::{Excess, Schedule};
 use crate::probe::Memory;
 use crate::run::Bench;
-use crate::scenario::{Load, Repetition, Settings};
+use crate::scenario::{Load, Settings, Traffic};
 use crate::workload::Workload;
 
 /// Requests that a node works on for one connection before it stops reading; see `limits.max_requests_per_connection`.
@@ -24,8 +24,6 @@ const IN_FLIGHT: usize = 4096;
 const REQUEST_OVERHEAD: usize = 128;
 /// Between two looks at the memory of the nodes.
 const LOOK: Duration = Duration::from_millis(50);
-/// Measurements that may be spoilt, each.
-const ATTEMPTS: u32 = 3;
 /// Load before anything is measured.
 const WARM_UP: Duration = Duration::from_secs(1);
 
@@ -142,24 +140,13 @@ async fn best(args: &Args, bench: &Bench) -> Result<Best> {
             seed: 1,
         };
         let load = Load::Closed { clients };
-        let found = repeat(bench, load, &settings, number as u64).await.with_context(|| load.name())?;
+        let found = repeat("overload", bench, (Traffic::Writes, load), &settings, number as u64).await?;
         if best.as_ref().is_none_or(|best| best.throughput < found.throughput) {
             let latency = [found.latency.p50, found.latency.p99, found.latency.max].map(|micros| short(micros / 1e3));
             best = Some(Best { clients, throughput: found.throughput, latency });
         }
     }
     best.context("no number of clients is given")
-}
-
-/// One measurement; one that is spoilt is made again, on a machine that does other things, too.
-async fn repeat(bench: &Bench, load: Load, settings: &Settings, number: u64) -> Result<Repetition> {
-    for _ in 0..ATTEMPTS {
-        match bench.repetition(load, settings, number).await {
-            Ok(found) => return Ok(found),
-            Err(error) => eprintln!("overload: {}: rejected, made again: {error:#}", load.name()),
-        }
-    }
-    bench.repetition(load, settings, number).await
 }
 
 /// What came of the overload, a second.

@@ -1,6 +1,5 @@
 //! A long log: how much memory the nodes need for it, and how long it takes until they serve again after they were killed.
 
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -8,9 +7,7 @@ use raft_core::NodeId;
 
 use super::outcome::{Outcome, millis, short};
 use super::{Arena, Stage};
-use crate::lines::Loop;
 use crate::machine;
-use crate::meter::Meter;
 use crate::probe::Memory;
 use crate::run::Bench;
 use crate::workload::Workload;
@@ -79,24 +76,9 @@ pub(super) async fn run(args: &Args) -> Result<Outcome> {
 
 async fn fill(args: &Args, arena: &Arena, leader: NodeId) -> Result<()> {
     let bench = Bench::new(arena.nodes.description(), arena.nodes.tls())?;
-    let meter = Rc::new(Meter::new()?);
     let workload = |lane: u32| Workload::new(KEYS, args.value_size, u64::from(lane));
-    let mut lanes = bench.connect(leader, Loop::Closed, CONNECTIONS, &meter, workload).await?;
-    let begin = Instant::now();
-    lanes.all.iter().cycle().take(CLIENTS as usize).for_each(|lane| lane.issue(begin, false));
-    let filled = async {
-        while meter.done() < args.entries {
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    tokio::select! {
-        () = filled => {}
-        failure = lanes.failure() => return Err(failure.context("while the log is written")),
-    }
-    let unanswered = lanes.drain(&meter).await;
-    ensure!(unanswered == 0, "{unanswered} writes were not answered");
-    eprintln!("restart: {} entries in {:.0} s", meter.done(), begin.elapsed().as_secs_f64());
-    drop(lanes);
+    let (done, took) = bench.fill(leader, (CONNECTIONS, CLIENTS), args.entries, workload).await?;
+    eprintln!("restart: {done} entries in {:.0} s", took.as_secs_f64());
     bench.close().await;
     Ok(())
 }

@@ -59,6 +59,14 @@ pub(super) enum Trial {
         #[command(flatten)]
         common: Common,
     },
+    /// Reads beside writes, in turn: ReadIndex, by a lease, at followers, stale, and mixed with writes (3 minutes)
+    Reads {
+        /// Numbers of clients
+        #[arg(long, value_delimiter = ',', value_name = "N,N,...", default_value = "1,16,256")]
+        clients: Vec<u32>,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Kills nodes with a long log: memory, and time until they serve again (1 minute for a million entries)
     Restart {
         /// Entries in the log
@@ -93,6 +101,7 @@ impl Trial {
         let catchup = |mode: &str| Trial::Catchup { gib: 1.0, mode: mode.to_owned(), rate: 2000, common: common() };
         let restart = |entries, value_size| Trial::Restart { entries, value_size, common: common() };
         vec![
+            Trial::Reads { clients: vec![1, 16, 256], common: common() },
             Trial::Failover { kills: 100, common: common() },
             Trial::Transfer { transfers: 100, common: common() },
             Trial::Overload { common: common() },
@@ -110,6 +119,7 @@ impl Trial {
     /// Its name on the command line.
     pub(super) fn name(&self) -> String {
         match self {
+            Trial::Reads { .. } => "reads".to_owned(),
             Trial::Failover { .. } => "failover".to_owned(),
             Trial::Transfer { .. } => "transfer".to_owned(),
             Trial::Overload { .. } => "overload".to_owned(),
@@ -136,6 +146,10 @@ impl Trial {
         let (name, common, flags) = match self {
             Trial::Failover { kills, common } => ("failover", common, vec![("--kills", kills.to_string())]),
             Trial::Transfer { transfers, common } => ("transfer", common, vec![("--transfers", transfers.to_string())]),
+            Trial::Reads { clients, common } => {
+                let clients: Vec<String> = clients.iter().map(u32::to_string).collect();
+                ("reads", common, vec![("--clients", clients.join(","))])
+            }
             Trial::Overload { common } => ("overload", common, Vec::new()),
             Trial::Stall { stalls, common } => ("stall", common, vec![("--stalls", stalls.to_string())]),
             Trial::Saturation { minutes, common } => ("saturation", common, vec![("--minutes", minutes.to_string())]),
@@ -186,6 +200,7 @@ mod tests {
         assert!(line.ends_with("/bench --gib 0.5 --mode behind --rate 2000 --keep --quiet 3"), "{line}");
         assert!(shown(&["failover", "--kills", "7"]).ends_with(" --kills 7"));
         assert!(shown(&["overload"]).ends_with("/bench"));
+        assert!(shown(&["reads", "--clients", "1,64"]).ends_with(" --clients 1,64"));
     }
 
     #[test]
@@ -199,7 +214,7 @@ mod tests {
         ];
         let restarts = restarts.map(|log| format!("restart, {log}"));
         let all = [
-            &["failover", "transfer", "overload", "stall", "saturation"].map(str::to_owned)[..],
+            &["reads", "failover", "transfer", "overload", "stall", "saturation"].map(str::to_owned)[..],
             &restarts,
             &["catchup, wiped", "catchup, behind"].map(str::to_owned),
         ];
