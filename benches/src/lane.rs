@@ -106,10 +106,10 @@ impl Lane {
             Response::Done(reply) => {
                 match sent.asked {
                     Asked::Put => {
-                        ensure!(matches!(Reply::decode(&reply)?, Reply::Written { .. }), "a put was not carried out")
+                        ensure!(matches!(Reply::decode(&reply)?, Reply::Written { .. }), "a put was not carried out");
                     }
                     Asked::Get => {
-                        ensure!(matches!(Answer::decode(&reply)?, Answer::Value { .. }), "a value was not found")
+                        ensure!(matches!(Answer::decode(&reply)?, Answer::Value { .. }), "a value was not found");
                     }
                 }
                 self.meter.count();

@@ -89,6 +89,18 @@ pub(crate) fn timestamp(at: time::OffsetDateTime) -> String {
     format!("{year:04}{:02}{day:02}T{hour:02}{minute:02}{second:02}Z", u8::from(month))
 }
 
+/// Bytes that a file takes on its disk; blocks that were only reserved count, and holes do not.
+#[cfg(unix)]
+pub(crate) fn allocated(metadata: &std::fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(metadata) * 512
+}
+
+/// The length is all that is known here.
+#[cfg(not(unix))]
+pub(crate) fn allocated(metadata: &std::fs::Metadata) -> u64 {
+    metadata.len()
+}
+
 /// Bytes free on the file system of `path`, for an ordinary user.
 #[cfg(unix)]
 pub(crate) fn free_bytes(path: &Path) -> Option<u64> {

@@ -80,9 +80,10 @@ impl Bench {
             }
         };
         let nodes = match traffic {
-            Traffic::Reads { at: Place::Followers, .. } => self.target.others(leadership.leader)?,
+            Traffic::Reads { at: Place::Followers, .. } => self.target.others(leadership.leader),
             _ => vec![leadership.leader],
         };
+        ensure!(!nodes.is_empty(), "there is nobody to ask");
         let mut lanes =
             self.target.connect(&nodes, kind, settings.connections.min(most).max(1), &meter, workload).await?;
         let outcome = self.measure(&mut lanes, leadership, load, settings, &meter).await;

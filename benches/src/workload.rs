@@ -114,6 +114,12 @@ impl Workload {
         Ok(Workload::over(Keys::Ascending { next: first, step }, value_size, first, encode)?.with_ids())
     }
 
+    /// Bytes of the command of a put: its key, its value, and the few that say so.
+    pub(crate) fn command_bytes(value_size: usize) -> Result<u64> {
+        let (key, value) = (format!("bench/{:0DIGITS$}", 0), vec![0; value_size]);
+        Ok(u64::try_from(Command::Put { key: key.as_bytes(), value: &value }.encode().len())?)
+    }
+
     /// `percent` of 100 requests are gets of the same keys, in our client protocol.
     pub(crate) fn reading(mut self, percent: u32, consistency: Consistency) -> Result<Self> {
         let encode = |key: &[u8], _: &[u8]| {

@@ -53,14 +53,21 @@ enum Kind {
         #[arg(long, default_value_t = 10_000)]
         increments: u64,
     },
-    /// Measures many groups in three processes: what an idle one costs, and how load spreads over 1, 10 and 100 of them (two minutes)
-    Groups {
-        /// For the program that measures: `--idle 200 --seconds 3`, say; `-- --help` lists what there is
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        rest: Vec<String>,
+    /// The curves over payload, nodes, groups and the length of the log, one after the other (seven minutes; two with --quick)
+    Curves {
+        /// Shorter measurements, and no log of ten million entries
+        #[arg(long)]
+        quick: bool,
     },
-    /// Everything: throughput and latency, then each of the others, then beside peers (about an hour)
-    All,
+    /// Everything: throughput and latency, each of the others, beside peers, and at last an hour of load (about two hours and a half)
+    All {
+        /// The short form of each (half an hour)
+        #[arg(long)]
+        quick: bool,
+        /// For how long write amplification is measured [default: 60; with --quick: 3]
+        #[arg(long)]
+        minutes: Option<f64>,
+    },
 }
 
 /// What the load generator shall do.
@@ -104,33 +111,67 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(Kind::Page) => build(false).and_then(|()| page()),
         Some(Kind::Trial(trial)) => build(false).and_then(|()| trial.run()),
         Some(Kind::Retries { increments }) => build(false).and_then(|()| retries(*increments)),
-        Some(Kind::Groups { rest }) => groups(rest),
-        Some(Kind::All) => all(&args.load),
+        Some(Kind::Curves { quick }) => {
+            build(false)?;
+            steps(Trial::curves(*quick).into_iter().map(step).collect())
+        }
+        Some(Kind::All { quick, minutes }) => all(&Load { quick: *quick, ..args.load.clone() }, *minutes),
         None => load(&args.load),
     }
 }
 
-/// Part of everything, with its name.
-type Step<'a> = (String, Box<dyn Fn() -> Result<()> + 'a>);
+/// Part of everything.
+struct Step<'a> {
+    name: String,
+    /// How long it takes, about.
+    minutes: f64,
+    run: Box<dyn Fn() -> Result<()> + 'a>,
+}
 
-/// Everything, one after the other. What fails does not keep the others from being measured.
-fn all(args: &Load) -> Result<()> {
-    let mut steps: Vec<Step<'_>> = vec![("throughput and latency".to_owned(), Box::new(|| load(args)))];
-    for trial in Trial::all() {
-        steps.push((trial.name(), Box::new(move || trial.run())));
+impl<'a> Step<'a> {
+    fn new(name: &str, minutes: f64, run: impl Fn() -> Result<()> + 'a) -> Self {
+        Step { name: name.to_owned(), minutes, run: Box::new(run) }
     }
-    steps.push(("retries".to_owned(), Box::new(|| retries(10_000))));
-    steps.push(("groups".to_owned(), Box::new(|| groups(&[]))));
-    steps.push(("criterion".to_owned(), Box::new(|| criterion(None))));
-    steps.push(("peers".to_owned(), Box::new(|| peers(args))));
-    let (mut rows, mut failed) = (Vec::new(), Vec::new());
-    for (name, step) in steps {
+}
+
+fn step<'a>(trial: Trial) -> Step<'a> {
+    Step { name: trial.name(), minutes: trial.minutes(), run: Box::new(move || trial.run()) }
+}
+
+/// Everything, from what is short to what is long.
+fn all(args: &Load, minutes: Option<f64>) -> Result<()> {
+    let quick = args.quick;
+    build(false)?;
+    let mut all = vec![Step::new("throughput and latency", if quick { 1.0 } else { 4.0 }, || load(args))];
+    all.extend(Trial::all(quick).into_iter().map(step));
+    let increments = if quick { 1000 } else { 10_000 };
+    all.push(Step::new("retries", if quick { 1.0 } else { 6.0 }, move || retries(increments)));
+    all.push(Step::new("criterion", 6.0, || criterion(None)));
+    all.push(Step::new("peers", if quick { 4.0 } else { 15.0 }, || peers(args)));
+    all.push(step(Trial::amplification(minutes.unwrap_or(if quick { 3.0 } else { 60.0 }))));
+    steps(all)
+}
+
+/// One step after the other. What fails does not keep the others from being measured.
+fn steps(steps: Vec<Step<'_>>) -> Result<()> {
+    let total: f64 = steps.iter().map(|step| step.minutes).sum();
+    let plan: Vec<Vec<String>> =
+        steps.iter().map(|step| vec![step.name.clone(), format!("{:.1}", step.minutes)]).collect();
+    eprintln!(
+        "\n{}\nabout {total:.0} minutes in all, without what has to be built",
+        table(&["what", "minutes"], &plan, &[1])
+    );
+    let (mut rows, mut failed, count, start) = (Vec::new(), Vec::new(), steps.len(), Instant::now());
+    for (number, Step { name, minutes, run }) in (1..).zip(steps) {
         if signals::stop_requested() {
             bail!("interrupted");
         }
-        eprintln!("\n== {name}");
+        let gone = human(start.elapsed());
+        eprintln!(
+            "\n== {number} of {count}: {name}: about {minutes:.1} minutes ({gone} of about {total:.0} minutes are over)"
+        );
         let begun = Instant::now();
-        let outcome = step();
+        let outcome = run();
         let word = if outcome.is_ok() { "done" } else { "FAILED" };
         rows.push(vec![name.clone(), word.to_owned(), human(begun.elapsed())]);
         if let Err(error) = outcome {
@@ -138,7 +179,10 @@ fn all(args: &Load) -> Result<()> {
             failed.push(name);
         }
     }
-    println!("\n{}", table(&["what", "outcome", "time"], &rows, &[2]));
+    println!(
+        "\n{}\n`cargo xtask bench page` makes a page of all figures",
+        table(&["what", "outcome", "time"], &rows, &[2])
+    );
     if failed.is_empty() { Ok(()) } else { bail!("failed: {}", failed.join(", ")) }
 }
 
@@ -172,13 +216,6 @@ fn page() -> Result<()> {
     let mut command = Command::new(target.join("release").join("raft-load"));
     command.current_dir(workspace::root()).arg("page").arg("--from").arg(target.join("bench"));
     workspace::run(command.arg("--docs").arg("docs"))
-}
-
-/// An example is the program that measures, and the nodes.
-fn groups(rest: &[String]) -> Result<()> {
-    let mut command = workspace::cargo();
-    command.args(["run", "--release", "-p", "raft-node", "--example", "groups", "--"]).args(rest);
-    workspace::run(&mut command)
 }
 
 /// The test of exactly-once writes, against release programs, and longer.

@@ -3,11 +3,15 @@
 //!
 //! Each has a cluster of its own: release processes on this machine, QUIC with mutual TLS, every write fsynced on a majority.
 
+mod amplification;
 mod catchup;
 mod failover;
+mod groups;
 mod link;
+mod nodes;
 mod outcome;
 mod overload;
+mod payload;
 mod phases;
 mod processes;
 mod reads;
@@ -15,6 +19,7 @@ mod restart;
 mod saturation;
 mod stall;
 mod strace;
+mod sweep;
 mod timeline;
 mod transfer;
 mod writers;
@@ -48,6 +53,10 @@ pub(crate) enum Command {
     Restart(restart::Args),
     Saturation(saturation::Args),
     Reads(reads::Args),
+    Payload(payload::Args),
+    Nodes(nodes::Args),
+    Groups(groups::Args),
+    Amplification(amplification::Args),
 }
 
 /// Where a trial takes place.
@@ -78,6 +87,10 @@ pub(crate) fn run(command: &Command) -> Result<()> {
         Command::Restart(args) => &args.stage,
         Command::Saturation(args) => &args.stage,
         Command::Reads(args) => &args.stage,
+        Command::Payload(args) => &args.stage,
+        Command::Nodes(args) => &args.stage,
+        Command::Groups(args) => &args.stage,
+        Command::Amplification(args) => &args.stage,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let outcome = tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -91,6 +104,10 @@ pub(crate) fn run(command: &Command) -> Result<()> {
                 Command::Restart(args) => restart::run(args).await,
                 Command::Saturation(args) => saturation::run(args).await,
                 Command::Reads(args) => reads::run(args).await,
+                Command::Payload(args) => payload::run(args).await,
+                Command::Nodes(args) => nodes::run(args).await,
+                Command::Groups(args) => groups::run(args).await,
+                Command::Amplification(args) => amplification::run(args).await,
             }
         };
         // The nodes end with the trial that was given up.

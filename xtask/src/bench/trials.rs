@@ -67,14 +67,36 @@ pub(super) enum Trial {
         #[command(flatten)]
         common: Common,
     },
+    /// Writes with values of 16 B to 64 KiB, with 1 and 64 clients: from where on bytes cost more than writes do (1 minute)
+    Payload {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Writes to clusters of 1, 3, 5 and 7 nodes, with 1 and 64 clients (1 minute)
+    Nodes {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Many groups in three processes: what an idle one costs, and how load spreads over 1, 10 and 100 of them (1 minute)
+    ///
+    /// What follows `--` is for the program that measures: `-- --idle 200 --seconds 3`, say; `-- --help` lists what there is.
+    Groups {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Writes at a fixed rate while logs are purged: bytes on the disks for each byte proposed, and latency, minute by minute (an hour)
+    Amplification {
+        /// For how long
+        #[arg(long, default_value_t = 60.0)]
+        minutes: f64,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Kills nodes with a long log: memory, and time until they serve again (1 minute for a million entries)
     Restart {
-        /// Entries in the log
-        #[arg(long, default_value_t = 1_000_000)]
-        entries: u64,
-        /// Bytes of a value
-        #[arg(long, default_value_t = 16)]
-        value_size: usize,
+        /// The logs: `ENTRIESxBYTES` of a value, several of them separated by commas
+        #[arg(long, value_name = "NxB,...", default_value = "1000000x16")]
+        logs: String,
         #[command(flatten)]
         common: Common,
     },
@@ -95,25 +117,56 @@ pub(super) enum Trial {
 }
 
 impl Trial {
-    /// Those of `cargo xtask bench all`, in their long form.
-    pub(super) fn all() -> Vec<Trial> {
-        let common = || Common { keep: false, rest: Vec::new() };
-        let catchup = |mode: &str| Trial::Catchup { gib: 1.0, mode: mode.to_owned(), rate: 2000, common: common() };
-        let restart = |entries, value_size| Trial::Restart { entries, value_size, common: common() };
+    /// The curves over payload, nodes, groups, and the length of the log.
+    pub(super) fn curves(quick: bool) -> Vec<Trial> {
+        let common = |rest: &str| Common { keep: false, rest: rest.split_whitespace().map(str::to_owned).collect() };
+        let (short, groups) = if quick { ("--seconds 0.5", "--idle 200 --seconds 2") } else { ("", "--seconds 4") };
+        let logs = if quick { "100000x16,1000000x16" } else { "100000x16,1000000x16,10000000x16,250000x4096" };
         vec![
-            Trial::Reads { clients: vec![1, 16, 256], common: common() },
-            Trial::Failover { kills: 100, common: common() },
-            Trial::Transfer { transfers: 100, common: common() },
+            Trial::Payload { common: common(short) },
+            Trial::Nodes { common: common(short) },
+            Trial::Groups { common: common(groups) },
+            Trial::Restart { logs: logs.to_owned(), common: common(if quick { "--times 1" } else { "--times 2" }) },
+        ]
+    }
+
+    /// Those of `cargo xtask bench all` in their order: first what is short, so that one knows early whether all is well. The longest is not among them.
+    pub(super) fn all(quick: bool) -> Vec<Trial> {
+        let common = || Common { keep: false, rest: Vec::new() };
+        let gib = if quick { 0.25 } else { 1.0 };
+        let catchup = |mode: &str| Trial::Catchup { gib, mode: mode.to_owned(), rate: 2000, common: common() };
+        let clients = if quick { vec![1, 256] } else { vec![1, 16, 256] };
+        let mut all = vec![Trial::Reads { clients, common: common() }];
+        all.extend(Trial::curves(quick));
+        all.extend([
+            Trial::Failover { kills: if quick { 10 } else { 100 }, common: common() },
+            Trial::Transfer { transfers: if quick { 20 } else { 100 }, common: common() },
+            Trial::Stall { stalls: if quick { 2 } else { 5 }, common: common() },
             Trial::Overload { common: common() },
-            Trial::Stall { stalls: 5, common: common() },
-            Trial::Saturation { minutes: 10.0, common: common() },
-            restart(100_000, 16),
-            restart(1_000_000, 16),
-            restart(10_000_000, 16),
-            restart(250_000, 4096),
             catchup("wiped"),
             catchup("behind"),
-        ]
+            Trial::Saturation { minutes: if quick { 1.0 } else { 10.0 }, common: common() },
+        ]);
+        all
+    }
+
+    /// The longest of them.
+    pub(super) fn amplification(minutes: f64) -> Trial {
+        Trial::Amplification { minutes, common: Common { keep: false, rest: Vec::new() } }
+    }
+
+    /// How long it takes, in minutes, about.
+    pub(super) fn minutes(&self) -> f64 {
+        match self {
+            Trial::Reads { clients, .. } => clients.len() as f64,
+            Trial::Payload { .. } | Trial::Nodes { .. } | Trial::Groups { .. } | Trial::Overload { .. } => 1.0,
+            Trial::Amplification { minutes, .. } | Trial::Saturation { minutes, .. } => minutes + 0.5,
+            Trial::Failover { kills, .. } => f64::from(*kills) * 0.07,
+            Trial::Transfer { transfers, .. } => f64::from(*transfers) * 0.012,
+            Trial::Stall { stalls, .. } => f64::from(*stalls) * 0.2,
+            Trial::Restart { logs, .. } => logs.split(',').map(minutes_of_log).sum(),
+            Trial::Catchup { gib, .. } => 0.5 + gib * 1.5,
+        }
     }
 
     /// Its name on the command line.
@@ -125,13 +178,20 @@ impl Trial {
             Trial::Overload { .. } => "overload".to_owned(),
             Trial::Stall { .. } => "stall".to_owned(),
             Trial::Saturation { .. } => "saturation".to_owned(),
-            Trial::Restart { entries, value_size, .. } => format!("restart, {entries} entries of {value_size} B"),
+            Trial::Payload { .. } => "payload".to_owned(),
+            Trial::Nodes { .. } => "nodes".to_owned(),
+            Trial::Groups { .. } => "groups".to_owned(),
+            Trial::Amplification { minutes, .. } => format!("amplification, {minutes} minutes"),
+            Trial::Restart { logs, .. } => format!("restart, {logs}"),
             Trial::Catchup { mode, .. } => format!("catchup, {mode}"),
         }
     }
 
     /// Carries it out with the release programs, which must have been built.
     pub(super) fn run(&self) -> Result<()> {
+        if matches!(self, Trial::Groups { .. }) {
+            build_example()?;
+        }
         let mut command = self.command();
         let shown = workspace::show(&command);
         let status = signals::supervise(&mut command)?;
@@ -153,10 +213,16 @@ impl Trial {
             Trial::Overload { common } => ("overload", common, Vec::new()),
             Trial::Stall { stalls, common } => ("stall", common, vec![("--stalls", stalls.to_string())]),
             Trial::Saturation { minutes, common } => ("saturation", common, vec![("--minutes", minutes.to_string())]),
-            Trial::Restart { entries, value_size, common } => {
-                let flags = vec![("--entries", entries.to_string()), ("--value-size", value_size.to_string())];
-                ("restart", common, flags)
+            Trial::Payload { common } => ("payload", common, Vec::new()),
+            Trial::Nodes { common } => ("nodes", common, Vec::new()),
+            Trial::Groups { common } => {
+                let example = workspace::target_dir().join("release").join("examples").join(EXAMPLE);
+                ("groups", common, vec![("--example", example.display().to_string())])
             }
+            Trial::Amplification { minutes, common } => {
+                ("amplification", common, vec![("--minutes", minutes.to_string())])
+            }
+            Trial::Restart { logs, common } => ("restart", common, vec![("--logs", logs.clone())]),
             Trial::Catchup { gib, mode, rate, common } => {
                 let flags = vec![("--gib", gib.to_string()), ("--mode", mode.clone()), ("--rate", rate.to_string())];
                 ("catchup", common, flags)
@@ -172,9 +238,30 @@ impl Trial {
         if common.keep {
             command.arg("--keep");
         }
+        // Those of the groups are for the program behind it.
+        if matches!(self, Trial::Groups { .. }) && !common.rest.is_empty() {
+            command.arg("--");
+        }
         command.args(&common.rest);
         command
     }
+}
+
+/// The example that measures groups, and is its own nodes.
+const EXAMPLE: &str = "groups";
+
+fn build_example() -> Result<()> {
+    let mut command = workspace::cargo();
+    command.args(["build", "--release", "-p", "raft-node", "--example", EXAMPLE]);
+    workspace::run(&mut command)
+}
+
+/// Of `entries x bytes`: to start, to fill, and to restart some times.
+fn minutes_of_log(log: &str) -> f64 {
+    let mut numbers = log.split('x').map(|number| number.parse().unwrap_or(0.0));
+    let mut next = || numbers.next().unwrap_or(0.0);
+    let (entries, bytes): (f64, f64) = (next(), next());
+    0.2 + entries * (16.0 + bytes / 16.0) * 1.2e-8
 }
 
 #[cfg(test)]
@@ -204,20 +291,36 @@ mod tests {
     }
 
     #[test]
-    fn all_of_them_are_in_all() {
-        let names: Vec<String> = Trial::all().iter().map(Trial::name).collect();
-        let restarts = [
-            "100000 entries of 16 B",
-            "1000000 entries of 16 B",
-            "10000000 entries of 16 B",
-            "250000 entries of 4096 B",
+    fn what_is_behind_the_load_generator_gets_its_arguments() {
+        let cli = Cli::try_parse_from(["bench", "groups", "--", "--idle", "200"]).map_err(|error| error.to_string());
+        let line = workspace::show(&cli.expect("valid flags").trial.command());
+        assert!(
+            line.contains("raft-load groups --program ") && line.ends_with("/examples/groups -- --idle 200"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn all_of_them_are_in_all_and_take_their_time() {
+        let names: Vec<String> = Trial::all(false).iter().map(Trial::name).collect();
+        let expected = [
+            "reads",
+            "payload",
+            "nodes",
+            "groups",
+            "restart, 100000x16,1000000x16,10000000x16,250000x4096",
+            "failover",
+            "transfer",
+            "stall",
+            "overload",
+            "catchup, wiped",
+            "catchup, behind",
+            "saturation",
         ];
-        let restarts = restarts.map(|log| format!("restart, {log}"));
-        let all = [
-            &["reads", "failover", "transfer", "overload", "stall", "saturation"].map(str::to_owned)[..],
-            &restarts,
-            &["catchup, wiped", "catchup, behind"].map(str::to_owned),
-        ];
-        assert_eq!(names, all.concat());
+        assert_eq!(names, expected);
+        let minutes = |trials: &[Trial]| trials.iter().map(Trial::minutes).sum::<f64>();
+        let (all, quick, curves) = (Trial::all(false), Trial::all(true), Trial::curves(false));
+        assert!(minutes(&quick) * 2.0 < minutes(&all), "{} {}", minutes(&quick), minutes(&all));
+        assert!((4.0..9.0).contains(&minutes(&curves)), "{}", minutes(&curves));
     }
 }
