@@ -52,7 +52,7 @@ use protocol::{MemberChange, NodeStatus, Request, Response};
 use session::Session;
 
 /// Waits between attempts: they double from the first to the last.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
 /// How long [`Client::close`] waits for the end of the session.
 const FAREWELL: Duration = Duration::from_millis(200);

@@ -463,8 +463,9 @@ impl std::fmt::Debug for JournalStorage {
 fn write_pages(file: &SegmentFile, bytes: &mut Vec<u8>, offset: u64) -> Result<(), StorageError> {
     let end = offset + bytes.len() as u64;
     bytes.resize((end.next_multiple_of(PAGE as u64) - offset) as usize, 0);
-    file.write(bytes, offset).map_err(|error| StorageError::engine("write the log", error))?;
-    file.sync().map_err(|error| StorageError::engine("sync the log", error))
+    let failed = |action| move |error| StorageError::engine(action, format!("{}: {error}", file.path().display()));
+    file.write(bytes, offset).map_err(failed("write the log"))?;
+    file.sync().map_err(failed("sync the log"))
 }
 
 /// The database of what is rarely written needs little.
