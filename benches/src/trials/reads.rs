@@ -26,7 +26,7 @@ const KINDS: [(&str, Traffic); 6] = [
     ("lease, leader", reads(100, Consistency::Lease, Place::Leader)),
     ("ReadIndex, followers", reads(100, Consistency::Linearizable, Place::Followers)),
     ("stale, followers", reads(100, Consistency::Stale, Place::Followers)),
-    ("90 % ReadIndex, 10 % writes", reads(90, Consistency::Linearizable, Place::Leader)),
+    ("mix, 90 % ReadIndex", reads(90, Consistency::Linearizable, Place::Leader)),
 ];
 
 const fn reads(percent: u32, consistency: Consistency, at: Place) -> Traffic {
