@@ -120,7 +120,7 @@ pub struct Limits {
     pub max_snapshots: usize,
     /// A snapshot of which nothing moves for so long is given up.
     pub snapshot_stall: Duration,
-    /// Bytes of each snapshot that are sent in a second, at most; zero: as many as the network and the other end take.
+    /// Bytes of each snapshot that are sent in a second, at most; zero: as many as the source delivers, and the network and the other end take.
     pub snapshot_bytes_per_second: u64,
 }
 

@@ -201,11 +201,6 @@ impl NetMetrics {
         }
     }
 
-    /// Frames sent so far, to all peers.
-    pub(crate) fn frames_sent(&self) -> u64 {
-        self.sent.iter().map(|flow| flow.read().frames).sum()
-    }
-
     pub(crate) fn reject(&self, reason: Reject) {
         self.rejected[reason as usize].fetch_add(1, Ordering::Relaxed);
     }

@@ -23,8 +23,6 @@ use crate::snapshot::{
 
 /// Votes and heartbeats have 10, entries 0.
 const PRIORITY: i32 = -10;
-/// A chunk takes so long at least while messages are sent as well: 62 MiB a second. What the connection could take would leave no processor for them.
-const CHUNK_UNDER_LOAD: Duration = Duration::from_millis(4);
 
 /// Sends a snapshot over the connection that stands at present, and reports how it went.
 pub(crate) async fn send(shared: Arc<Shared>, link: Arc<Link>, outgoing: OutgoingSnapshot) {
@@ -93,9 +91,7 @@ impl Sending<'_> {
     ) -> Result<(), SnapshotError> {
         let (begun, first) = (Instant::now(), offset);
         let mut chunk = vec![0; SNAPSHOT_CHUNK];
-        let mut frames = self.shared.metrics.frames_sent();
         while offset < self.header.size {
-            let chunk_begun = Instant::now();
             let wanted = usize::try_from(self.header.size - offset).unwrap_or(usize::MAX).min(SNAPSHOT_CHUNK);
             chunk = self.read(offset, chunk, wanted).await?;
             within(self.shared.limits.snapshot_stall, stream.write_all(&chunk[..wanted])).await?;
@@ -105,10 +101,6 @@ impl Sending<'_> {
             if rate > 0 {
                 let due = begun + Duration::from_secs_f64((offset - first) as f64 / rate as f64);
                 tokio::time::sleep_until(due.into()).await;
-            }
-            let sent = self.shared.metrics.frames_sent();
-            if std::mem::replace(&mut frames, sent) != sent {
-                tokio::time::sleep_until((chunk_begun + CHUNK_UNDER_LOAD).into()).await;
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use raft_core::driver::{self, Settled, Waiting, settle};
 use raft_core::{Entries, EntryKind, Input, LogId, LogIndex, Membership, Restore, SnapshotMeta};
 
+use crate::background::Breather;
 use crate::farewell::{Farewell, Presence};
 use crate::handle::ReadRequest;
 use crate::inbox::{Fatal, Internal};
@@ -206,10 +207,10 @@ impl<S: StateMachine> Applier<S> {
 
     fn restore(&mut self, restore: &Restore) -> Result<(), Cause> {
         let Restore { id, meta } = restore;
-        let path = self.shelf.directory.as_ref().and_then(|directory| directory.find(*id));
-        let path = path.ok_or("a snapshot that was received is gone")?;
+        let found = self.shelf.directory.as_ref().and_then(|directory| Some((directory.find(*id)?, directory.pace())));
+        let (path, pace) = found.ok_or("a snapshot that was received is gone")?;
         let begin = std::time::Instant::now();
-        let mut file = FileReader::open(&path)?;
+        let mut file = FileReader::open(&path)?.in_background(Breather::blind(pace));
         self.machine.restore(meta, &mut file)?;
         (self.applied, self.membership) = (meta.last, meta.membership.clone());
         self.persisting = None;

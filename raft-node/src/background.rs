@@ -1,8 +1,12 @@
 //! Work that can wait, and does not get in the way of what cannot.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// By how much a thread in the background is "nicer" than the others; 19 would be most.
+use crate::pace::Pace;
+
+/// By how much a thread in the background is "nicer" than the others: it gets a tenth of a processor that others want all the time. 19 would be most, and a seventieth:
+/// then a snapshot would never be done while clients keep all processors busy.
 const NICENESS: i32 = 10;
 
 /// From now on this thread gets the processor only while others have little use for it: a snapshot of gigabytes must not delay a write. On Linux priorities belong to
@@ -16,29 +20,51 @@ pub(crate) fn yield_to_others() {
 
 /// Bytes between two rests.
 const PIECE: u64 = 256 << 10;
-/// Longest rest.
+/// Longest rest because of the work itself.
 const LONGEST: Duration = Duration::from_millis(50);
 
-/// Keeps work that reads or writes gigabytes from having the disk and the processor to itself: after each piece it rests for as long as the piece took. So it
-/// gets half of what there is at most, and a sync of the log that comes meanwhile waits for one piece at most.
-#[derive(Debug, Default)]
+/// Keeps work that reads or writes gigabytes from having the disk and the processor to itself: after each piece it rests, so that a sync of the log that comes meanwhile waits
+/// for one piece at most. For how long, the node's [`Pace`] says.
+#[derive(Debug)]
 pub(crate) struct Breather {
+    pace: Arc<Pace>,
+    /// Rests for as long as the piece took in any case.
+    halves: bool,
     took: Duration,
     bytes: u64,
 }
 
 impl Breather {
+    /// For work at a node that sees the writes which it may disturb.
+    pub(crate) fn new(pace: Arc<Pace>) -> Self {
+        Breather { pace, halves: false, took: Duration::ZERO, bytes: 0 }
+    }
+
+    /// For work at a follower that gets nothing but this, so that it sees no writes: it also rests for as long as the work took, and gets half of what there is at most. Its disk
+    /// may belong to others as well.
+    pub(crate) fn blind(pace: Arc<Pace>) -> Self {
+        Breather { halves: true, ..Breather::new(pace) }
+    }
+
     /// Does a bit of the work, with so many bytes. Rests afterwards, if it is time.
     pub(crate) fn work<T>(&mut self, bytes: usize, work: impl FnOnce() -> T) -> T {
         let begun = Instant::now();
         let done = work();
-        self.took += begun.elapsed();
+        self.worked(bytes, begun.elapsed());
+        done
+    }
+
+    /// So many bytes of the work have been done, and took so long. Rests, if it is time.
+    pub(crate) fn worked(&mut self, bytes: usize, took: Duration) {
+        self.took += took;
         self.bytes += bytes as u64;
         if self.bytes >= PIECE {
-            std::thread::sleep(self.took.min(LONGEST));
-            *self = Breather::default();
+            let least = if self.halves { self.took.min(LONGEST) } else { Duration::ZERO };
+            // What the pace asks for includes the work.
+            let rest = self.pace.rest(self.bytes).max(least);
+            (self.took, self.bytes) = (Duration::ZERO, 0);
+            std::thread::sleep(rest);
         }
-        done
     }
 }
 
@@ -47,8 +73,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_a_rest_after_each_piece_and_it_is_as_long() {
-        let mut breather = Breather::default();
+    fn there_is_a_rest_after_each_piece_and_without_sight_it_is_as_long() {
+        let mut breather = Breather::blind(Pace::new());
         let (begun, piece, work) = (Instant::now(), PIECE as usize, Duration::from_millis(20));
         breather.work(piece - 1, || std::thread::sleep(work));
         // What is not work does not count.
@@ -56,6 +82,17 @@ mod tests {
         let took = breather.took;
         assert_eq!((breather.work(1, || 7), breather.bytes), (7, 0));
         assert!(took >= work && begun.elapsed() >= took * 2 + work);
+    }
+
+    #[test]
+    fn the_pace_is_kept() {
+        let pace = Pace::new();
+        let mut breather = Breather::new(pace.clone());
+        let (begun, rate) = (Instant::now(), pace.rate());
+        (0..8).for_each(|_| breather.work(PIECE as usize, || ()));
+        let least = Duration::from_secs_f64(8.0 * PIECE as f64 / rate as f64);
+        // It may have become faster meanwhile, since nobody writes: by half in each tenth of a second.
+        assert!(begun.elapsed() >= least / 2, "{:?}, {least:?}", begun.elapsed());
     }
 
     #[cfg(target_os = "linux")]

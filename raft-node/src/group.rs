@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::alarms::Alarm;
 use crate::applier::{self, Progress};
+use crate::commits::Commits;
 use crate::farewell::Farewell;
 use crate::handle::{Consistency, Raft, ReadRequest, Request, Stopped};
 use crate::handover::Handover;
@@ -32,6 +33,7 @@ pub(crate) struct Group {
     pub(crate) stopped: watch::Sender<Stopped>,
     /// Measures where the time goes, if it is to.
     pub(crate) probe: Probe,
+    pub(crate) commits: Commits,
     /// The handle, for those who ask for one.
     pub(crate) raft: Raft,
     pub(crate) alarm: Alarm,
@@ -145,6 +147,9 @@ impl Group {
         // Some outputs make room for others: entries read back, for the next to be read.
         while self.driver.turn(now, &mut Desk { node, own: &mut self.own }) {}
         self.probe.look(self.driver.core(), true);
+        if let Some(took) = self.commits.look(now, self.driver.core()) {
+            node.pace.committed(took);
+        }
         self.over |= self.handover.look(now, self.driver.core());
         let known = self.driver.core().leader();
         self.leader.send_if_modified(|leader| std::mem::replace(leader, known) != known);

@@ -23,6 +23,7 @@ use crate::host::{Ended, Host, Inlets};
 use crate::inbox::Inbox;
 use crate::node::Metrics;
 use crate::open::{self, Room, Tools};
+use crate::pace::Pace;
 use crate::pool::Pool;
 use crate::ports::Outlets;
 use crate::reply::Flusher;
@@ -294,7 +295,9 @@ fn wire<S: Storage, T: Transport, H>(
     let (inbox, internal) = Inbox::new();
     let (requests, asked) = mpsc::unbounded_channel();
     let (reader, reader_thread) = reader::spawn(storage.reader(), inbox.clone())?;
-    let (writer, writer_thread) = writer::spawn(storage, inbox.clone(), timings.clone())?;
+    let pace = Pace::new();
+    let watch = writer::Watch { timings: timings.clone(), pace: pace.clone() };
+    let (writer, writer_thread) = writer::spawn(storage, inbox.clone(), watch)?;
     let (keeper, keeper_thread) = keeper::spawn()?;
     let (pool, mut threads) = Pool::spawn(applier_threads)?;
     threads.extend([writer_thread, reader_thread, keeper_thread]);
@@ -315,6 +318,7 @@ fn wire<S: Storage, T: Transport, H>(
         address,
         doorkeeper: doorkeeper.clone(),
         metrics: metrics.clone(),
+        pace: pace.clone(),
     };
     let (stopped, stopped_seen) = watch::channel(Stopped::default());
     let ends = Ends {
@@ -327,7 +331,7 @@ fn wire<S: Storage, T: Transport, H>(
     };
     let roster = Roster::new(configured, doorkeeper);
     let flusher = Flusher::default();
-    let outlets = Outlets { transport, roster, writer, reader, incoming, lost: None, flusher, timings };
+    let outlets = Outlets { transport, roster, writer, reader, incoming, lost: None, flusher, timings, pace };
     let mut host = Host::new(Inlets { internal, network, requests: asked }, outlets, tools, metrics.strays);
     match begin(&mut host, ends) {
         Ok(handle) => Ok((Wired { host, threads, stopped }, handle, clients)),

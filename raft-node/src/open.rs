@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use crate::alarms::Alarm;
 use crate::applier::{self, Applier, Progress};
 use crate::builder::StartError;
+use crate::commits::Commits;
 use crate::doorkeeper::{Doorkeeper, identity_of};
 use crate::group::Group;
 use crate::handle::{Asked, Links, Raft, Stopped};
@@ -24,6 +25,7 @@ use crate::handover::Handover;
 use crate::inbox::{Inbox, Life, News};
 use crate::member;
 use crate::node::{GroupError, Metrics};
+use crate::pace::Pace;
 use crate::pool::Pool;
 use crate::ports::Own;
 use crate::roster::Addresses;
@@ -59,6 +61,8 @@ pub(crate) struct Tools {
     pub(crate) doorkeeper: Doorkeeper,
     /// Those of the node; each group has its own of snapshots.
     pub(crate) metrics: Metrics,
+    /// Of work in the background.
+    pub(crate) pace: Arc<Pace>,
 }
 
 /// What the network takes of each group, in bytes.
@@ -123,12 +127,24 @@ impl Tools {
 }
 
 /// A write that is followed by another within this time costs one message less for each follower.
-pub(crate) const COMMIT_NOTIFICATION_DELAY: Duration = Duration::from_millis(2);
+const COMMIT_NOTIFICATION_DELAY: Duration = Duration::from_millis(2);
+
+/// What is on its way to one follower, and one message of it, in bytes: enough for a link and a disk that are near, and little enough that a follower
+/// which catches up by the log does not keep its own disk or the leader's loop busy for more than a few milliseconds at a time. A stream of the transport has a smaller window anyway.
+const INFLIGHT_BYTES: usize = 1 << 20;
+const APPEND_BYTES: usize = 256 << 10;
+
+/// Settings of a core that suit a node.
+pub(crate) fn suited(id: NodeId) -> Config {
+    let mut config = Config::new(id);
+    config.commit_notification_delay = COMMIT_NOTIFICATION_DELAY;
+    (config.max_append_bytes, config.max_inflight_bytes) = (APPEND_BYTES, INFLIGHT_BYTES);
+    config
+}
 
 /// The settings of a group before they are changed.
 pub(crate) fn config(id: NodeId, group: GroupId) -> Config {
-    let mut config = Config::new(id);
-    config.commit_notification_delay = COMMIT_NOTIFICATION_DELAY;
+    let mut config = suited(id);
     config.seed = RandomState::new().hash_one((id.0, group.0));
     config
 }
@@ -147,7 +163,7 @@ pub(crate) fn open<M: StateMachine>(
     // Those with whom the group begins have the identity 0.
     config.identity = if founders.is_empty() { identity_of(tools.incarnation) } else { 0 };
     let founders = member::founders(&founders, &tools.configured);
-    let directory = open_directory(tools.data_dir.as_deref(), life.group)?;
+    let directory = open_directory(tools, life.group)?;
     let restored = restore_at_start(&mut machine, &log, directory.as_deref())?;
     let state = state_of(machine.applied(), &log, restored.as_ref(), &founders);
     let durable = machine.durable();
@@ -191,6 +207,7 @@ pub(crate) fn open<M: StateMachine>(
         leader,
         stopped,
         probe: Probe::new(marker),
+        commits: Commits::default(),
         raft: Raft::new(tools.id, life, tools.address, metrics, links),
         alarm: Alarm::default(),
         active: false,
@@ -241,14 +258,14 @@ fn recovered(log: RecoveredLog, applied: LogIndex, founders: Membership, restore
     }
 }
 
-fn open_directory(data_dir: Option<&Path>, group: GroupId) -> Result<Option<Arc<Directory>>, StartError> {
-    let Some(data_dir) = data_dir else { return Ok(None) };
+fn open_directory(tools: &Tools, group: GroupId) -> Result<Option<Arc<Directory>>, StartError> {
+    let Some(data_dir) = tools.data_dir.as_deref() else { return Ok(None) };
     let own = folder(data_dir, group);
     if let Some(all) = own.parent().filter(|all| *all != data_dir) {
         let io = |source| SnapshotFileError::Io { path: all.to_owned(), source };
         std::fs::create_dir_all(all).and_then(|()| sync_dir(data_dir)).map_err(io)?;
     }
-    Ok(Some(Arc::new(Directory::open(&own, group)?)))
+    Ok(Some(Arc::new(Directory::open(&own, group, tools.pace.clone())?)))
 }
 
 /// Where a group's snapshots are. The first group has the folder that it had before there were others.

@@ -10,6 +10,7 @@ use raft_net::Transport;
 use crate::applier::Job;
 use crate::handle::ReadRequest;
 use crate::inbox::Life;
+use crate::pace::Pace;
 use crate::pool::Submit;
 use crate::reader::Question;
 use crate::reply::{Flusher, Outcome, Responder};
@@ -30,6 +31,8 @@ pub(crate) struct Outlets<T> {
     pub(crate) lost: Option<&'static str>,
     pub(crate) flusher: Flusher,
     pub(crate) timings: Option<Arc<Timings>>,
+    /// Of work in the background.
+    pub(crate) pace: Arc<Pace>,
 }
 
 /// What a group has for itself.

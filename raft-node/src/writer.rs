@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
 
 use raft_core::{GroupId, Input, NodeId, Write, WriteSeq};
 use raft_storage::{RecoveredLog, Storage, StorageError};
 use tokio::sync::oneshot;
 
 use crate::inbox::{Fatal, Inbox, Internal, Life, News};
+use crate::pace::Pace;
 use crate::timings::Timings;
 
 /// What the writer is asked for.
@@ -38,22 +40,27 @@ pub(crate) struct Found {
     pub(crate) founders: Vec<NodeId>,
 }
 
+/// Who wants to know how long a sync takes.
+pub(crate) struct Watch {
+    pub(crate) timings: Option<Arc<Timings>>,
+    pub(crate) pace: Arc<Pace>,
+}
+
 /// Starts the writer. It ends when the senders are dropped and everything queued is durable, or when a write fails: then
 /// nothing is acknowledged any more, and the node stops. A failed sync is never tried again: the kernel may have marked
 /// the pages clean, and a second sync would succeed without having written them.
 pub(crate) fn spawn<S: Storage>(
     mut storage: S,
     inbox: Inbox,
-    timings: Option<Arc<Timings>>,
+    watch: Watch,
 ) -> std::io::Result<(Sender<Order>, JoinHandle<()>)> {
     let (sender, queue) = channel();
-    let thread = Builder::new()
-        .name("raft-writer".into())
-        .spawn(move || run(&mut storage, &queue, &inbox, timings.as_deref()))?;
+    let thread = Builder::new().name("raft-writer".into()).spawn(move || run(&mut storage, &queue, &inbox, &watch))?;
     Ok((sender, thread))
 }
 
-fn run<S: Storage>(storage: &mut S, queue: &Receiver<Order>, inbox: &Inbox, timings: Option<&Timings>) {
+fn run<S: Storage>(storage: &mut S, queue: &Receiver<Order>, inbox: &Inbox, watch: &Watch) {
+    let (timings, pace) = (watch.timings.as_deref(), &watch.pace);
     let mut batch: Vec<(GroupId, Write)> = Vec::new();
     let mut last: Vec<(Life, WriteSeq)> = Vec::new();
     while let Ok(first) = queue.recv() {
@@ -72,12 +79,15 @@ fn run<S: Storage>(storage: &mut S, queue: &Receiver<Order>, inbox: &Inbox, timi
             }
         }
         if !batch.is_empty() {
+            let bytes = batch.iter().map(|(_, write)| write.entries.byte_len()).sum();
+            let since = Instant::now();
             let begun = timings.map(Timings::begun);
             if let Err(error) = storage.write(&batch) {
                 inbox.send(News::Fatal(Fatal::Storage(error)));
                 return;
             }
             batch.clear();
+            pace.synced(since.elapsed(), bytes);
             timings.zip(begun).inspect(|(timings, begun)| timings.synced(*begun));
             report(&mut last, inbox);
         }
@@ -177,7 +187,7 @@ mod tests {
         let (answer, answer_receiver) = channel();
         let disk = Disk { storage: MemoryStorage::new(), asked: asked_sender, answer: answer_receiver };
         let (sender, inbox) = Inbox::new();
-        let (writer, thread) = spawn(disk, sender, None).expect("a thread");
+        let (writer, thread) = spawn(disk, sender, Watch { timings: None, pace: Pace::new() }).expect("a thread");
         Bench { writer, thread, inbox, asked, answer }
     }
 

@@ -47,6 +47,9 @@ const BULK: u64 = 1 << 30;
 /// A follower lacks so much that it needs a snapshot, which is streamed to it while clients write: time, rate, and the latency of the writes.
 ///
 /// Either its disk is lost (it is removed, started anew with an empty one, and added), or it was away while all of the state was written.
+///
+/// The two aims pull in opposite directions here, where three nodes and the clients share a disk and two cores: what the transfer takes, the writes lack. The nodes
+/// choose the writes' side. With `--max-bytes-per-second` the rate can be lowered further, to see what it buys.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

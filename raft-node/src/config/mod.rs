@@ -4,15 +4,15 @@
 //! value that cannot work: the message names the file, the key, and what to do about it.
 //!
 //! A node's file must have `[node]` (`id`, `cluster`, `data_dir`, `listen`, and `join = true` for a node that is added later), `[peers]` (`id = "host:port"` for
-//! every voter; a node that is added later names those that it shall find, and need not name itself) and `[tls]` (`ca`, `cert`, `key`). Optional, with the defaults of [`raft_core::Config`] and
-//! [`ServiceLimits`](crate::client::ServiceLimits):
+//! every voter; a node that is added later names those that it shall find, and need not name itself) and `[tls]` (`ca`, `cert`, `key`). Optional, with the defaults of [`raft_core::Config`] (but `max_append_bytes`
+//! 256 KiB and `max_inflight_bytes` 1 MiB) and [`ServiceLimits`](crate::client::ServiceLimits):
 //!
 //! - `[raft]`: `election_timeout_ms`, `heartbeat_interval_ms`, `max_write_stall_ms`, `pre_vote`, `check_quorum`, `no_op_on_election`, `priority` (who
 //!   should lead: the highest; 0 to 255), `lease_drift_per_mille` (reads by a lease, for clocks whose rates differ by no more; absent: no leases), `max_append_bytes`, `max_inflight_appends`, `max_inflight_bytes`, `max_uncommitted_bytes`, `max_unapplied_bytes`, `max_cached_bytes`;
 //! - `[limits]`: `max_value_bytes`, `max_client_connections`, `max_requests_per_connection`, `max_reply_bytes_per_connection`;
 //! - `[snapshot]`: when the log is compacted (`entries`, `bytes`: so many applied since the last time; 0 does not count) and what is kept of it for
 //!   followers that are a little behind (`keep_entries`, `keep_bytes`), with the defaults of [`SnapshotPolicy`](crate::SnapshotPolicy); and how fast a
-//!   snapshot is sent at most (`max_bytes_per_second`, by default 0: as fast as it goes, and about 60 MB while there are messages to be sent as well);
+//!   snapshot is sent at most (`max_bytes_per_second`, by default 0: no limit but that clients who write shall not notice it; it goes on with 8 MB a second in any case);
 //! - `[storage]`: `engine` (what keeps the log in a new data directory: `rocksdb`, the default, or `journal`; a directory stays with the one that made it);
 //! - `[log]`: `level` (a level, or directives), `format` (`text` or `json`);
 //! - `[metrics]`: `timings` (whether it is measured where the time of writes goes, for `raft-node status --timings`; by default not).

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::{ConfigError, Source, TlsFiles, beside};
 use crate::client::ServiceLimits;
 use crate::kv::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
-use crate::open::COMMIT_NOTIFICATION_DELAY;
+use crate::open::suited;
 use crate::snapshot::SnapshotPolicy;
 
 /// Bytes that a command needs besides its key and value, at most.
@@ -281,8 +281,7 @@ impl NodeConfig {
 
 impl RaftSection {
     fn validate(self, source: &Source<'_>, id: NodeId, limits: &Limits) -> Result<raft_core::Config, ConfigError> {
-        let mut config = raft_core::Config::new(id);
-        config.commit_notification_delay = COMMIT_NOTIFICATION_DELAY;
+        let mut config = suited(id);
         let millis = |key: &str, value: Option<u64>, default: Duration| match value {
             None => Ok(default),
             Some(ms @ 1..=3_600_000) => Ok(Duration::from_millis(ms)),

@@ -9,8 +9,6 @@ use std::path::{Path, PathBuf};
 
 use rocksdb::{DB, IngestExternalFileOptions, Options, SstFileWriter};
 
-use crate::background::Breather;
-
 /// Where the files are until the database takes them over, below its directory.
 const PLACE: &str = "restoring";
 /// A file of so many bytes is complete.
@@ -38,7 +36,6 @@ pub(super) struct Tables<'a> {
     writer: Option<SstFileWriter<'a>>,
     paths: Vec<PathBuf>,
     last: Vec<u8>,
-    breather: Breather,
 }
 
 impl<'a> Tables<'a> {
@@ -46,15 +43,7 @@ impl<'a> Tables<'a> {
         clear_away(dir)?;
         let place = dir.join(PLACE);
         fs::create_dir(&place)?;
-        Ok(Tables {
-            options,
-            place,
-            file_bytes,
-            writer: None,
-            paths: Vec::new(),
-            last: Vec::new(),
-            breather: Breather::default(),
-        })
+        Ok(Tables { options, place, file_bytes, writer: None, paths: Vec::new(), last: Vec::new() })
     }
 
     /// Keys must ascend.
@@ -74,7 +63,7 @@ impl<'a> Tables<'a> {
                 none.insert(writer)
             }
         };
-        self.breather.work(key.len() + value.len(), || writer.put(key, value))?;
+        writer.put(key, value)?;
         if writer.file_size() >= self.file_bytes { self.finish_file() } else { Ok(()) }
     }
 

@@ -10,12 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use raft_core::{GroupId, LogIndex, SnapshotId, SnapshotMeta};
 
 use super::file::{FileHeader, FileReader, FileWriter, SnapshotFileError};
 use super::lock;
+use crate::background::Breather;
+use crate::pace::Pace;
 
 /// Whole files that are kept.
 const KEPT: usize = 2;
@@ -42,6 +44,8 @@ impl Stored {
 pub(crate) struct Directory {
     dir: PathBuf,
     group: GroupId,
+    /// How fast work on files may go.
+    pace: Arc<Pace>,
     state: Mutex<State>,
 }
 
@@ -56,7 +60,7 @@ struct State {
 
 impl Directory {
     /// Opens the directory, makes it if there is none, and clears away what a crash has left.
-    pub(crate) fn open(dir: &Path, group: GroupId) -> Result<Self, SnapshotFileError> {
+    pub(crate) fn open(dir: &Path, group: GroupId, pace: Arc<Pace>) -> Result<Self, SnapshotFileError> {
         let io = |source| SnapshotFileError::Io { path: dir.to_owned(), source };
         fs::create_dir_all(dir).map_err(io)?;
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -83,13 +87,18 @@ impl Directory {
         stored.retain(|file| file.header.group == group);
         stored.sort_by_key(Stored::index);
         let directory =
-            Directory { dir: dir.to_owned(), group, state: Mutex::new(State { stored, ..State::default() }) };
+            Directory { dir: dir.to_owned(), group, pace, state: Mutex::new(State { stored, ..State::default() }) };
         directory.prune();
         Ok(directory)
     }
 
     pub(crate) fn group(&self) -> GroupId {
         self.group
+    }
+
+    /// How fast work on files may go.
+    pub(crate) fn pace(&self) -> Arc<Pace> {
+        self.pace.clone()
     }
 
     /// The newest snapshot.
@@ -110,7 +119,8 @@ impl Directory {
     ) -> Result<Stored, SnapshotFileError> {
         let header = FileHeader { group: self.group, id: rand::random(), meta };
         let path = self.dir.join(format!("new-{:016x}", header.id));
-        let made = FileWriter::create(&path, &header).and_then(|mut file| {
+        let breather = Breather::new(self.pace());
+        let made = FileWriter::create(&path, &header, breather).and_then(|mut file| {
             write(&mut file).map_err(|source| SnapshotFileError::Io { path: path.clone(), source })?;
             file.finish()
         });
@@ -238,7 +248,7 @@ mod tests {
     fn the_newest_two_are_kept_and_found_again() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = tmp.path().join("snapshots");
-        let directory = Directory::open(&dir, GroupId(1)).unwrap();
+        let directory = Directory::open(&dir, GroupId(1), Pace::new()).unwrap();
         assert_eq!(directory.newest(), None);
         for index in [10, 20, 30] {
             directory.make(meta(index), |file| file.write_all(&index.to_be_bytes())).unwrap();
@@ -249,7 +259,7 @@ mod tests {
         fs::write(dir.join("new-0123"), b"half").unwrap();
         fs::write(dir.join("part-1"), b"old").unwrap();
         fs::write(dir.join("part-2"), b"newer").unwrap();
-        let again = Directory::open(&dir, GroupId(1)).unwrap();
+        let again = Directory::open(&dir, GroupId(1), Pace::new()).unwrap();
         assert_eq!(again.all(), directory.all());
         assert_eq!(again.all().iter().map(|stored| stored.index().0).collect::<Vec<_>>(), [30, 20]);
         assert_eq!(names(&dir).iter().filter(|name| !name.starts_with("snapshot-")).collect::<Vec<_>>(), ["part-2"]);
@@ -257,16 +267,16 @@ mod tests {
         FileReader::open(&again.newest().unwrap().path).unwrap().read_to_end(&mut data).unwrap();
         assert_eq!(data, 30u64.to_be_bytes());
         fs::write(dir.join("snapshot-9"), b"no snapshot").unwrap();
-        assert!(Directory::open(&dir, GroupId(1)).unwrap_err().to_string().contains("snapshot-9"));
+        assert!(Directory::open(&dir, GroupId(1), Pace::new()).unwrap_err().to_string().contains("snapshot-9"));
     }
 
     #[test]
     fn what_has_arrived_stays_until_it_is_released() {
         let tmp = tempfile::tempdir().unwrap();
-        let directory = Directory::open(tmp.path(), GroupId(1)).unwrap();
+        let directory = Directory::open(tmp.path(), GroupId(1), Pace::new()).unwrap();
         let header = FileHeader { group: GroupId(1), id: 7, meta: meta(5) };
         let part = directory.part(&header);
-        let size = FileWriter::create(&part, &header).unwrap().finish().unwrap();
+        let size = FileWriter::create(&part, &header, Breather::new(Pace::new())).unwrap().finish().unwrap();
         let id = directory.arrived(&part, header.clone(), size).unwrap();
         for index in [10, 20] {
             directory.make(meta(index), |_| Ok(())).unwrap();

@@ -11,6 +11,7 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use raft_core::{GroupId, LogId, LogIndex, Membership, SnapshotMeta, Term};
 
@@ -96,7 +97,7 @@ pub(crate) struct FileWriter {
 }
 
 impl FileWriter {
-    pub(crate) fn create(path: &Path, header: &FileHeader) -> Result<Self, SnapshotFileError> {
+    pub(crate) fn create(path: &Path, header: &FileHeader, breather: Breather) -> Result<Self, SnapshotFileError> {
         let io = |source| SnapshotFileError::Io { path: path.to_owned(), source };
         let mut file = File::create(path).map_err(io)?;
         file.write_all(&header.encode()).map_err(io)?;
@@ -107,7 +108,7 @@ impl FileWriter {
             chunks: 0,
             data: 0,
             synced: 0,
-            breather: Breather::default(),
+            breather,
         })
     }
 
@@ -176,6 +177,8 @@ pub(crate) struct FileReader {
     chunks: u64,
     data: u64,
     ended: bool,
+    /// Who reads much rests now and then; and when the last chunk was handed out.
+    breather: Option<(Breather, Instant)>,
 }
 
 impl FileReader {
@@ -193,16 +196,27 @@ impl FileReader {
             chunks: 0,
             data: 0,
             ended: false,
+            breather: None,
         })
+    }
+
+    /// Whatever is done with each chunk before the next one is read is work in the background.
+    pub(crate) fn in_background(mut self, breather: Breather) -> Self {
+        self.breather = Some((breather, Instant::now()));
+        self
     }
 
     /// Reads all of a file to see that it is whole.
     pub(crate) fn check(path: &Path) -> Result<FileHeader, SnapshotFileError> {
-        let mut reader = FileReader::open(path)?;
-        while !reader.ended {
-            reader.next_chunk()?;
+        FileReader::open(path)?.check_rest()
+    }
+
+    /// Reads the rest of the file to see that it is whole.
+    pub(crate) fn check_rest(mut self) -> Result<FileHeader, SnapshotFileError> {
+        while !self.ended {
+            self.next_chunk()?;
         }
-        Ok(reader.header)
+        Ok(self.header)
     }
 
     fn damaged(&self, what: impl Into<String>) -> SnapshotFileError {
@@ -210,6 +224,10 @@ impl FileReader {
     }
 
     fn next_chunk(&mut self) -> Result<(), SnapshotFileError> {
+        if let Some((breather, since)) = &mut self.breather {
+            breather.worked(self.chunk.len(), since.elapsed());
+            *since = Instant::now();
+        }
         let mut head = [0; 8];
         fill(&mut self.file, &mut head, &self.path)?;
         let (length, crc) = (be_u32(&head[..4]) as usize, be_u32(&head[4..]));
@@ -311,6 +329,11 @@ mod tests {
     use raft_core::NodeId;
 
     use super::*;
+    use crate::pace::Pace;
+
+    fn breather() -> Breather {
+        Breather::new(Pace::new())
+    }
 
     fn header() -> FileHeader {
         let membership = Membership::of_voters([1, 2].map(NodeId));
@@ -319,7 +342,7 @@ mod tests {
     }
 
     fn write(path: &Path, data: &[u8]) -> u64 {
-        let mut writer = FileWriter::create(path, &header()).unwrap();
+        let mut writer = FileWriter::create(path, &header(), breather()).unwrap();
         writer.write_all(data).unwrap();
         writer.finish().unwrap()
     }
@@ -358,7 +381,7 @@ mod tests {
         std::fs::write(&path, [&good[..], b"x"].concat()).unwrap();
         assert!(FileReader::check(&path).unwrap_err().to_string().contains("behind the footer"));
         // Chunks that change places, each of them whole.
-        let mut writer = FileWriter::create(&path, &header()).unwrap();
+        let mut writer = FileWriter::create(&path, &header(), breather()).unwrap();
         writer.write_all(&vec![1; CHUNK]).unwrap();
         writer.write_all(&vec![2; CHUNK]).unwrap();
         writer.finish().unwrap();

@@ -15,6 +15,7 @@ use super::keeper::Shelf;
 use super::{SnapshotMetrics, count, lock};
 use crate::background::Breather;
 use crate::inbox::{GroupInbox, Internal};
+use crate::pace::Pace;
 
 /// Takes what the transport delivers, for all groups.
 #[derive(Debug, Default)]
@@ -53,6 +54,7 @@ impl SnapshotReceiver for Incoming {
         drop(busy);
         let claim = Claim { part, busy: self.busy.clone(), from, metrics };
         let progress = SnapshotProgress::of(header.size);
+        let pace = directory.pace();
         let (file, offset) = match directory.whole(&expected) {
             // The last answer was lost, it seems.
             Some(stored) if stored.size == header.size => (None, header.size),
@@ -80,7 +82,7 @@ impl SnapshotReceiver for Incoming {
                 file,
                 offset,
                 synced: offset,
-                breather: Breather::default(),
+                breather: Breather::blind(pace),
                 progress,
                 claim,
             }),
@@ -142,7 +144,10 @@ impl SnapshotSink for Sink {
         let directory = directory.upgrade().ok_or("the group has been stopped")?;
         if let Some(file) = file {
             file.sync_all()?;
-            match FileReader::check(&claim.part) {
+            // A gigabyte, perhaps; writes go on meanwhile.
+            let breather = Breather::blind(directory.pace());
+            let checked = FileReader::open(&claim.part).and_then(|file| file.in_background(breather).check_rest());
+            match checked {
                 Ok(found) if found == expected => {}
                 Ok(_) => {
                     remove(&claim.part);
@@ -166,11 +171,18 @@ impl SnapshotSink for Sink {
 }
 
 /// The bytes of a file that is sent. It may lose its name meanwhile.
-pub(crate) struct Source(pub(crate) File);
+pub(crate) struct Source {
+    pub(crate) file: File,
+    /// How fast it may be sent.
+    pub(crate) pace: Arc<Pace>,
+}
 
 impl raft_net::snapshot::SnapshotSource for Source {
     fn read_at(&mut self, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {
-        self.0.read_at(buf, offset)
+        let read = self.file.read_at(buf, offset)?;
+        // What is not handed out is not sent.
+        std::thread::sleep(self.pace.rest(read as u64));
+        Ok(read)
     }
 }
 
@@ -197,7 +209,7 @@ mod tests {
 
     fn bench() -> Bench {
         let dir = tempfile::tempdir().unwrap();
-        let open = |name: &str| Directory::open(&dir.path().join(name), GroupId(1)).unwrap();
+        let open = |name: &str| Directory::open(&dir.path().join(name), GroupId(1), Pace::new()).unwrap();
         let membership = Membership::of_voters([NodeId(1), NodeId(2)]);
         let meta = SnapshotMeta { last: LogId::new(Term(2), LogIndex(50)), membership };
         let stored = open("sender").make(meta.clone(), |file| file.write_all(&[7; 1000])).unwrap();
@@ -245,7 +257,8 @@ mod tests {
         assert!(announced(&mut bench.inbox).unwrap().id > first.id);
         let stats = bench.receiver.metrics.snapshot();
         assert_eq!((stats.received, stats.incoming.len()), (2, 0));
-        let mut source = Source(File::open(directory.newest().unwrap().path).unwrap());
+        let file = File::open(directory.newest().unwrap().path).unwrap();
+        let mut source = Source { file, pace: Pace::new() };
         let mut buf = [0; 10];
         assert_eq!(
             (source.read_at(bench.header.size - 3, &mut buf).unwrap(), source.read_at(0, &mut buf).unwrap()),

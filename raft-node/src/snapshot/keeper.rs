@@ -76,7 +76,7 @@ impl Make {
         if let Ok(stored) = &made {
             count(&metrics.made);
             let millis = begin.elapsed().as_millis() as u64;
-            tracing::info!(group = %directory.group(), %last, bytes = stored.size, millis, "snapshot made");
+            tracing::info!(group = %directory.group(), %last, bytes = stored.size, millis, pace = directory.pace().rate(), "snapshot made");
         }
         inbox.send(Internal::SnapshotMade(made));
     }

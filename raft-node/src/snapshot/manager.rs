@@ -153,6 +153,7 @@ impl Manager {
 
     fn transfer(&self, wanted: SendSnapshot, stored: &Stored, transport: &mut impl Transport) {
         let SendSnapshot { to, term, epoch, .. } = wanted;
+        let Some(pace) = self.directory.as_ref().map(|directory| directory.pace()) else { return self.failed(&wanted) };
         let file = match File::open(&stored.path) {
             Ok(file) => file,
             Err(error) => {
@@ -167,7 +168,7 @@ impl Manager {
         let progress = SnapshotProgress::of(stored.size);
         lock(&self.metrics.outgoing).insert(to, progress.clone());
         tracing::info!(%to, %last, bytes = stored.size, "sending a snapshot");
-        let (inbox, metrics, ours) = (self.inbox.clone(), self.metrics.clone(), progress.clone());
+        let (inbox, metrics, ours, found) = (self.inbox.clone(), self.metrics.clone(), progress.clone(), pace.clone());
         let done = move |sent: Result<(), raft_net::snapshot::SnapshotError>| {
             // A later transfer to the same follower has its own place.
             let mut outgoing = lock(&metrics.outgoing);
@@ -178,7 +179,7 @@ impl Manager {
             match &sent {
                 Ok(()) => {
                     count(&metrics.sent);
-                    tracing::info!(%to, %last, "snapshot sent");
+                    tracing::info!(%to, %last, pace = found.rate(), "snapshot sent");
                 }
                 Err(error) => {
                     count(&metrics.failed);
@@ -187,7 +188,7 @@ impl Manager {
             }
             inbox.send(Internal::Core(Input::SnapshotSent { to, epoch, last: sent.ok().map(|()| last) }));
         };
-        let source = Box::new(Source(file));
+        let source = Box::new(Source { file, pace });
         transport.send_snapshot(OutgoingSnapshot { to, header, source, progress, done: Box::new(done) });
     }
 
