@@ -38,8 +38,11 @@ enum Kind {
         /// Only benchmarks whose name contains this
         filter: Option<String>,
     },
-    /// Measures in turn with etcd, and the core in turn with raft-rs, with 1 to 1024 clients (a quarter of an hour)
+    /// Measures in turn with etcd; the core in turn with raft-rs; and the library in turn with openraft; with 1 to 1024 clients (twenty minutes)
     Peers {
+        /// Only beside this one
+        #[arg(long)]
+        only: Option<Peer>,
         #[command(flatten)]
         load: Load,
     },
@@ -68,6 +71,17 @@ enum Kind {
         #[arg(long)]
         minutes: Option<f64>,
     },
+}
+
+/// Whom we measure ourselves with.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Peer {
+    /// The cluster of processes
+    Etcd,
+    /// The protocol alone
+    RaftRs,
+    /// The library, in one process
+    Openraft,
 }
 
 /// What the load generator shall do.
@@ -107,9 +121,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::run(false)?;
     match &args.kind {
         Some(Kind::Criterion { filter }) => criterion(filter.as_deref()),
-        Some(Kind::Peers { load }) => peers(load),
+        Some(Kind::Peers { only, load }) => peers(*only, load),
         Some(Kind::Page) => build(false).and_then(|()| page()),
-        Some(Kind::Trial(trial)) => build(false).and_then(|()| trial.run()),
+        Some(Kind::Trial(trial)) => trial.prepare().and_then(|()| build(false)).and_then(|()| trial.run()),
         Some(Kind::Retries { increments }) => build(false).and_then(|()| retries(*increments)),
         Some(Kind::Curves { quick }) => {
             build(false)?;
@@ -147,7 +161,7 @@ fn all(args: &Load, minutes: Option<f64>) -> Result<()> {
     let increments = if quick { 1000 } else { 10_000 };
     all.push(Step::new("retries", if quick { 1.0 } else { 6.0 }, move || retries(increments)));
     all.push(Step::new("criterion", 6.0, || criterion(None)));
-    all.push(Step::new("peers", if quick { 4.0 } else { 15.0 }, || peers(args)));
+    all.push(Step::new("peers", if quick { 4.0 } else { 15.0 }, || peers(None, args)));
     all.push(step(Trial::amplification(minutes.unwrap_or(if quick { 3.0 } else { 60.0 }))));
     steps(all)
 }
@@ -195,20 +209,51 @@ fn criterion(filter: Option<&str>) -> Result<()> {
     workspace::run(&mut command)
 }
 
-/// Ours beside others, alternated.
-fn peers(args: &Load) -> Result<()> {
-    let mut args = args.clone();
-    if !args.against.contains(&Rival::Etcd) {
-        args.against.push(Rival::Etcd);
+/// Ours beside others, alternated: `only` one of them, or all.
+fn peers(only: Option<Peer>, args: &Load) -> Result<()> {
+    let wanted = |peer| only.is_none_or(|only| only == peer);
+    if wanted(Peer::Etcd) {
+        let mut args = args.clone();
+        if !args.against.contains(&Rival::Etcd) {
+            args.against.push(Rival::Etcd);
+        }
+        if args.clients.is_empty() && !args.quick {
+            args.clients = vec![1, 16, 64, 256, 1024];
+        }
+        load(&args)?;
     }
-    if args.clients.is_empty() && !args.quick {
-        args.clients = vec![1, 16, 64, 256, 1024];
+    if wanted(Peer::RaftRs) {
+        workspace::run(beside("raft-rs", "core").arg("core/commit"))?;
     }
-    load(&args)?;
+    if wanted(Peer::Openraft) {
+        workspace::run(beside("openraft", "library").args(library_flags(args)))?;
+    }
+    Ok(())
+}
+
+/// The benchmark `bench` with what it takes to measure it beside a peer; its figures go where the others are.
+fn beside(peer: &str, bench: &str) -> Command {
     let mut command = workspace::cargo();
-    command.args(["bench", "-p", "raft-benches", "--features", "raft-rs", "--bench", "core", "--", "core/commit"]);
+    command.args(["bench", "-p", "raft-benches", "--features", peer, "--bench", bench, "--"]);
     command.env("RAFT_BENCH_OUT", workspace::target_dir().join("bench"));
-    workspace::run(&mut command)
+    command
+}
+
+/// What of the load is meant for the library, too.
+fn library_flags(load: &Load) -> Vec<String> {
+    let mut flags = Vec::new();
+    if !load.clients.is_empty() {
+        let clients: Vec<String> = load.clients.iter().map(u32::to_string).collect();
+        flags.extend(["--clients".to_owned(), clients.join(",")]);
+    }
+    match load.seconds {
+        Some(seconds) => flags.extend(["--seconds".to_owned(), seconds.to_string()]),
+        None if load.quick => {
+            flags.extend(["--seconds", "0.5", "--warm-up", "0.3", "--repetitions", "3"].map(str::to_owned))
+        }
+        None => {}
+    }
+    flags
 }
 
 fn page() -> Result<()> {
@@ -378,6 +423,18 @@ mod tests {
             "/b/raft-load measure --cluster /c/cluster.json --out /o --quick --clients 1,16 --seconds 3 --baseline /old.json --rate 5"
         );
     }
+
+    #[test]
+    fn flags_reach_the_library_benchmark() {
+        let flags = |words: &[&str]| {
+            let cli = Cli::try_parse_from([&["bench"], words].concat()).map_err(|error| error.to_string());
+            library_flags(&cli.expect("valid flags").load).join(" ")
+        };
+        assert_eq!(flags(&[]), "");
+        assert_eq!(flags(&["--clients", "1,16", "--seconds", "3", "--quick"]), "--clients 1,16 --seconds 3");
+        assert!(flags(&["--quick"]).contains("--repetitions 3"));
+    }
+
     #[test]
     fn what_is_measured_beside_it_is_named() {
         let program = std::env::current_exe().expect("a program");

@@ -92,6 +92,26 @@ pub(crate) fn ensure_etcd() -> Result<()> {
     Ok(())
 }
 
+/// Looks for perf, which makes flame graphs, and installs it when it is missing.
+///
+/// # Errors
+///
+/// When it is missing and cannot be installed from here; the message holds the line to type.
+pub(crate) fn ensure_perf() -> Result<()> {
+    const PACKAGES: [&str; 1] = ["linux-perf"];
+    if workspace::on_path("perf") {
+        return Ok(());
+    }
+    let others = "Ubuntu's package is `linux-tools-generic`, Fedora's and Arch's `perf`; there is none but for Linux";
+    if !workspace::on_path("apt-get") {
+        bail!("please install perf, so that the program `perf` is on the PATH, and try again. {others}");
+    }
+    let Some(rights) = Rights::of_this_user() else {
+        bail!("perf is missing. Type this and try again ({others}):\n\n  {}\n", debian_line(&PACKAGES));
+    };
+    rights.install(&PACKAGES).context(others)
+}
+
 fn missing() -> Vec<&'static Prerequisite> {
     PREREQUISITES.iter().filter(|prerequisite| !(prerequisite.present)()).collect()
 }

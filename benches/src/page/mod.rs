@@ -104,6 +104,16 @@ fn of_trial(name: &str, path: &Path, plots: &Path) -> Result<Section> {
         fs::write(plots.join(format!("{name}.svg")), drawn)?;
         section.insert("plot", picture(name, name));
     }
+    let mut pictures = Vec::new();
+    for one in &trial.pictures {
+        let (from, to) = (plot::beside(path, one), format!("{name}-{one}"));
+        fs::create_dir_all(plots)?;
+        fs::copy(&from, plots.join(format!("{to}.svg"))).with_context(|| format!("cannot copy {}", from.display()))?;
+        pictures.push(picture(&to, one));
+    }
+    if !pictures.is_empty() {
+        section.insert("pictures", pictures.join("\n\n"));
+    }
     Ok(section)
 }
 
@@ -124,6 +134,8 @@ struct Trial {
     timelines: Vec<Timeline>,
     #[serde(default)]
     charts: Vec<plot::Chart>,
+    #[serde(default)]
+    pictures: Vec<String>,
     #[serde(default)]
     targets: Vec<Target>,
     #[serde(default)]

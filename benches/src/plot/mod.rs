@@ -43,6 +43,12 @@ pub(crate) fn save(dir: &Path, stem: &str, pictures: &[(&'static str, String)]) 
     pictures.iter().map(write).collect()
 }
 
+/// Where a picture called `name` lies that belongs to a file of figures.
+pub(crate) fn beside(file: &Path, name: &str) -> PathBuf {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    file.with_file_name(format!("{stem}-{name}.svg"))
+}
+
 /// Throughput, latency, and CPU time over the number of clients.
 fn scaling(report: &Report) -> Vec<Chart> {
     let lines = |figures: &[(&str, bool)]| {

@@ -6,6 +6,7 @@
 mod amplification;
 mod catchup;
 mod failover;
+mod flame;
 mod groups;
 mod link;
 mod nodes;
@@ -46,6 +47,7 @@ const ATTEMPTS: u32 = 3;
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     Failover(failover::Args),
+    Flame(flame::Args),
     Catchup(catchup::Args),
     Transfer(transfer::Args),
     Overload(overload::Args),
@@ -80,6 +82,7 @@ pub(crate) struct Stage {
 pub(crate) fn run(command: &Command) -> Result<()> {
     let stage = match command {
         Command::Failover(args) => &args.stage,
+        Command::Flame(args) => &args.stage,
         Command::Catchup(args) => &args.stage,
         Command::Transfer(args) => &args.stage,
         Command::Overload(args) => &args.stage,
@@ -97,6 +100,7 @@ pub(crate) fn run(command: &Command) -> Result<()> {
         let trial = async {
             match command {
                 Command::Failover(args) => failover::run(args).await,
+                Command::Flame(args) => flame::run(args).await,
                 Command::Catchup(args) => catchup::run(args).await,
                 Command::Transfer(args) => transfer::run(args).await,
                 Command::Overload(args) => overload::run(args).await,
@@ -128,6 +132,9 @@ pub(crate) fn run(command: &Command) -> Result<()> {
     let path = outcome.save(&stage.out)?;
     println!("{}\nevery value is in {}", outcome.render(), crate::shorten(&path).display());
     if let Some(picture) = outcome.picture(&path)? {
+        println!("a picture of it is {}", crate::shorten(&picture).display());
+    }
+    for picture in outcome.save_pictures(&path)? {
         println!("a picture of it is {}", crate::shorten(&picture).display());
     }
     outcome.verdict()

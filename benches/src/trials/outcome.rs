@@ -38,6 +38,12 @@ pub(crate) struct Outcome {
     /// Its curves.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     charts: Vec<Chart>,
+    /// Names of pictures that were drawn already.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pictures: Vec<String>,
+    /// The pictures themselves, as SVG.
+    #[serde(skip)]
+    drawn: Vec<String>,
     targets: Vec<Target>,
     notes: Vec<String>,
 }
@@ -76,6 +82,8 @@ impl Outcome {
             samples: BTreeMap::new(),
             timelines: Vec::new(),
             charts: Vec::new(),
+            pictures: Vec::new(),
+            drawn: Vec::new(),
             targets: Vec::new(),
             notes: Vec::new(),
         }
@@ -106,6 +114,12 @@ impl Outcome {
         self.charts.push(Chart { title: title.into(), x, y, series });
     }
 
+    /// A picture that is no curve: an SVG with a name.
+    pub(crate) fn picture_of(&mut self, name: impl Into<String>, svg: String) {
+        self.pictures.push(name.into());
+        self.drawn.push(svg);
+    }
+
     /// This should be at most that.
     pub(crate) fn at_most(&mut self, what: impl Into<String>, unit: &'static str, found: f64, limit: f64) {
         self.targets.push(Target { what: what.into(), unit, found, limit, at_least: false, promise: false });
@@ -122,9 +136,12 @@ impl Outcome {
         self.targets.push(Target { what, unit: "", found, limit: 0.0, at_least: false, promise: true });
     }
 
-    /// Something to know about it.
+    /// Something to know about it. Said twice, it stands there once.
     pub(crate) fn note(&mut self, note: impl Into<String>) {
-        self.notes.push(note.into());
+        let note = note.into();
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
     }
 
     /// For people.
@@ -178,6 +195,17 @@ impl Outcome {
         let path = file.with_extension("svg");
         fs::write(&path, picture).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Some(path))
+    }
+
+    /// Writes the pictures that were drawn already beside its file, as `<its name>-<theirs>.svg`; returns where.
+    pub(crate) fn save_pictures(&self, file: &Path) -> Result<Vec<PathBuf>> {
+        let mut paths = Vec::new();
+        for (name, svg) in self.pictures.iter().zip(&self.drawn) {
+            let path = plot::beside(file, name);
+            fs::write(&path, svg).with_context(|| format!("cannot write {}", path.display()))?;
+            paths.push(path);
+        }
+        Ok(paths)
     }
 
     /// Fails when a promise was broken. Being slow is not a failure: that is for the reader to judge.

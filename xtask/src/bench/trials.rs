@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::{signals, workspace};
+use crate::{prerequisites, signals, workspace};
 
 /// Flags that all of them have.
 #[derive(clap::Args)]
@@ -56,6 +56,17 @@ pub(super) enum Trial {
         /// For how long
         #[arg(long, default_value_t = 10.0)]
         minutes: f64,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Makes flame graphs of the leader and of a follower, and names what costs most (half a minute; needs perf)
+    Flame {
+        /// Numbers of clients
+        #[arg(long, value_delimiter = ',', value_name = "N,N,...", default_value = "1,256")]
+        clients: Vec<u32>,
+        /// For how long each is looked at
+        #[arg(long, default_value_t = 10.0)]
+        seconds: f64,
         #[command(flatten)]
         common: Common,
     },
@@ -139,6 +150,7 @@ impl Trial {
         let mut all = vec![Trial::Reads { clients, common: common() }];
         all.extend(Trial::curves(quick));
         all.extend([
+            Trial::Flame { clients: vec![1, 256], seconds: 10.0, common: common() },
             Trial::Failover { kills: if quick { 10 } else { 100 }, common: common() },
             Trial::Transfer { transfers: if quick { 20 } else { 100 }, common: common() },
             Trial::Stall { stalls: if quick { 2 } else { 5 }, common: common() },
@@ -159,6 +171,7 @@ impl Trial {
     pub(super) fn minutes(&self) -> f64 {
         match self {
             Trial::Reads { clients, .. } => clients.len() as f64,
+            Trial::Flame { clients, seconds, .. } => clients.len() as f64 * (seconds + 5.0) / 60.0,
             Trial::Payload { .. } | Trial::Nodes { .. } | Trial::Groups { .. } | Trial::Overload { .. } => 1.0,
             Trial::Amplification { minutes, .. } | Trial::Saturation { minutes, .. } => minutes + 0.5,
             Trial::Failover { kills, .. } => f64::from(*kills) * 0.07,
@@ -174,6 +187,7 @@ impl Trial {
         match self {
             Trial::Reads { .. } => "reads".to_owned(),
             Trial::Failover { .. } => "failover".to_owned(),
+            Trial::Flame { .. } => "flame".to_owned(),
             Trial::Transfer { .. } => "transfer".to_owned(),
             Trial::Overload { .. } => "overload".to_owned(),
             Trial::Stall { .. } => "stall".to_owned(),
@@ -187,8 +201,17 @@ impl Trial {
         }
     }
 
+    /// Looks for what it needs of the machine.
+    pub(super) fn prepare(&self) -> Result<()> {
+        match self {
+            Trial::Flame { .. } => prerequisites::ensure_perf(),
+            _ => Ok(()),
+        }
+    }
+
     /// Carries it out with the release programs, which must have been built.
     pub(super) fn run(&self) -> Result<()> {
+        self.prepare()?;
         if matches!(self, Trial::Groups { .. }) {
             build_example()?;
         }
@@ -209,6 +232,10 @@ impl Trial {
             Trial::Reads { clients, common } => {
                 let clients: Vec<String> = clients.iter().map(u32::to_string).collect();
                 ("reads", common, vec![("--clients", clients.join(","))])
+            }
+            Trial::Flame { clients, seconds, common } => {
+                let clients: Vec<String> = clients.iter().map(u32::to_string).collect();
+                ("flame", common, vec![("--clients", clients.join(",")), ("--seconds", seconds.to_string())])
             }
             Trial::Overload { common } => ("overload", common, Vec::new()),
             Trial::Stall { stalls, common } => ("stall", common, vec![("--stalls", stalls.to_string())]),
@@ -287,6 +314,7 @@ mod tests {
         assert!(line.ends_with("/bench --gib 0.5 --mode behind --rate 2000 --keep --quiet 3"), "{line}");
         assert!(shown(&["failover", "--kills", "7"]).ends_with(" --kills 7"));
         assert!(shown(&["overload"]).ends_with("/bench"));
+        assert!(shown(&["flame", "--clients", "1,64"]).ends_with(" --clients 1,64 --seconds 10"));
         assert!(shown(&["reads", "--clients", "1,64"]).ends_with(" --clients 1,64"));
     }
 
@@ -309,6 +337,7 @@ mod tests {
             "nodes",
             "groups",
             "restart, 100000x16,1000000x16,10000000x16,250000x4096",
+            "flame",
             "failover",
             "transfer",
             "stall",
