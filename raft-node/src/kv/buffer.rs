@@ -38,17 +38,29 @@ impl Key {
         if self.long.is_empty() { &self.head[..usize::from(self.length)] } else { &self.long }
     }
 
-    /// Bytes that compare as words do.
-    fn words(&self) -> [u64; INLINE / 8] {
-        std::array::from_fn(|i| self.head[8 * i..].first_chunk().map_or(0, |word| u64::from_be_bytes(*word)))
+    /// Eight bytes of the head that compare as they do.
+    #[inline]
+    fn word(&self, at: usize) -> u64 {
+        self.head[8 * at..].first_chunk().map_or(0, |word| u64::from_be_bytes(*word))
     }
 }
 
 impl Ord for Key {
     /// As their bytes. Where the heads are equal, zeros at the end of one may be part of the other: the shorter one comes first.
+    #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
-        let heads = self.words().cmp(&other.words()).then(self.length.cmp(&other.length));
-        heads.then_with(|| self.long.cmp(&other.long))
+        // Word by word, each of them a comparison of numbers. (Measured: as an array made on the way, this was a call for every key that is passed, and a
+        // tenth of the CPU time of reads.)
+        for at in 0..INLINE / 8 {
+            let (own, others) = (self.word(at), other.word(at));
+            if own != others {
+                return own.cmp(&others);
+            }
+        }
+        self.length.cmp(&other.length).then_with(|| match (self.long.is_empty(), other.long.is_empty()) {
+            (true, true) => Ordering::Equal,
+            _ => self.long.cmp(&other.long),
+        })
     }
 }
 
