@@ -192,13 +192,20 @@ pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// The numbers of the segments in a directory, in ascending order, and what else is there. Removes a file that was being filled.
+/// Removes a file that was being filled, and makes the names of all others durable: who gave them may have been killed before.
+pub(super) fn settle_names(dir: &Path) -> io::Result<()> {
+    match fs::remove_file(dir.join(UNFINISHED)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => sync_dir(dir),
+    }
+}
+
+/// The numbers of the segments in a directory, in ascending order, and what else is there, but for a file that is being filled.
 pub(super) fn list(dir: &Path) -> io::Result<(Vec<u64>, Vec<String>)> {
     let (mut numbers, mut others) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         if name == UNFINISHED {
-            fs::remove_file(dir.join(name))?;
             continue;
         }
         let number = name.strip_suffix(SUFFIX).and_then(|stem| stem.strip_suffix('.')).map(str::parse);
@@ -255,6 +262,9 @@ mod tests {
         fs::write(dir.path().join(UNFINISHED), "x").unwrap();
         fs::write(dir.path().join("7.journal"), "x").unwrap();
         assert_eq!(list(dir.path()).unwrap(), (vec![7], vec!["7.journal".to_owned()]));
+        assert!(dir.path().join(UNFINISHED).exists());
+        settle_names(dir.path()).unwrap();
+        settle_names(dir.path()).unwrap();
         assert!(!dir.path().join(UNFINISHED).exists());
         assert_eq!(SegmentFile::open(dir.path(), 7).unwrap().capacity, 20_480);
         later.remove().unwrap();

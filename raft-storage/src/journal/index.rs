@@ -135,6 +135,12 @@ impl Index {
             if end > start {
                 if front.first <= start {
                     let skipped = bytes_before(&self.segments, group, front, start.next())?;
+                    if skipped == front.length {
+                        // When a journal is replayed, what lies between this location and the next may only come later, when it moves.
+                        extent.locations.pop_front();
+                        release(&mut self.segments, front);
+                        break;
+                    }
                     let clipped = Location {
                         first: start.next(),
                         offset: front.offset + skipped,

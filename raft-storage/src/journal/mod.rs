@@ -8,7 +8,7 @@ mod record;
 mod replay;
 mod spares;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 use std::time::Instant;
@@ -86,6 +86,8 @@ impl JournalOptions {
 ///
 /// The directory stays locked until the storage *and* all its readers are dropped.
 pub struct JournalStorage {
+    /// Goes before `meta`: when the lock is gone, nobody must work in the directory any more.
+    spares: Spares,
     dir: PathBuf,
     owner: Identity,
     journal: u128,
@@ -96,7 +98,6 @@ pub struct JournalStorage {
     active: Active,
     /// The next segment, if it has been taken already.
     next: Option<SegmentFile>,
-    spares: Spares,
     /// What is to move out of the oldest segment.
     moving: VecDeque<(GroupId, LogIndex)>,
     /// Where frames are put together; kept to save an allocation for each.
@@ -133,17 +134,19 @@ impl JournalStorage {
         check_dir(dir)?;
         // From here on it is locked.
         let meta = RocksStorage::open(dir.join(META), owner, &small())?;
+        file::settle_names(dir).map_err(|error| StorageError::engine("sync the log's directory", error))?;
         let (numbers, _) = file::list(dir).map_err(|error| StorageError::engine("list the log's directory", error))?;
-        let replayed = match replay::replay(dir, owner, &numbers)? {
+        let deleted: BTreeSet<GroupId> = meta.deleted_groups().collect();
+        let replayed = match replay::replay(dir, owner, &numbers, &deleted)? {
             Some(replayed) => replayed,
-            None if meta.is_unused() => create(dir, owner, options.limit())?,
+            None if meta.is_unused() && replay::never_begun(dir, &numbers)? => create(dir, owner, options.limit())?,
             None => {
                 let what = "its segments are missing; what this node has promised is not known any more".to_owned();
                 return Err(StorageError::Damaged { place: dir.display().to_string(), what });
             }
         };
         let Replayed { journal, mut index, mut logs, active, end, previous, spare } = replayed;
-        for group in meta.deleted_groups() {
+        for group in deleted {
             index.forget(group);
             logs.insert(group, outline::deleted());
         }
@@ -221,9 +224,7 @@ impl JournalStorage {
             record::put_write(&mut buffer, *group, write, replaced, &mut pieces);
             changes.push(Change { group: *group, write, replaced, pieces });
         }
-        // What is cut off must not move, and what moves must not be cut off.
-        let cuts = batch.iter().any(|(_, write)| write.truncate_from.is_some() || write.log_start.is_some());
-        let moved = if cuts { Vec::new() } else { self.put_moved(&mut buffer)? };
+        let moved = self.put_moved(&mut buffer, batch)?;
         let (segment, base, bytes) = self.commit(&mut buffer)?;
         self.advance_index(&changes, &moved, segment, base)?;
         let entries = batch.iter().map(|(_, write)| write.entries.len() as u64).sum();
@@ -333,7 +334,6 @@ impl JournalStorage {
                 return Err(StorageError::engine("note where entries are", "they are not there any more"));
             }
         }
-        let cuts = |write: &Write| write.log_start.is_some() || write.truncate_from.is_some();
         for Change { group, pieces, .. } in changes {
             if let Some(log) = self.logs.get_mut(group) {
                 log.bytes += pieces.iter().map(|piece| piece.bytes.len() as u64).sum::<u64>();
@@ -368,13 +368,24 @@ impl JournalStorage {
         }
     }
 
-    /// Appends some of the entries that are to move to a body.
-    fn put_moved(&mut self, body: &mut Vec<u8>) -> Result<Vec<(GroupId, Piece)>, StorageError> {
+    /// Appends some of the entries that are to move to a body. Not of groups that `batch` cuts: what is cut off must not move.
+    fn put_moved(
+        &mut self,
+        body: &mut Vec<u8>,
+        batch: &[(GroupId, Write)],
+    ) -> Result<Vec<(GroupId, Piece)>, StorageError> {
         let mut moved = Vec::new();
+        if self.moving.is_empty() {
+            return Ok(moved);
+        }
+        let cut: BTreeSet<GroupId> = batch.iter().filter(|(_, write)| cuts(write)).map(|(group, _)| *group).collect();
         let mut bytes = 0;
-        while bytes < MOVED_AT_ONCE
-            && let Some((group, first)) = self.moving.pop_front()
-        {
+        for _ in 0..self.moving.len() {
+            let Some((group, first)) = self.moving.pop_front_if(|_| bytes < MOVED_AT_ONCE) else { break };
+            if cut.contains(&group) {
+                self.moving.push_back((group, first));
+                continue;
+            }
             let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
             // It may be needed no more, or have moved.
             let (Some(location), Some(held)) = (index.at(group, first), index.segments().next()) else { continue };
@@ -458,6 +469,11 @@ impl std::fmt::Debug for JournalStorage {
     }
 }
 
+/// Whether a log loses entries by this write.
+fn cuts(write: &Write) -> bool {
+    write.log_start.is_some() || write.truncate_from.is_some()
+}
+
 /// Writes `bytes` at `offset`, with zeros up to the end of the page, and syncs. So a page is only ever written from its beginning, or when it is in memory: the kernel
 /// need not read it first.
 fn write_pages(file: &SegmentFile, bytes: &mut Vec<u8>, offset: u64) -> Result<(), StorageError> {
@@ -479,7 +495,11 @@ fn small() -> Options {
 
 /// Only what this store puts there may be there.
 fn check_dir(dir: &Path) -> Result<(), StorageError> {
-    let (_, others) = file::list(dir).map_err(|error| StorageError::engine("list the log's directory", error))?;
+    let (numbers, others) = file::list(dir).map_err(|error| StorageError::engine("list the log's directory", error))?;
+    if !numbers.is_empty() && !dir.join(META).join("CURRENT").exists() {
+        let what = format!("its folder `{META}` is missing; which groups were deleted is not known any more");
+        return Err(StorageError::Damaged { place: dir.display().to_string(), what });
+    }
     let strange = |found| Err(StorageError::NotALog { dir: dir.to_owned(), found });
     if others.iter().any(|name| name == "CURRENT") {
         return strange("it is one, but of the engine `rocksdb`, not a journal".to_owned());

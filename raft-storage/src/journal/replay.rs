@@ -1,6 +1,7 @@
 //! Finds out what a journal holds, when it is opened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -41,13 +42,36 @@ struct Replay<'a> {
     dir: &'a Path,
     index: Index,
     states: BTreeMap<GroupId, State>,
+    deleted: &'a BTreeSet<GroupId>,
+}
+
+/// The segment that is written to.
+struct Newest {
+    file: Arc<SegmentFile>,
+    bytes: Bytes,
+    ends: Ends,
+}
+
+/// How the frames of a segment end.
+#[derive(Clone, Copy)]
+struct Ends {
+    /// Where the last one begins.
+    last: usize,
+    end: u64,
+    /// Checksum of the last one.
+    previous: u32,
 }
 
 /// Reads and verifies everything. `None`: no segment was ever begun.
 ///
 /// # Errors
-/// The journal belongs to someone else, comes from a newer version, or is damaged. Of the files of a journal only those are touched that were prepared and never used.
-pub(super) fn replay(dir: &Path, owner: &Identity, numbers: &[u64]) -> Result<Option<Replayed>, StorageError> {
+/// The journal belongs to someone else, comes from a newer version, or is damaged. Of the files of a journal only those are changed that were prepared and never used.
+pub(super) fn replay(
+    dir: &Path,
+    owner: &Identity,
+    numbers: &[u64],
+    deleted: &BTreeSet<GroupId>,
+) -> Result<Option<Replayed>, StorageError> {
     let mut titles = Vec::new();
     for number in numbers {
         titles.push(title(dir, *number, owner)?);
@@ -67,7 +91,7 @@ pub(super) fn replay(dir: &Path, owner: &Identity, numbers: &[u64]) -> Result<Op
             }
         }
     }
-    let replay = Replay { owner, dir, index: Index::default(), states: BTreeMap::new() };
+    let replay = Replay { owner, dir, index: Index::default(), states: BTreeMap::new(), deleted };
     replay.run(begun, &numbers[last + 1..])
 }
 
@@ -90,28 +114,28 @@ impl Replay<'_> {
             }
             let file = Arc::new(file);
             self.index.add_segment(file.clone());
-            (end, previous) = self.segment(title, &bytes, is_last)?;
-            active = Some(file);
+            let ends = self.segment(title, &bytes, is_last)?;
+            (end, previous) = (ends.end, ends.previous);
+            active = Some(Newest { file, bytes, ends });
         }
         let journal = begun[0].journal;
         for number in later {
-            let file = self.open(*number)?;
-            let next = begun.last().map_or(0, |title| title.number) + 1;
-            if *number == next && spare.is_none() {
-                let bytes = file.read(0, file.capacity as usize).map_err(read_error)?;
-                if !self.unused(journal, *number, &bytes)? {
-                    return Err(damaged(self.dir, *number, "it does not say which one it is, but holds frames"));
-                }
-                spare = Some(file);
-            } else {
-                file.remove().map_err(|error| StorageError::engine("remove a segment that was never used", error))?;
+            // A segment is prepared when the first frame of the one before it is durable.
+            if active.as_ref().is_none_or(|active| *number != active.file.number + 1) {
+                return Err(damaged(self.dir, number - 1, "it has been written to, since the next one was prepared"));
             }
+            let file = self.open(*number)?;
+            let bytes = file.read(0, file.capacity as usize).map_err(read_error)?;
+            if !self.unused(journal, *number, &bytes)? {
+                return Err(damaged(self.dir, *number, "it does not say which one it is, but holds frames"));
+            }
+            spare = Some(file);
         }
-        let Some(active) = active else { return Ok(None) };
-        // What was read may only be in memory yet, if the process was killed before it had synced it. It counts from now on.
-        active.sync().map_err(|error| StorageError::engine("sync the log", error))?;
+        let Some(newest) = active else { return Ok(None) };
         let logs = self.outline()?;
-        Ok(Some(Replayed { journal, index: self.index, logs, active, end, previous, spare }))
+        settle(&newest).map_err(|error| StorageError::engine("write the log", error))?;
+        spare.as_ref().map_or(Ok(()), wipe).map_err(|error| StorageError::engine("wipe a segment", error))?;
+        Ok(Some(Replayed { journal, index: self.index, logs, active: newest.file, end, previous, spare }))
     }
 
     fn open(&self, number: u64) -> Result<SegmentFile, StorageError> {
@@ -129,18 +153,18 @@ impl Replay<'_> {
         })
     }
 
-    /// Takes in the frames of a segment. Returns where they end, and the checksum of the last.
-    fn segment(&mut self, title: &Title, bytes: &Bytes, is_last: bool) -> Result<(u64, u32), StorageError> {
-        let (mut at, mut previous) = (PAGE, title.previous);
+    /// Takes in the frames of a segment.
+    fn segment(&mut self, title: &Title, bytes: &Bytes, is_last: bool) -> Result<Ends, StorageError> {
+        let (mut last, mut at, mut previous) = (PAGE, PAGE, title.previous);
         loop {
             let place = Place { journal: title.journal, segment: title.number, offset: at as u64 };
-            let Some(frame) = frame::parse(&bytes[at..], place) else {
+            let Some(frame) = bytes.get(at..).and_then(|rest| frame::parse(rest, place)) else {
                 // What was being written at the end may be there in part. In the middle, it is damage.
                 if is_last && let Some(later) = frame::find(bytes, place, at) {
                     let what = format!("no frame at {at}, but one at {later}: something in between is damaged");
                     return Err(damaged(self.dir, title.number, &what));
                 }
-                return Ok((at as u64, previous));
+                return Ok(Ends { last, end: at as u64, previous });
             };
             if frame.previous != previous {
                 return Err(damaged(self.dir, title.number, &format!("the frame at {at} follows on another one")));
@@ -155,11 +179,8 @@ impl Replay<'_> {
             for record in others.into_iter().chain(moved) {
                 self.record(record, title.number, at + frame::HEADER, &body)?;
             }
-            at += frame.size;
+            (last, at) = (at, at + frame.size);
             previous = frame.checksum;
-            if at >= bytes.len() {
-                return Ok((at as u64, previous));
-            }
         }
     }
 
@@ -212,7 +233,8 @@ impl Replay<'_> {
     fn outline(&self) -> Result<BTreeMap<GroupId, RecoveredLog>, StorageError> {
         let files: BTreeMap<u64, _> = self.index.segments().map(|held| (held.file.number, &held.file)).collect();
         let mut logs = BTreeMap::new();
-        for (group, state) in &self.states {
+        // What a deleted group had may be gone already.
+        for (group, state) in self.states.iter().filter(|(group, _)| !self.deleted.contains(group)) {
             let group = *group;
             let mut log = RecoveredLog {
                 hard_state: state.hard_state,
@@ -249,6 +271,37 @@ impl Replay<'_> {
     }
 }
 
+/// Whether the files are such as an interrupted creation leaves behind: at most the first one, with no more than the header of its first frame in it.
+pub(super) fn never_begun(dir: &Path, numbers: &[u64]) -> Result<bool, StorageError> {
+    match numbers {
+        [] => Ok(true),
+        [1] => {
+            let file = SegmentFile::open(dir, 1).map_err(read_error)?;
+            let bytes = file.read(0, file.capacity as usize).map_err(read_error)?;
+            Ok(bytes.iter().skip(PAGE + frame::HEADER).all(|byte| *byte == 0))
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Makes what was read durable. The last frame may be in memory only: the process was killed before it had synced it; or a sync of it failed, and the operating system took
+/// it for clean all the same. So it is written again. And if another frame was being written behind it, there is no beginning of that any more.
+fn settle(newest: &Newest) -> io::Result<()> {
+    let Newest { file, bytes, ends } = newest;
+    // The first one was written together with the title.
+    let from = if ends.last == PAGE { 0 } else { ends.last };
+    let end = bytes.len().min(ends.end as usize);
+    let zeros = frame::HEADER.min(bytes.len() - end);
+    file.write(&[&bytes[from..end], &[0; frame::HEADER][..zeros]].concat(), from as u64)?;
+    file.sync()
+}
+
+/// What was being written to a segment when it was to begin, whole or in part, must not be taken for what is written there next time.
+fn wipe(spare: &SegmentFile) -> io::Result<()> {
+    spare.write(&[0; PAGE + frame::HEADER], 0)?;
+    spare.sync()
+}
+
 /// The title of a segment, if the file was begun to be one. Checks whose it is.
 fn title(dir: &Path, number: u64, owner: &Identity) -> Result<Option<Title>, StorageError> {
     let file = SegmentFile::open(dir, number).map_err(read_error)?;
@@ -269,6 +322,9 @@ fn title(dir: &Path, number: u64, owner: &Identity) -> Result<Option<Title>, Sto
     }
     if title.owner.node != owner.node {
         return Err(StorageError::WrongNode { dir: dir.to_owned(), expected: owner.node, found: title.owner.node });
+    }
+    if number == u64::MAX {
+        return Err(damaged(dir, number, "no other could follow it"));
     }
     // A file that was renamed to be used again still has the title of before.
     Ok((title.number == number).then_some(title))

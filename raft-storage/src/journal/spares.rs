@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use super::file::SegmentFile;
+use super::file::{SegmentFile, sync_dir};
 use crate::error::StorageError;
 
 /// What the thread is told.
@@ -21,6 +21,8 @@ enum Order {
 
 /// While a segment is being filled, the disk is left alone for so many times as long as each part of it took.
 const RESTS: u32 = 4;
+/// But not longer: after the disk has stalled, someone may be waiting.
+const LONGEST_REST: Duration = Duration::from_millis(100);
 
 /// How a segment is filled.
 #[derive(Debug, Default)]
@@ -35,7 +37,7 @@ impl Pace {
     /// A part of a segment took so long. Whether to go on.
     fn rest(&self, took: Duration) -> bool {
         if !self.hurry.load(Ordering::Relaxed) {
-            std::thread::sleep(took * RESTS);
+            std::thread::sleep(took.saturating_mul(RESTS).min(LONGEST_REST));
         }
         !self.over.load(Ordering::Relaxed)
     }
@@ -117,8 +119,8 @@ fn run(
                 while pool.len() > most
                     && let Some(file) = pool.pop_front()
                 {
-                    // It only takes room; the next start removes it, or uses it.
-                    if let Err(error) = file.remove() {
+                    // In order after a power failure, too. If it stays, it only takes room; the next start removes it, or uses it.
+                    if let Err(error) = file.remove().and_then(|()| sync_dir(dir)) {
                         tracing::warn!(path = %file.path().display(), %error, "cannot remove a segment");
                     }
                 }

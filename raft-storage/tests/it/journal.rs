@@ -110,7 +110,6 @@ fn a_torn_write_is_there_as_a_whole_or_not_at_all() {
             storage.write(&batch).unwrap();
             copy_dir(dir.path(), copy.path());
             drop(storage);
-            // A segment that is prepared meanwhile has a name that was not there: that is durable, and not part of the write.
             begun += u64::from(tear(&mut dice, &old, copy.path()));
             dir = copy;
             storage = open(dir.path()).unwrap();
@@ -144,6 +143,15 @@ fn tear(dice: &mut Dice, old: &[(PathBuf, Vec<u8>)], dir: &Path) -> bool {
     const SECTOR: usize = 512;
     let mut begins = false;
     let all = dice.pick(4);
+    // The next segment is prepared, if need be out of one that is not needed any more, when the write is durable: so not yet.
+    let is_old = |path: &Path| old.iter().any(|(old, _)| old.file_name() == path.file_name());
+    images(dir).iter().filter(|(path, _)| !is_old(path)).for_each(|(path, _)| fs::remove_file(path).unwrap());
+    for (path, image) in old {
+        let path = dir.join(path.file_name().unwrap());
+        if !path.exists() {
+            fs::write(path, image).unwrap();
+        }
+    }
     for (path, image) in images(dir) {
         let name = path.file_name();
         let Some((_, before)) = old.iter().find(|(old, _)| old.file_name() == name) else { continue };

@@ -11,6 +11,7 @@ mod framing;
 mod fuzz;
 mod identity;
 mod journal;
+mod journal_reopened;
 mod model;
 mod space;
 
