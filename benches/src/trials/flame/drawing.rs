@@ -173,9 +173,9 @@ mod tests {
     #[test]
     fn stacks_of_the_same_thread_stand_on_one_another() {
         let samples = [
-            sample("raft-node-3", 600, &["memcpy", "raft_core::a<b>", "main"]),
-            sample("raft-node-3", 300, &["main"]),
-            sample("raft-writer", 99, &["rocksdb::w"]),
+            sample("raft-node-3", 6000, &["memcpy", "raft_core::a<b>", "main"]),
+            sample("raft-node-3", 3000, &["main"]),
+            sample("raft-writer", 999, &["rocksdb::w"]),
             sample("raft-writer", 1, &["never::seen"]),
         ];
         let svg = draw("a & b", &samples);
