@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use raft_core::{GroupId, LogIndex, NodeId};
-use raft_storage::{Storage, StorageError};
+use raft_storage::{Engine, Storage, StorageError, Store, StoreOptions};
 
-use super::{GROUP, append, open};
+use super::{GROUP, append, me, open};
 
 const DIR: &str = "RAFT_STORAGE_TEST_FULL_DISK";
 const SYNC_DIR: &str = "RAFT_STORAGE_TEST_FAILED_SYNC";
@@ -21,7 +21,11 @@ fn a_full_disk_poisons() {
     if let Some(dir) = env::var_os(DIR) {
         return write_until_it_fails(Path::new(&dir));
     }
-    let dir = tempfile::tempdir().unwrap();
+    [Engine::RocksDb, Engine::Journal].into_iter().for_each(fills_the_disk);
+}
+
+fn fills_the_disk(engine: Engine) {
+    let dir = made_with(engine);
     let script = "trap '' XFSZ; ulimit -f 4096; exec \"$0\" --exact failing_disk::a_full_disk_poisons --nocapture";
     let output =
         Command::new("sh").arg("-c").arg(script).arg(env::current_exe().unwrap()).env(DIR, dir.path()).output();
@@ -30,8 +34,21 @@ fn a_full_disk_poisons() {
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     let acknowledged = acknowledged(&text).unwrap();
     assert!(acknowledged > 0);
-    let last = open(dir.path()).unwrap().recover(GROUP).unwrap().last_index;
+    let last = open_store(dir.path()).recover(GROUP).unwrap().last_index;
     assert!(last == LogIndex(acknowledged) || last == LogIndex(acknowledged + 1), "{last} of {acknowledged}");
+}
+
+/// A directory that was made with this engine: whoever opens it later need not know.
+fn made_with(engine: Engine) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = StoreOptions::default();
+    options.engine = Some(engine);
+    drop(Store::open(dir.path(), &me(), &options).unwrap());
+    dir
+}
+
+fn open_store(dir: &Path) -> Store {
+    Store::open(dir, &me(), &StoreOptions::default()).unwrap()
 }
 
 /// How many writes succeeded before one failed, if one did.
@@ -52,13 +69,17 @@ fn a_failed_sync_is_final() {
         return;
     }
     // Opening syncs some files as well, and fails when that fails. The first sync after it is that of the first write.
-    let first = (1..30).find(|&nth| writes_until_sync_fails(nth).is_some()).expect("a write fails when its sync does");
-    assert_eq!(writes_until_sync_fails(first), Some(0));
-    assert_eq!(writes_until_sync_fails(first + 3), Some(3), "each write has a sync of its own");
+    let fails = |nth| writes_until_sync_fails(Engine::RocksDb, nth);
+    let first = (1..30).find(|&nth| fails(nth).is_some()).expect("a write fails when its sync does");
+    assert_eq!(fails(first), Some(0));
+    assert_eq!(fails(first + 3), Some(3), "each write has a sync of its own");
+    // Another thread of the journal syncs as well, in no certain order.
+    let failed = (8..60).step_by(4).filter(|&nth| writes_until_sync_fails(Engine::Journal, nth).is_some());
+    assert!(failed.take(2).count() == 2, "a write fails when its sync does");
 }
 
-fn writes_until_sync_fails(nth: u32) -> Option<u64> {
-    let dir = tempfile::tempdir().unwrap();
+fn writes_until_sync_fails(engine: Engine, nth: u32) -> Option<u64> {
+    let dir = made_with(engine);
     let inject = format!("inject=fdatasync:error=EIO:when={nth}");
     let output = Command::new("strace")
         .args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", &inject])
@@ -69,7 +90,7 @@ fn writes_until_sync_fails(nth: u32) -> Option<u64> {
         .unwrap();
     let acknowledged = acknowledged(&String::from_utf8_lossy(&output.stdout))?;
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let last = open(dir.path()).unwrap().recover(GROUP).unwrap().last_index;
+    let last = open_store(dir.path()).recover(GROUP).unwrap().last_index;
     // The write whose sync failed may have arrived all the same.
     assert!(last == LogIndex(acknowledged) || last == LogIndex(acknowledged + 1), "{last} of {acknowledged}");
     Some(acknowledged)
@@ -129,7 +150,7 @@ fn dies_of_a_failed_sync(variable: &str, test: &str) {
 }
 
 fn write_until_it_fails(dir: &Path) {
-    let mut storage = open(dir).unwrap();
+    let mut storage = open_store(dir);
     let payload = vec![7; 100_000];
     for index in 1..=200u64 {
         if let Err(error) = storage.write(&[append(index, 1, &[&payload])]) {

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use raft_core::sim::schedule::Dice;
 use raft_core::{GroupId, HardState, LogId, LogIndex, Membership, NodeId, SnapshotMeta, Term, Write};
 use raft_storage::{JournalOptions, JournalStorage, Storage, StorageError, StorageReader};
 
@@ -278,4 +279,60 @@ fn logs_move_while_others_are_cut() {
     let mut storage = open(dir.path()).unwrap();
     assert_eq!((indices(&storage, OTHER), storage.recover(GROUP).unwrap().last_index), (vec![1], LogIndex(1199)));
     assert_eq!(storage.recover(OTHER).unwrap().hard_state, HardState { current_term: Term(1), voted_for: None });
+}
+
+/// Whatever the files hold: they are refused, or what is in them is a log. Most of what is tried here is near to the truth.
+#[test]
+fn no_bytes_of_a_file_make_it_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut storage = JournalStorage::open(dir.path(), &me(), &options(8192, 2)).unwrap();
+    let mut index = 0;
+    while storage.held().0 < 3 {
+        index += 1;
+        fill(&mut storage, index..=index, 500);
+    }
+    drop(storage);
+    let (mut dice, mut opened, mut refused) = (Dice::new(3, 79), 0, 0);
+    for _ in 0..120 {
+        let copy = tempfile::tempdir().unwrap();
+        copy_dir(dir.path(), copy.path());
+        for _ in 0..dice.between(1, 3) {
+            mutate(&mut dice, copy.path());
+        }
+        match open(copy.path()) {
+            Ok(mut storage) => {
+                opened += 1;
+                let last = storage.recover(GROUP).unwrap().last_index;
+                assert_eq!(indices(&storage, GROUP), (1..=last.0).collect::<Vec<_>>());
+            }
+            Err(error) => {
+                refused += 1;
+                assert!(error.to_string().len() > 10, "{error:?}");
+            }
+        }
+    }
+    assert!(opened > 5 && refused > 40, "opened {opened}, refused {refused}");
+}
+
+/// Does something to one of the segments.
+fn mutate(dice: &mut Dice, dir: &Path) {
+    let files = segments(dir);
+    let Some(path) = files.get(dice.pick(files.len().max(1))) else { return };
+    let other = fs::read(&files[dice.pick(files.len())]).unwrap();
+    let mut image = fs::read(path).unwrap();
+    let (at, length) = (dice.pick(image.len() + 1), dice.pick(600));
+    let range = at..image.len().min(at + length);
+    match dice.pick(7) {
+        0 => image.truncate(at),
+        1 => image.resize(at + length, 9),
+        2 => image[range].fill(dice.pick(256) as u8),
+        3 => image[range].iter_mut().for_each(|byte| *byte = dice.pick(256) as u8),
+        4 => image.drain(range).for_each(drop),
+        5 => image = other,
+        _ => {
+            let name = format!("{:020}.journal", [0, 1, 2, 4, 7, u64::MAX][dice.pick(6)]);
+            return fs::rename(path, dir.join(name)).unwrap();
+        }
+    }
+    fs::write(path, image).unwrap();
 }
