@@ -146,6 +146,9 @@ impl JournalStorage {
             }
         };
         let Replayed { journal, mut index, mut logs, active, end, previous, spare } = replayed;
+        // It has been read as a whole.
+        active.leave_cache();
+        spare.iter().for_each(SegmentFile::leave_cache);
         for group in deleted {
             index.forget(group);
             logs.insert(group, outline::deleted());
