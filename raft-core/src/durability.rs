@@ -77,10 +77,19 @@ impl Durability {
         self.hard_state_seq = WriteSeq(self.issued.0 + 1);
     }
 
+    /// Whether there is something to write besides entries.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.hard_state_dirty || self.truncate_from.is_some() || self.log_start.is_some()
+    }
+
     /// Whether no write is on its way, or is to be made.
     pub(crate) fn is_idle(&self) -> bool {
-        let log_moved = self.truncate_from.is_some() || self.log_start.is_some();
-        self.in_flight.is_empty() && !self.hard_state_dirty && !log_moved
+        self.in_flight.is_empty() && !self.is_dirty()
+    }
+
+    /// Whether messages wait for the disk.
+    pub(crate) fn holds_back(&self) -> bool {
+        !self.gated.is_empty()
     }
 
     /// Whether the present term and vote are on the disk.
@@ -133,8 +142,7 @@ impl Durability {
 
     /// The next write, if there is anything to write. `entries` are those from [`Self::unwritten`] on.
     pub(crate) fn next_write(&mut self, hard_state: HardState, entries: Entries, now: Instant) -> Option<Write> {
-        let log_moved = self.truncate_from.is_some() || self.log_start.is_some();
-        if !self.hard_state_dirty && !log_moved && entries.is_empty() {
+        if !self.is_dirty() && entries.is_empty() {
             return None;
         }
         self.issued = WriteSeq(self.issued.0 + 1);

@@ -104,13 +104,15 @@ pub enum EntryError {
 
 /// One or more consecutive entries in packed form. Cheap to clone and to slice.
 ///
-/// Invariants: it holds at least one entry; terms never decrease; `offsets[lo..=hi]` are the boundaries of its entries in `buf`,
+/// Invariants: it holds at least one entry; terms never decrease; the boundaries `lo..=hi` are those of its entries in `buf`,
 /// and every entry in between has been validated (or was packed here).
 #[derive(Clone)]
 pub struct Segment {
     first: LogIndex,
     buf: Bytes,
-    offsets: Arc<[u32]>,
+    /// Boundaries of the entries in `buf`. `None` when there is one entry, and nothing else in `buf`: a lone command, which costs no list and no
+    /// second reference count then.
+    offsets: Option<Arc<[u32]>>,
     lo: u32,
     hi: u32,
 }
@@ -124,7 +126,7 @@ impl Segment {
             return None;
         }
         let mut buf = BytesMut::with_capacity(total);
-        let mut offsets = Vec::with_capacity(payloads.len() + 1);
+        let mut offsets = Boundaries::with_capacity(payloads.len() + 1);
         offsets.push(0);
         for (i, payload) in payloads.iter().enumerate() {
             let payload = payload.as_ref();
@@ -139,7 +141,7 @@ impl Segment {
             offsets.push(buf.len() as u32);
         }
         let hi = payloads.len() as u32;
-        Some(Segment { first, buf: buf.freeze(), offsets: offsets.into(), lo: 0, hi })
+        Some(Segment { first, buf: buf.freeze(), offsets: shared(&offsets), lo: 0, hi })
     }
 
     /// Reads packed entries, the first of which has index `first`, and verifies every one of them: shape, kind,
@@ -154,7 +156,8 @@ impl Segment {
         if u32::try_from(buf.len()).is_err() || first == LogIndex::ZERO {
             return Err(EntryError::Range(first));
         }
-        let mut offsets = vec![0u32];
+        let mut offsets = Boundaries::new();
+        offsets.push(0);
         let (mut at, mut index, mut term) = (0usize, first, Term(0));
         while at < buf.len() {
             if index > LogIndex::MAX {
@@ -182,7 +185,7 @@ impl Segment {
             index = index.next();
         }
         let hi = offsets.len() as u32 - 1;
-        Ok(Some(Segment { first, buf, offsets: offsets.into(), lo: 0, hi }))
+        Ok(Some(Segment { first, buf, offsets: shared(&offsets), lo: 0, hi }))
     }
 
     /// Index of the first entry.
@@ -203,12 +206,12 @@ impl Segment {
 
     /// Size in bytes, headers included.
     pub fn byte_len(&self) -> usize {
-        (self.offsets[self.hi as usize] - self.offsets[self.lo as usize]) as usize
+        self.offset(self.hi) - self.offset(self.lo)
     }
 
     /// The packed entries, to be written or sent as they are. No copy is made.
     pub fn bytes(&self) -> Bytes {
-        self.buf.slice(self.offsets[self.lo as usize] as usize..self.offsets[self.hi as usize] as usize)
+        self.buf.slice(self.offset(self.lo)..self.offset(self.hi))
     }
 
     /// Term of the first entry.
@@ -240,7 +243,7 @@ impl Segment {
     pub(crate) fn of_kind(&self, kind: EntryKind) -> impl Iterator<Item = EntryRef<'_>> {
         let slots = self.lo..self.hi;
         slots
-            .filter(move |slot| self.buf[self.offsets[*slot as usize] as usize + 16] == kind as u8)
+            .filter(move |slot| self.buf[self.offset(*slot) + 16] == kind as u8)
             .map(|slot| self.entry(slot))
     }
 
@@ -266,19 +269,29 @@ impl Segment {
     /// alone, it is never skipped.
     #[must_use]
     pub fn prefix(&self, max_bytes: usize) -> Segment {
-        let base = self.offsets[self.lo as usize] as usize;
-        let ends = &self.offsets[self.lo as usize + 1..=self.hi as usize];
+        let Some(offsets) = &self.offsets else { return self.clone() };
+        let base = offsets[self.lo as usize] as usize;
+        let ends = &offsets[self.lo as usize + 1..=self.hi as usize];
         let fit = ends.partition_point(|&end| end as usize - base <= max_bytes).max(1);
         Segment { hi: self.lo + fit as u32, ..self.clone() }
     }
 
+    /// Where the entry in this slot begins, or the one before it ends.
+    fn offset(&self, slot: u32) -> usize {
+        match &self.offsets {
+            Some(offsets) => offsets[slot as usize] as usize,
+            None if slot == 0 => 0,
+            None => self.buf.len(),
+        }
+    }
+
     fn term_of(&self, slot: u32) -> Term {
-        let at = self.offsets[slot as usize] as usize;
+        let at = self.offset(slot);
         Term(le_u64(&self.buf[at + 8..at + 16]))
     }
 
     fn entry(&self, slot: u32) -> EntryRef<'_> {
-        let (at, end) = (self.offsets[slot as usize] as usize, self.offsets[slot as usize + 1] as usize);
+        let (at, end) = (self.offset(slot), self.offset(slot + 1));
         let bytes = &self.buf[at..end];
         EntryRef {
             index: self.first + u64::from(slot - self.lo),
@@ -348,6 +361,11 @@ impl Entries {
         &self.segments
     }
 
+    /// The segments, in order, to keep.
+    pub fn into_segments(self) -> impl Iterator<Item = Segment> {
+        self.segments.into_iter()
+    }
+
     /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.segments.is_empty()
@@ -385,6 +403,9 @@ impl Entries {
 
     /// Drops every entry before `index`.
     pub fn skip_to(&mut self, index: LogIndex) {
+        if self.first_index().is_none_or(|first| first >= index) {
+            return;
+        }
         self.segments.retain_mut(|segment| match segment.slice(index, LogIndex::MAX) {
             Some(rest) => {
                 *segment = rest;
@@ -420,6 +441,14 @@ impl fmt::Debug for Entries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(&self.segments).finish()
     }
+}
+
+/// The boundaries of entries, while a segment is made.
+type Boundaries = SmallVec<[u32; 2]>;
+
+/// The same, to be shared; nothing, if they are those of one entry.
+fn shared(offsets: &Boundaries) -> Option<Arc<[u32]>> {
+    (offsets.len() > 2).then(|| Arc::from(&offsets[..]))
 }
 
 fn checksum(index: LogIndex, head: &[u8], payload: &[u8]) -> u32 {

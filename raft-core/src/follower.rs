@@ -2,6 +2,7 @@
 
 use crate::entries::Entries;
 use crate::io::{Anomaly, Event, StepDownReason, WakeReason};
+use crate::membership::Membership;
 use crate::message::{AppendAck, AppendEntries, AppendReject, Heartbeat, HeartbeatReply, Message, NO_EPOCH};
 use crate::raft::Raft;
 use crate::role::RoleState;
@@ -32,9 +33,10 @@ impl Raft {
         if !self.follow(from) {
             return;
         }
-        if !self.is_well_formed(&append) {
+        let changes = if self.is_well_formed(&append) { Raft::memberships_in(&append.entries) } else { None };
+        let Some(changes) = changes else {
             return self.reject(from, Anomaly::MalformedEntries);
-        }
+        };
         // Entries below the start of our log are committed, so they match; the rest is compared.
         let below_start = append.prev_log.index < self.log.start().index;
         if !below_start && !self.log.contains(append.prev_log) {
@@ -45,7 +47,7 @@ impl Raft {
             return self.refuse_append(from, &append);
         }
         let last_new = append.prev_log.index + append.entries.len() as u64;
-        if !self.merge(from, append.entries) {
+        if !self.merge(from, append.entries, changes) {
             return;
         }
         // Below the start of the log, matching is only known if the entries reach it, or because it is all committed.
@@ -54,20 +56,19 @@ impl Raft {
         self.owed_ack = Some(append.epoch);
     }
 
-    /// Entries follow on `prev_log`, their terms do not fall, none is newer than the leader, and memberships can be understood.
+    /// Entries follow on `prev_log`, their terms do not fall, and none is newer than the leader.
     fn is_well_formed(&self, append: &AppendEntries) -> bool {
         let Some(first) = append.entries.segments().first() else { return true };
         first.first_index() == append.prev_log.index.next()
             && first.first_term() >= append.prev_log.term
             && append.entries.last_term() <= Some(self.hard_state.current_term)
             && append.entries.last_index() <= Some(LogIndex::MAX)
-            && Raft::memberships_in(&append.entries).is_some()
     }
 
     /// Brings the log in line with `entries`: what already matches is kept, never truncated, so that a delayed or
-    /// repeated append does no harm; the first entry that differs goes, with everything after it. `false` if that would be a
-    /// committed entry.
-    fn merge(&mut self, from: NodeId, mut entries: Entries) -> bool {
+    /// repeated append does no harm; the first entry that differs goes, with everything after it. `changes` are the memberships among
+    /// them. `false` if that would be a committed entry.
+    fn merge(&mut self, from: NodeId, mut entries: Entries, mut changes: Vec<(LogIndex, Membership)>) -> bool {
         let Some(last) = entries.last_index() else { return true };
         let known = LogIndex(last.0.min(self.log.last_index().0));
         let from_index = self.first_difference(&entries, known);
@@ -92,9 +93,10 @@ impl Raft {
             self.drop_memberships(from_index);
         }
         entries.skip_to(from_index);
-        self.adopt_memberships(Raft::memberships_in(&entries).unwrap_or_default());
-        for segment in entries.segments() {
-            self.log.append(segment.clone());
+        changes.retain(|(index, _)| *index >= from_index);
+        self.adopt_memberships(changes);
+        for segment in entries.into_segments() {
+            self.log.append(segment);
         }
         true
     }

@@ -126,6 +126,20 @@ pub struct Output {
 }
 
 impl Output {
+    /// Forgets everything, and keeps the memory for what comes next.
+    pub fn clear(&mut self) {
+        // Names every field, so that a new one has to be thought of here.
+        let Output { messages, write, apply, fetches, snapshots, restore, reads, events } = self;
+        messages.clear();
+        *write = None;
+        *apply = Entries::new();
+        fetches.clear();
+        snapshots.clear();
+        *restore = None;
+        reads.clear();
+        events.clear();
+    }
+
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()

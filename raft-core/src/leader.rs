@@ -281,6 +281,10 @@ impl Raft {
     /// of older terms are never committed by counting (paper, section 5.4.2, Figure 8).
     pub(crate) fn advance_commit(&mut self) {
         let RoleState::Leader(leader) = &self.role else { return };
+        if self.log.commit == self.log.last_index() {
+            // Everything is.
+            return;
+        }
         let own = self.config.id;
         let durable = self.durability.durable();
         let reached = |id| {

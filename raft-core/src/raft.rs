@@ -170,6 +170,14 @@ impl Raft {
 
     /// What is to be done now. Call it after one step or after many: everything that has come together travels together.
     pub fn take_output(&mut self) -> Output {
+        let mut output = Output::default();
+        self.take_output_into(&mut output);
+        output
+    }
+
+    /// The same, in the place of an output that was carried out: its memory is used again. What is left in it is forgotten.
+    pub fn take_output_into(&mut self, output: &mut Output) {
+        output.clear();
         self.drop_useless_snapshot();
         self.check_timers();
         self.lead();
@@ -182,11 +190,16 @@ impl Raft {
         self.hand_out_restore();
         let durable = self.durability.durable();
         self.log.evict(durable, self.config.max_cached_bytes, self.config.max_unapplied_bytes);
-        std::mem::take(&mut self.out)
+        if !self.out.is_empty() {
+            std::mem::swap(&mut self.out, output);
+        }
     }
 
     /// Sends what has waited for the disk.
     fn release(&mut self) {
+        if !self.durability.holds_back() {
+            return;
+        }
         let term = self.hard_state.current_term;
         let stands = matches!(self.role, RoleState::Candidate(_));
         let mut voted = false;
@@ -325,7 +338,7 @@ impl Raft {
         if let RoleState::Leader(leader) = &self.role {
             let stalled = self.durability.stalled_at(self.config.max_write_stall);
             let counts = self.config.check_quorum && !self.quiesced;
-            if counts && self.now.since(self.quorum_heard_at(leader)) >= self.config.election_timeout {
+            if counts && self.now >= self.quorum_heard_at(leader) + self.config.election_timeout {
                 self.become_follower(self.hard_state.current_term, StepDownReason::QuorumLost);
             } else if stalled.is_some_and(|at| self.now >= at) {
                 self.become_follower(self.hard_state.current_term, StepDownReason::WriteStalled);
@@ -374,6 +387,9 @@ impl Raft {
     fn write(&mut self) {
         let from = self.durability.unwritten();
         let entries = if from > self.log.last_index() {
+            if !self.durability.is_dirty() {
+                return;
+            }
             Entries::new()
         } else {
             // What was not handed out for writing is always in memory.

@@ -124,6 +124,9 @@ impl Raft {
     pub(crate) fn finish_reads(&mut self) {
         let RoleState::Leader(leader) = &mut self.role else { return };
         let reads = &mut leader.reads;
+        if reads.waiting.is_empty() {
+            return;
+        }
         let free = reads.waiting.partition_point(|(.., round)| *round <= reads.confirmed);
         let free: Vec<_> = reads.waiting.drain(..free).collect();
         for (reader, index, _) in free {

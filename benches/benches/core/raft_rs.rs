@@ -112,9 +112,8 @@ impl Cluster {
                     continue;
                 }
                 busy = true;
-                let messages = server.carry_out();
-                self.messages += messages.len() as u64;
-                for message in messages {
+                for message in server.carry_out().into_iter().flatten() {
+                    self.messages += 1;
                     self.servers[message.to as usize - 1].inbox.push(message);
                 }
             }
@@ -123,9 +122,9 @@ impl Cluster {
 }
 
 impl Server {
-    fn carry_out(&mut self) -> Vec<Message> {
+    fn carry_out(&mut self) -> [Vec<Message>; 3] {
         let mut ready = self.node.ready();
-        let mut messages = ready.take_messages();
+        let messages = ready.take_messages();
         self.apply(&ready.take_committed_entries());
         {
             let mut store = self.store.wl();
@@ -134,12 +133,12 @@ impl Server {
                 store.set_hardstate(state.clone());
             }
         }
-        messages.append(&mut ready.take_persisted_messages());
+        let promises = ready.take_persisted_messages();
         let mut light = self.node.advance_append(ready);
-        messages.append(&mut light.take_messages());
+        let replies = light.take_messages();
         self.apply(&light.take_committed_entries());
         self.node.advance_apply();
-        messages
+        [messages, promises, replies]
     }
 
     fn apply(&mut self, entries: &[Entry]) {

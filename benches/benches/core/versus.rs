@@ -23,7 +23,7 @@ struct Pair {
 impl Pair {
     /// Lets both commit `batches` batches, in turn; `ours_first` decides who begins.
     fn measure(
-        ours: &mut crate::Cluster,
+        ours: &mut crate::cluster::Cluster,
         theirs: &mut raft_rs::Cluster,
         commands: &[Bytes],
         batches: u64,
@@ -47,7 +47,7 @@ pub(crate) fn commit(c: &mut Criterion) {
     let mut rows = Vec::new();
     for batch in [1, 16, 256] {
         let commands: Vec<Bytes> = (0..batch).map(|i| Bytes::from(vec![i as u8; PAYLOAD])).collect();
-        let (mut ours, mut theirs) = (crate::Cluster::new(), raft_rs::Cluster::new());
+        let (mut ours, mut theirs) = (crate::cluster::Cluster::new(), raft_rs::Cluster::new());
         // One for each sample: times of one command in nanoseconds.
         let mut samples: Vec<(f64, f64)> = Vec::new();
         let mut ours_first = false;
