@@ -20,7 +20,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use smallvec::{SmallVec, smallvec};
+use smallvec::SmallVec;
 
 use crate::types::{LogId, LogIndex, Term};
 
@@ -242,9 +242,7 @@ impl Segment {
     /// The entries of one kind, in order. Looks at one byte of each of the others.
     pub(crate) fn of_kind(&self, kind: EntryKind) -> impl Iterator<Item = EntryRef<'_>> {
         let slots = self.lo..self.hi;
-        slots
-            .filter(move |slot| self.buf[self.offset(*slot) + 16] == kind as u8)
-            .map(|slot| self.entry(slot))
+        slots.filter(move |slot| self.buf[self.offset(*slot) + 16] == kind as u8).map(|slot| self.entry(slot))
     }
 
     /// The entries in order.
@@ -418,7 +416,7 @@ impl Entries {
 
 impl From<Segment> for Entries {
     fn from(segment: Segment) -> Self {
-        Entries { segments: smallvec![segment] }
+        Entries { segments: SmallVec::from_buf([segment]) }
     }
 }
 

@@ -126,18 +126,28 @@ pub struct Output {
 }
 
 impl Output {
-    /// Forgets everything, and keeps the memory for what comes next.
-    pub fn clear(&mut self) {
-        // Names every field, so that a new one has to be thought of here.
+    /// Puts everything in the place of what is in `other`, and keeps the memory of that for what comes next.
+    pub(crate) fn hand_over(&mut self, other: &mut Output) {
+        fn exchange<T>(new: &mut Vec<T>, old: &mut Vec<T>) {
+            old.clear();
+            std::mem::swap(new, old);
+        }
+        // Names every field, so that a new one has to be thought of here. Most are empty most of the time, and an output is large.
         let Output { messages, write, apply, fetches, snapshots, restore, reads, events } = self;
-        messages.clear();
-        *write = None;
-        *apply = Entries::new();
-        fetches.clear();
-        snapshots.clear();
-        *restore = None;
-        reads.clear();
-        events.clear();
+        exchange(messages, &mut other.messages);
+        exchange(fetches, &mut other.fetches);
+        exchange(snapshots, &mut other.snapshots);
+        exchange(reads, &mut other.reads);
+        exchange(events, &mut other.events);
+        if write.is_some() || other.write.is_some() {
+            other.write = write.take();
+        }
+        if restore.is_some() || other.restore.is_some() {
+            other.restore = restore.take();
+        }
+        if !apply.is_empty() || !other.apply.is_empty() {
+            other.apply = std::mem::take(apply);
+        }
     }
 
     /// Whether there is nothing to do.

@@ -100,7 +100,7 @@ impl Raft {
     pub(crate) fn with_each_progress(&mut self, mut f: impl FnMut(&mut Raft, NodeId, &mut Progress)) {
         let RoleState::Leader(leader) = &mut self.role else { return };
         let mut all = std::mem::take(&mut leader.progress);
-        for (&peer, progress) in &mut all {
+        for (peer, progress) in all.iter_mut() {
             f(self, peer, progress);
         }
         if let RoleState::Leader(leader) = &mut self.role {
@@ -110,7 +110,7 @@ impl Raft {
 
     pub(crate) fn progress_mut(&mut self, peer: NodeId) -> Option<&mut Progress> {
         match &mut self.role {
-            RoleState::Leader(leader) => leader.progress.get_mut(&peer),
+            RoleState::Leader(leader) => leader.progress.get_mut(peer),
             _ => None,
         }
     }
@@ -288,7 +288,7 @@ impl Raft {
         let own = self.config.id;
         let durable = self.durability.durable();
         let reached = |id| {
-            if id == own { durable } else { leader.progress.get(&id).map_or(LogIndex::ZERO, |p| p.match_index) }
+            if id == own { durable } else { leader.progress.get(id).map_or(LogIndex::ZERO, |p| p.match_index) }
         };
         let index = self.memberships.current().committed(reached);
         if index > self.log.commit && self.log.term_at(index) == Some(self.hard_state.current_term) {
@@ -299,7 +299,7 @@ impl Raft {
     /// The latest time at which a majority had been heard.
     pub(crate) fn quorum_heard_at(&self, leader: &Leader) -> Instant {
         let (own, now) = (self.config.id, self.now);
-        let heard = |id| if id == own { now } else { leader.progress.get(&id).map_or(Instant(0), |p| p.last_contact) };
+        let heard = |id| if id == own { now } else { leader.progress.get(id).map_or(Instant(0), |p| p.last_contact) };
         self.memberships.current().quorum_value(heard).unwrap_or(now)
     }
 }

@@ -89,6 +89,7 @@ mod durability;
 mod election;
 mod entries;
 mod follower;
+mod followers;
 mod forward;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

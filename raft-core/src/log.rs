@@ -223,7 +223,16 @@ impl Log {
 
     /// Entries `from ..= to` of at most `max_bytes` (but at least one), if `from` is in memory.
     pub(crate) fn cached(&self, from: LogIndex, to: LogIndex, max_bytes: usize) -> Option<Entries> {
-        if self.cached_from().is_none_or(|first| first > from) || from > to {
+        if from > to {
+            return None;
+        }
+        // Nearly always it is the newest segment that is wanted, and all of it fits.
+        if let Some(newest) = self.cache.back().filter(|newest| newest.first_index() <= from)
+            && newest.byte_len() <= max_bytes
+        {
+            return newest.slice(from, to).map(Entries::from);
+        }
+        if self.cached_from().is_none_or(|first| first > from) {
             return None;
         }
         let mut entries = Entries::new();

@@ -55,7 +55,7 @@ impl Raft {
         // Else it could never hand over to whoever should rather lead.
         let yields_to = |id, priority| priority > self.config.priority && self.memberships.current().is_voter(id);
         let mut followers = leader.progress.iter();
-        let all = followers.all(|(id, p)| p.is_settled(last, round) && !yields_to(*id, p.priority));
+        let all = followers.all(|(id, p)| p.is_settled(last, round) && !yields_to(id, p.priority));
         log && disk && reads && stays && all
     }
 

@@ -13,6 +13,7 @@ use crate::io::{
 use crate::log::Log;
 use crate::memberships::Memberships;
 use crate::message::{Envelope, Message};
+use crate::progress::Progress;
 use crate::recovery;
 use crate::role::{Reader, RoleState};
 use crate::snapshot::Restoring;
@@ -177,7 +178,6 @@ impl Raft {
 
     /// The same, in the place of an output that was carried out: its memory is used again. What is left in it is forgotten.
     pub fn take_output_into(&mut self, output: &mut Output) {
-        output.clear();
         self.drop_useless_snapshot();
         self.check_timers();
         self.lead();
@@ -190,9 +190,7 @@ impl Raft {
         self.hand_out_restore();
         let durable = self.durability.durable();
         self.log.evict(durable, self.config.max_cached_bytes, self.config.max_unapplied_bytes);
-        if !self.out.is_empty() {
-            std::mem::swap(&mut self.out, output);
-        }
+        self.out.hand_over(output);
     }
 
     /// Sends what has waited for the disk.
@@ -338,7 +336,11 @@ impl Raft {
         if let RoleState::Leader(leader) = &self.role {
             let stalled = self.durability.stalled_at(self.config.max_write_stall);
             let counts = self.config.check_quorum && !self.quiesced;
-            if counts && self.now >= self.quorum_heard_at(leader) + self.config.election_timeout {
+            let (now, timeout) = (self.now, self.config.election_timeout);
+            // If all are heard, then so is a majority.
+            let silent = |progress: &Progress| now >= progress.last_contact + timeout;
+            let someone_silent = counts && leader.progress.values().any(silent);
+            if someone_silent && now >= self.quorum_heard_at(leader) + timeout {
                 self.become_follower(self.hard_state.current_term, StepDownReason::QuorumLost);
             } else if stalled.is_some_and(|at| self.now >= at) {
                 self.become_follower(self.hard_state.current_term, StepDownReason::WriteStalled);
@@ -572,8 +574,8 @@ impl Raft {
             RoleState::Leader(leader) => Some(&leader.progress),
             _ => None,
         };
-        let under_way = progress.into_iter().flatten().filter(|(_, progress)| progress.snapshot().is_some());
-        under_way.map(|(id, progress)| (*id, progress.epoch))
+        let under_way = progress.into_iter().flat_map(|progress| progress.iter());
+        under_way.filter(|(_, progress)| progress.snapshot().is_some()).map(|(id, progress)| (id, progress.epoch))
     }
 
     /// Reads asked for in this life of the server.

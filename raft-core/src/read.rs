@@ -51,11 +51,7 @@ impl Raft {
         let own = self.config.id;
         // This server votes for nobody while it leads.
         let until = |id| {
-            if id == own {
-                Instant(u64::MAX)
-            } else {
-                leader.progress.get(&id).map_or(Instant(0), |p| p.promised_until)
-            }
+            if id == own { Instant(u64::MAX) } else { leader.progress.get(id).map_or(Instant(0), |p| p.promised_until) }
         };
         self.memberships.current().quorum_value(until).is_some_and(|until| self.now < until)
     }
@@ -70,8 +66,15 @@ impl Raft {
         if self.quiesces() {
             return;
         }
+        let now = self.now;
+        if let RoleState::Leader(leader) = &self.role
+            && leader.reads.arrived.is_empty()
+            && now < leader.heartbeat_at
+        {
+            return;
+        }
         let own_term_committed = self.own_term_committed();
-        let (now, commit) = (self.now, self.log.commit);
+        let commit = self.log.commit;
         let keep = self.config.lease.map(|_| self.config.election_timeout);
         let RoleState::Leader(leader) = &mut self.role else { return };
         let heartbeat_due = now >= leader.heartbeat_at;
@@ -115,7 +118,7 @@ impl Raft {
     pub(crate) fn confirm_reads(&mut self) {
         let RoleState::Leader(leader) = &mut self.role else { return };
         let (own, round) = (self.config.id, leader.reads.round);
-        let answered = |id| if id == own { round } else { leader.progress.get(&id).map_or(0, |p| p.acked_round) };
+        let answered = |id| if id == own { round } else { leader.progress.get(id).map_or(0, |p| p.acked_round) };
         leader.reads.confirmed =
             self.memberships.current().quorum_value(answered).unwrap_or(0).max(leader.reads.confirmed);
     }

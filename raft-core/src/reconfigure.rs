@@ -4,10 +4,9 @@
 //! configuration, is the newest, every decision needs a majority of the old voters and one of the new; once it is committed, the leader, whoever
 //! that is by then, appends the new configuration alone. So there is no moment at which the old and the new voters could decide without each other.
 
-use std::collections::BTreeMap;
-
 use crate::change::{ChangeError, MembershipChange};
 use crate::entries::{Entries, EntryKind, Segment};
+use crate::followers::Followers;
 use crate::io::{Event, StepDownReason, WakeReason};
 use crate::membership::Membership;
 use crate::progress::Progress;
@@ -60,11 +59,11 @@ impl Raft {
         let own = self.config.id;
         let heard = |id: &NodeId| {
             *id == own
-                || leader.progress.get(id).is_some_and(|p| p.heard_within(self.config.election_timeout, self.now))
+                || leader.progress.get(*id).is_some_and(|p| p.heard_within(self.config.election_timeout, self.now))
         };
         let limit = self.config.max_promotion_lag;
         for id in next.voters().iter().filter(|id| **id != own && !next.outgoing().contains(id)) {
-            let matched = leader.progress.get(id).map_or(LogIndex::ZERO, |progress| progress.match_index);
+            let matched = leader.progress.get(*id).map_or(LogIndex::ZERO, |progress| progress.match_index);
             let lag = self.log.last_index() - matched;
             if !heard(id) {
                 return Err(ChangeError::Silent(*id));
@@ -92,14 +91,14 @@ impl Raft {
     fn track_members(&mut self) {
         let RoleState::Leader(leader) = &mut self.role else { return };
         let membership = self.memberships.current();
-        for (peer, progress) in &mut leader.progress {
-            if !membership.contains(*peer) && progress.leaves_at.is_none() {
+        for (peer, progress) in leader.progress.iter_mut() {
+            if !membership.contains(peer) && progress.leaves_at.is_none() {
                 progress.leaves_at = Some(Instant(u64::MAX));
             }
         }
         let (own, outgoing) = (self.config.id, membership.outgoing());
         for peer in membership.members().into_iter().filter(|peer| *peer != own) {
-            let known = leader.progress.get_mut(&peer).filter(|progress| progress.leaves_at.is_none());
+            let known = leader.progress.get_mut(peer).filter(|progress| progress.leaves_at.is_none());
             if let Some(progress) = known {
                 if !outgoing.is_empty() && !outgoing.contains(&peer) {
                     // A new voter has an election timeout to be heard in before it can be missed.
@@ -131,7 +130,7 @@ impl Raft {
             for at in leader.progress.values_mut().filter_map(|progress| progress.leaves_at.as_mut()) {
                 *at = (*at).min(last_word);
             }
-            leader.progress.retain(|_, progress| progress.leaves_at.is_none_or(|at| now < at));
+            leader.progress.retain(|progress| progress.leaves_at.is_none_or(|at| now < at));
         }
     }
 
@@ -203,11 +202,11 @@ impl Raft {
     }
 
     /// What a new leader knows of the members: nothing yet.
-    pub(crate) fn progress_of_all(&mut self) -> BTreeMap<NodeId, Progress> {
+    pub(crate) fn progress_of_all(&mut self) -> Followers {
         let (last, now, patience) = (self.log.last_index(), self.now, self.config.heartbeat_interval);
         let peers = self.memberships.current().members().into_iter().filter(|peer| *peer != self.config.id);
         let first_epoch = self.next_epoch;
-        let progress: BTreeMap<_, _> =
+        let progress: Followers =
             peers.zip(first_epoch..).map(|(peer, epoch)| (peer, Progress::new(epoch, last, now, patience))).collect();
         self.next_epoch += progress.len() as u64;
         progress

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::followers::Followers;
 use crate::io::ReadId;
-use crate::progress::Progress;
 use crate::transfer::Transfer;
 use crate::types::{Instant, LogIndex, NodeId};
 
@@ -26,7 +26,7 @@ pub(crate) struct Votes(pub(crate) BTreeMap<NodeId, bool>);
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "sim", derive(Hash))]
 pub(crate) struct Leader {
-    pub(crate) progress: BTreeMap<NodeId, Progress>,
+    pub(crate) progress: Followers,
     /// When to begin the next heartbeat round at the latest.
     pub(crate) heartbeat_at: Instant,
     pub(crate) reads: Reads,

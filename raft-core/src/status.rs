@@ -147,7 +147,7 @@ impl Raft {
             RoleState::PreCandidate(_) => (Role::PreCandidate, Vec::new()),
             RoleState::Candidate(_) => (Role::Candidate, Vec::new()),
             RoleState::Leader(leader) => {
-                let followers = leader.progress.iter().map(|(&id, progress)| {
+                let followers = leader.progress.iter().map(|(id, progress)| {
                     let (inflight_appends, inflight_bytes) = progress.in_flight();
                     let (match_index, next_index) = (progress.match_index, progress.next_index);
                     let probing = progress.probing;

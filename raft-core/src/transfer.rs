@@ -46,17 +46,16 @@ impl Raft {
             Some(to) if to == self.config.id => return Err(TransferError::Leads { to }),
             Some(to) => {
                 let progress =
-                    leader.progress.get(&to).filter(|_| is_voter(to)).ok_or(TransferError::NotVoter { to })?;
+                    leader.progress.get(to).filter(|_| is_voter(to)).ok_or(TransferError::NotVoter { to })?;
                 if !self.heard_lately(progress) {
                     return Err(TransferError::Unreachable { to });
                 }
                 to
             }
             None => {
-                let able =
-                    leader.progress.iter().filter(|(id, progress)| is_voter(**id) && self.heard_lately(progress));
+                let able = leader.progress.iter().filter(|(id, progress)| is_voter(*id) && self.heard_lately(progress));
                 let best = able.max_by_key(|(id, progress)| (progress.match_index, progress.priority, id.0));
-                *best.ok_or(TransferError::NoCandidate)?.0
+                best.ok_or(TransferError::NoCandidate)?.0
             }
         };
         self.begin_transfer(to);
@@ -89,7 +88,7 @@ impl Raft {
         let over = |transfer: &Transfer| {
             self.now >= transfer.until
                 || !self.memberships.current().is_voter(transfer.to)
-                || !leader.progress.contains_key(&transfer.to)
+                || !leader.progress.contains(transfer.to)
         };
         if let Some(Transfer { to, .. }) = leader.transfer.filter(over) {
             leader.transfer = None;
@@ -107,7 +106,7 @@ impl Raft {
         let (now, interval) = (self.now, self.config.heartbeat_interval);
         let RoleState::Leader(leader) = &mut self.role else { return };
         let Some(transfer) = &mut leader.transfer else { return };
-        let has_all = leader.progress.get(&transfer.to).is_some_and(|progress| progress.match_index == last_log.index);
+        let has_all = leader.progress.get(transfer.to).is_some_and(|progress| progress.match_index == last_log.index);
         let due = transfer.told_at.is_none_or(|at| now.since(at) >= interval);
         if has_all && settled && due {
             transfer.told_at = Some(now);
@@ -124,9 +123,9 @@ impl Raft {
         let RoleState::Leader(leader) = &self.role else { return };
         let able = leader.progress.iter().filter(|(id, progress)| {
             let has_all = progress.match_index == last_log.index && self.heard_lately(progress);
-            has_all && self.memberships.current().is_voter(**id)
+            has_all && self.memberships.current().is_voter(*id)
         });
-        if let Some((&to, _)) = able.max_by_key(|(id, progress)| (progress.priority, id.0)) {
+        if let Some((to, _)) = able.max_by_key(|(id, progress)| (progress.priority, id.0)) {
             self.send(to, Message::TimeoutNow(TimeoutNow { last_log }));
         }
     }
@@ -145,11 +144,11 @@ impl Raft {
             .iter()
             .filter(|(id, progress)| {
                 progress.priority > self.config.priority
-                    && self.memberships.current().is_voter(**id)
+                    && self.memberships.current().is_voter(*id)
                     && keeps_up(progress)
             })
             .max_by_key(|(_, progress)| (progress.priority, progress.match_index))
-            .map(|(id, _)| *id);
+            .map(|(id, _)| id);
         if let Some(to) = preferred {
             let again_at = self.now + self.config.election_timeout.saturating_mul(YIELD_AGAIN_AFTER);
             if let RoleState::Leader(leader) = &mut self.role {

@@ -10,8 +10,8 @@ use raft::{Config, RawNode, StateRole};
 
 const SERVERS: u64 = 3;
 /// Entries after which the log is forgotten, up to what is applied everywhere, and those that stay.
-const COMPACTED_AFTER: u64 = 16_384;
-const KEPT: u64 = 4096;
+const COMPACTED_AFTER: u64 = 1024;
+const KEPT: u64 = 256;
 /// Batches after which a tick of 100 ms is over, as the other cluster counts time.
 const BATCHES_PER_TICK: u64 = 2000;
 
