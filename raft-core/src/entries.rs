@@ -104,18 +104,26 @@ pub enum EntryError {
 
 /// One or more consecutive entries in packed form. Cheap to clone and to slice.
 ///
-/// Invariants: it holds at least one entry; terms never decrease; the boundaries `lo..=hi` are those of its entries in `buf`,
+/// Invariants: it holds at least one entry; terms never decrease; the boundaries `lo..=hi` are those of its entries,
 /// and every entry in between has been validated (or was packed here).
 #[derive(Clone)]
 pub struct Segment {
+    packed: Arc<Packed>,
     first: LogIndex,
-    buf: Bytes,
-    /// Boundaries of the entries in `buf`. `None` when there is one entry, and nothing else in `buf`: a lone command, which costs no list and no
-    /// second reference count then.
-    offsets: Option<Arc<[u32]>>,
     lo: u32,
     hi: u32,
 }
+
+/// Entries as they were packed or received, shared by all segments that were cut out of them: a segment is moved much more often than it is looked into, so
+/// it is small, and there is one count of references.
+struct Packed {
+    buf: Bytes,
+    /// Boundaries of the entries in `buf`.
+    offsets: Boundaries,
+}
+
+/// A lone entry needs no list.
+type Boundaries = SmallVec<[u32; 2]>;
 
 impl Segment {
     /// Packs `payloads` as consecutive entries of `term` and `kind` that begin at `first`. `None` when there are none, or
@@ -141,7 +149,7 @@ impl Segment {
             offsets.push(buf.len() as u32);
         }
         let hi = payloads.len() as u32;
-        Some(Segment { first, buf: buf.freeze(), offsets: shared(&offsets), lo: 0, hi })
+        Some(Segment { packed: Arc::new(Packed { buf: buf.freeze(), offsets }), first, lo: 0, hi })
     }
 
     /// Reads packed entries, the first of which has index `first`, and verifies every one of them: shape, kind,
@@ -185,7 +193,7 @@ impl Segment {
             index = index.next();
         }
         let hi = offsets.len() as u32 - 1;
-        Ok(Some(Segment { first, buf, offsets: shared(&offsets), lo: 0, hi }))
+        Ok(Some(Segment { packed: Arc::new(Packed { buf, offsets }), first, lo: 0, hi }))
     }
 
     /// Index of the first entry.
@@ -211,7 +219,7 @@ impl Segment {
 
     /// The packed entries, to be written or sent as they are. No copy is made.
     pub fn bytes(&self) -> Bytes {
-        self.buf.slice(self.offset(self.lo)..self.offset(self.hi))
+        self.packed.buf.slice(self.offset(self.lo)..self.offset(self.hi))
     }
 
     /// Term of the first entry.
@@ -236,13 +244,13 @@ impl Segment {
 
     /// The payload of the entry at `index` as owned bytes that share this segment's buffer.
     pub fn payload(&self, index: LogIndex) -> Option<Bytes> {
-        self.get(index).map(|entry| self.buf.slice_ref(entry.payload))
+        self.get(index).map(|entry| self.packed.buf.slice_ref(entry.payload))
     }
 
     /// The entries of one kind, in order. Looks at one byte of each of the others.
     pub(crate) fn of_kind(&self, kind: EntryKind) -> impl Iterator<Item = EntryRef<'_>> {
         let slots = self.lo..self.hi;
-        slots.filter(move |slot| self.buf[self.offset(*slot) + 16] == kind as u8).map(|slot| self.entry(slot))
+        slots.filter(move |slot| self.packed.buf[self.offset(*slot) + 16] == kind as u8).map(|slot| self.entry(slot))
     }
 
     /// The entries in order.
@@ -255,9 +263,8 @@ impl Segment {
         let from = from.max(self.first);
         let to = to.min(self.last_index());
         (from <= to).then(|| Segment {
+            packed: self.packed.clone(),
             first: from,
-            buf: self.buf.clone(),
-            offsets: self.offsets.clone(),
             lo: self.lo + (from - self.first) as u32,
             hi: self.lo + (to - self.first) as u32 + 1,
         })
@@ -267,7 +274,7 @@ impl Segment {
     /// alone, it is never skipped.
     #[must_use]
     pub fn prefix(&self, max_bytes: usize) -> Segment {
-        let Some(offsets) = &self.offsets else { return self.clone() };
+        let offsets = &self.packed.offsets;
         let base = offsets[self.lo as usize] as usize;
         let ends = &offsets[self.lo as usize + 1..=self.hi as usize];
         let fit = ends.partition_point(|&end| end as usize - base <= max_bytes).max(1);
@@ -276,21 +283,17 @@ impl Segment {
 
     /// Where the entry in this slot begins, or the one before it ends.
     fn offset(&self, slot: u32) -> usize {
-        match &self.offsets {
-            Some(offsets) => offsets[slot as usize] as usize,
-            None if slot == 0 => 0,
-            None => self.buf.len(),
-        }
+        self.packed.offsets[slot as usize] as usize
     }
 
     fn term_of(&self, slot: u32) -> Term {
         let at = self.offset(slot);
-        Term(le_u64(&self.buf[at + 8..at + 16]))
+        Term(le_u64(&self.packed.buf[at + 8..at + 16]))
     }
 
     fn entry(&self, slot: u32) -> EntryRef<'_> {
         let (at, end) = (self.offset(slot), self.offset(slot + 1));
-        let bytes = &self.buf[at..end];
+        let bytes = &self.packed.buf[at..end];
         EntryRef {
             index: self.first + u64::from(slot - self.lo),
             term: Term(le_u64(&bytes[8..16])),
@@ -439,14 +442,6 @@ impl fmt::Debug for Entries {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(&self.segments).finish()
     }
-}
-
-/// The boundaries of entries, while a segment is made.
-type Boundaries = SmallVec<[u32; 2]>;
-
-/// The same, to be shared; nothing, if they are those of one entry.
-fn shared(offsets: &Boundaries) -> Option<Arc<[u32]>> {
-    (offsets.len() > 2).then(|| Arc::from(&offsets[..]))
 }
 
 fn checksum(index: LogIndex, head: &[u8], payload: &[u8]) -> u32 {
