@@ -574,7 +574,7 @@ impl Raft {
             RoleState::Leader(leader) => Some(&leader.progress),
             _ => None,
         };
-        let under_way = progress.into_iter().flat_map(|progress| progress.iter());
+        let under_way = progress.into_iter().flat_map(crate::followers::Followers::iter);
         under_way.filter(|(_, progress)| progress.snapshot().is_some()).map(|(id, progress)| (id, progress.epoch))
     }
 

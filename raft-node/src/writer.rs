@@ -14,7 +14,6 @@ use crate::pace::Pace;
 use crate::timings::Timings;
 
 /// What the writer is asked for.
-#[expect(clippy::large_enum_variant, reason = "nearly all are writes: a box would be an allocation for each")]
 pub(crate) enum Order {
     Write(Life, Write),
     Open(Open),
