@@ -249,7 +249,7 @@ fn library_flags(load: &Load) -> Vec<String> {
     match load.seconds {
         Some(seconds) => flags.extend(["--seconds".to_owned(), seconds.to_string()]),
         None if load.quick => {
-            flags.extend(["--seconds", "0.5", "--warm-up", "0.3", "--repetitions", "3"].map(str::to_owned))
+            flags.extend(["--seconds", "0.5", "--warm-up", "0.3", "--repetitions", "3"].map(str::to_owned));
         }
         None => {}
     }

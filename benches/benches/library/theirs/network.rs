@@ -35,11 +35,9 @@ impl RaftNetworkFactory<Types> for Links {
 type Answer<R, E = openraft::error::Infallible> = Result<R, RPCError<u64, EmptyNode, RaftError<u64, E>>>;
 
 impl Link {
-    fn node<E: std::error::Error>(&self) -> Result<&Raft<Types>, RPCError<u64, EmptyNode, RaftError<u64, E>>> {
+    fn node(&self) -> Result<&Raft<Types>, NetworkError> {
         let node = self.nodes.get().and_then(|nodes| nodes.get(&self.to));
-        node.ok_or_else(|| {
-            RPCError::Network(NetworkError::new(&std::io::Error::from(std::io::ErrorKind::NotConnected)))
-        })
+        node.ok_or_else(|| NetworkError::new(&std::io::Error::from(std::io::ErrorKind::NotConnected)))
     }
 
     fn refused<E: std::error::Error>(&self, error: RaftError<u64, E>) -> RPCError<u64, EmptyNode, RaftError<u64, E>> {

@@ -10,7 +10,7 @@ use super::stacks::Sample;
 const WIDTH: f64 = 1200.0;
 const HEIGHT: f64 = 15.0;
 const MARGIN: f64 = 10.0;
-const HEAD: f64 = 64.0;
+const HEAD: f64 = 80.0;
 /// What is narrower is left out, with all that it calls.
 const NARROWEST: f64 = 0.8;
 /// About as wide as a letter.
@@ -18,7 +18,7 @@ const LETTER: f64 = 6.2;
 /// Longest name that is kept, in letters.
 const LONGEST: usize = 110;
 /// Parts in the legend, side by side.
-const COLUMNS: usize = 8;
+const COLUMNS: usize = 6;
 
 /// A function in the picture, and what it calls.
 #[derive(Default)]
@@ -93,7 +93,7 @@ impl Canvas {
     /// Which colour is what, with its share.
     fn legend(&mut self, samples: &[Sample]) {
         let parts = super::sums(samples.iter().map(|sample| (Part::of(sample), sample.weight)));
-        for (at, (part, weight)) in parts.iter().take(2 * COLUMNS).enumerate() {
+        for (at, (part, weight)) in parts.iter().take(3 * COLUMNS).enumerate() {
             let step = (WIDTH - 2.0 * MARGIN) / COLUMNS as f64;
             let (x, y) = (MARGIN + step * (at % COLUMNS) as f64, 26.0 + 16.0 * (at / COLUMNS) as f64);
             let share = *weight as f64 / self.whole * 100.0;
