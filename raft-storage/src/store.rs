@@ -189,8 +189,7 @@ mod tests {
     fn a_directory_stays_with_the_engine_that_made_it() {
         let (dir, owner) = (tempfile::tempdir().unwrap(), Identity::new("test", NodeId(1)));
         let open = |name: &str, engine| {
-            let mut options = StoreOptions::default();
-            options.engine = engine;
+            let mut options = StoreOptions { engine, ..StoreOptions::default() };
             options.journal.segment_bytes = 8192;
             Store::open(dir.path().join(name), &owner, &options).map(|store| store.engine())
         };

@@ -489,11 +489,7 @@ fn write_pages(file: &SegmentFile, bytes: &mut Vec<u8>, offset: u64) -> Result<(
 
 /// The database of what is rarely written needs little.
 fn small() -> Options {
-    let mut options = Options::default();
-    options.write_buffer_bytes = 1 << 20;
-    options.max_wal_bytes = 4 << 20;
-    options.block_cache_bytes = 1 << 20;
-    options
+    Options { write_buffer_bytes: 1 << 20, max_wal_bytes: 4 << 20, block_cache_bytes: 1 << 20, ..Options::default() }
 }
 
 /// Only what this store puts there may be there.

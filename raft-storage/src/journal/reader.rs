@@ -38,7 +38,7 @@ impl StorageReader for JournalReader {
             for (location, file) in &places {
                 result = index::read(file, group, *location).and_then(|entries| {
                     let wanted = entries.slice(first, last);
-                    wanted.map_or(Ok(false), |wanted| take(&mut found, wanted, group, last, max_bytes))
+                    wanted.map_or(Ok(false), |wanted| take(&mut found, &wanted, group, last, max_bytes))
                 });
                 if !matches!(result, Ok(true)) {
                     break;
@@ -56,7 +56,7 @@ impl StorageReader for JournalReader {
 /// Adds what is wanted and has room, and says whether there may be more.
 fn take(
     found: &mut Entries,
-    wanted: raft_core::Segment,
+    wanted: &raft_core::Segment,
     group: GroupId,
     last: LogIndex,
     max_bytes: usize,

@@ -31,7 +31,7 @@ pub(super) struct Replayed {
 }
 
 /// A group as the records tell.
-struct State {
+struct Group {
     hard_state: HardState,
     start: Start,
     last: LogIndex,
@@ -41,7 +41,7 @@ struct Replay<'a> {
     owner: &'a Identity,
     dir: &'a Path,
     index: Index,
-    states: BTreeMap<GroupId, State>,
+    states: BTreeMap<GroupId, Group>,
     deleted: &'a BTreeSet<GroupId>,
 }
 
@@ -92,11 +92,11 @@ pub(super) fn replay(
         }
     }
     let replay = Replay { owner, dir, index: Index::default(), states: BTreeMap::new(), deleted };
-    replay.run(begun, &numbers[last + 1..])
+    replay.run(&begun, &numbers[last + 1..])
 }
 
 impl Replay<'_> {
-    fn run(mut self, begun: Vec<Title>, later: &[u64]) -> Result<Option<Replayed>, StorageError> {
+    fn run(mut self, begun: &[Title], later: &[u64]) -> Result<Option<Replayed>, StorageError> {
         let (mut end, mut previous) = (begun[0].previous_end, begun[0].previous);
         let mut active = None;
         let mut spare = None;
@@ -208,7 +208,7 @@ impl Replay<'_> {
             Record::Checkpoint { group, hard_state, start, last } => {
                 self.index.begin_after(group, start.last.index, false)?;
                 self.index.set_last(group, last)?;
-                self.states.insert(group, State { hard_state, start, last });
+                self.states.insert(group, Group { hard_state, start, last });
             }
             Record::Moved { group, piece } => {
                 let (location, _) = locate(group, &piece, segment, base, body)?;
@@ -224,9 +224,9 @@ impl Replay<'_> {
         damaged(self.dir, segment, &format!("entry {} of group {group} has no place in its log", piece.first))
     }
 
-    fn state(&mut self, group: GroupId) -> &mut State {
+    fn state(&mut self, group: GroupId) -> &mut Group {
         let start = Start { last: raft_core::LogId::ZERO, membership: None };
-        self.states.entry(group).or_insert(State { hard_state: HardState::default(), start, last: LogIndex::ZERO })
+        self.states.entry(group).or_insert(Group { hard_state: HardState::default(), start, last: LogIndex::ZERO })
     }
 
     /// Looks at the entries that there are in the end: each log must be whole.

@@ -58,7 +58,7 @@ fn any_write(dice: &mut Dice, log: &RecoveredLog, seq: u64) -> Write {
     let truncate_from = (last > start && dice.chance(1, 8)).then(|| LogIndex(dice.between(start + 1, last)));
     let first = truncate_from.unwrap_or(LogIndex(last + 1));
     let payloads: Vec<Vec<u8>> = (0..dice.between(0, 3))
-        .map(|_| vec![seq as u8; dice.between(0, if seq % 9 == 0 { 6000 } else { 300 }) as usize])
+        .map(|_| vec![seq as u8; dice.between(0, if seq.is_multiple_of(9) { 6000 } else { 300 }) as usize])
         .collect();
     let entries = Segment::pack(first, now.current_term, EntryKind::Command, &payloads);
     Write {
