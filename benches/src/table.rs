@@ -39,13 +39,16 @@ pub(crate) fn about(report: &Report) -> String {
         report.commit
     );
     let floors = &report.floors;
+    let together = match floors.fdatasync_together {
+        // Files of earlier runs do not have it.
+        none if none.p50 == 0.0 => String::new(),
+        some => format!(", by one writer for each node at once {:.0} us (p99 {:.0})", some.p50, some.p99),
+    };
     let _ = writeln!(
         text,
-        "floors      fdatasync of 256 B {:.0} us (p99 {:.0}), by one writer for each node at once {:.0} us (p99 {:.0}), UDP round trip {:.0} us (p99 {:.0}): a lone write takes at least {:.0} us",
+        "floors      fdatasync of 256 B {:.0} us (p99 {:.0}){together}, UDP round trip {:.0} us (p99 {:.0}): a lone write takes at least {:.0} us",
         floors.fdatasync.p50,
         floors.fdatasync.p99,
-        floors.fdatasync_together.p50,
-        floors.fdatasync_together.p99,
         floors.udp_round_trip.p50,
         floors.udp_round_trip.p99,
         floors.write()

@@ -391,7 +391,7 @@ fn config(id: NodeId, address: SocketAddr, peers: &BTreeMap<&NodeId, &SocketAddr
         writeln!(text, "{id} = \"{address}\"")?;
     }
     // Each cluster has nodes of both engines.
-    let engine = if id.0 % 2 == 0 { "journal" } else { "rocksdb" };
+    let engine = if id.0.is_multiple_of(2) { "journal" } else { "rocksdb" };
     write!(text, "[storage]\nengine = \"{engine}\"\n")?;
     Ok(text)
 }

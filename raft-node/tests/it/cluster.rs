@@ -326,7 +326,7 @@ fn node_config(id: NodeId, address: &str, peers: &BTreeMap<NodeId, String>, join
         writeln!(text, "{id} = \"{address}\"").expect("memory");
     }
     // Each cluster has nodes of both engines.
-    let engine = if id.0 % 2 == 0 { "journal" } else { "rocksdb" };
+    let engine = if id.0.is_multiple_of(2) { "journal" } else { "rocksdb" };
     write!(text, "[storage]\nengine = \"{engine}\"\n").expect("memory");
     text + more
 }
