@@ -1,8 +1,8 @@
 //! The two traits, and what recovery tells.
 
-use raft_core::{Entries, GroupId, HardState, LogId, LogIndex, Membership, NodeId, Term, Write};
+use raft_core::{Entries, GroupId, HardState, LogId, LogIndex, Membership, NodeId, Segment, Term, Write};
 
-use crate::error::StorageError;
+use crate::error::{RecordDamage, StorageError};
 
 /// Durable logs and hard states of all groups of a node. One thread, the writer, owns it; other threads read through
 /// clones of its [`StorageReader`].
@@ -85,6 +85,25 @@ pub trait StorageReader: Clone + Send + Sync + 'static {
         last: LogIndex,
         max_bytes: usize,
     ) -> Result<Entries, StorageError>;
+}
+
+/// For readers: adds as much of `wanted` to `found` as has room in `max_bytes`, one entry at least, and says whether more may follow, up to `last`.
+pub(crate) fn take(
+    found: &mut Entries,
+    wanted: &Segment,
+    group: GroupId,
+    last: LogIndex,
+    max_bytes: usize,
+) -> Result<bool, StorageError> {
+    let free = max_bytes.saturating_sub(found.byte_len());
+    let head = wanted.prefix(free);
+    if !found.is_empty() && head.byte_len() > free {
+        return Ok(false);
+    }
+    let more = head.len() == wanted.len() && head.byte_len() < free && head.last_index() < last;
+    let first = head.first_index();
+    found.push(head).map_err(|_| StorageError::Record { group, first, what: RecordDamage::Term })?;
+    Ok(more)
 }
 
 /// A group's log and hard state, without the entries. This is what the core wants to know when it starts: it never needs the

@@ -5,9 +5,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use raft_core::{Entries, GroupId, LogIndex};
 
 use super::index::{self, Index};
-use crate::error::{RecordDamage, StorageError};
+use crate::error::StorageError;
 use crate::rocks::RocksReader;
-use crate::storage::StorageReader;
+use crate::storage::{self, StorageReader};
 
 /// Reader of a [`JournalStorage`](crate::JournalStorage). Each call sees one consistent state of the log.
 #[derive(Clone)]
@@ -38,7 +38,7 @@ impl StorageReader for JournalReader {
             for (location, file) in &places {
                 result = index::read(file, group, *location).and_then(|entries| {
                     let wanted = entries.slice(first, last);
-                    wanted.map_or(Ok(false), |wanted| take(&mut found, &wanted, group, last, max_bytes))
+                    wanted.map_or(Ok(false), |wanted| storage::take(&mut found, &wanted, group, last, max_bytes))
                 });
                 if !matches!(result, Ok(true)) {
                     break;
@@ -51,23 +51,4 @@ impl StorageReader for JournalReader {
             }
         }
     }
-}
-
-/// Adds what is wanted and has room, and says whether there may be more.
-fn take(
-    found: &mut Entries,
-    wanted: &raft_core::Segment,
-    group: GroupId,
-    last: LogIndex,
-    max_bytes: usize,
-) -> Result<bool, StorageError> {
-    let free = max_bytes.saturating_sub(found.byte_len());
-    let head = wanted.prefix(free);
-    if !found.is_empty() && head.byte_len() > free {
-        return Ok(false);
-    }
-    let more = head.len() == wanted.len() && head.byte_len() < free && head.last_index() < last;
-    let first = head.first_index();
-    found.push(head).map_err(|_| StorageError::Record { group, first, what: RecordDamage::Term })?;
-    Ok(more)
 }

@@ -9,8 +9,8 @@ use rocksdb::DB;
 use super::record::Record;
 use super::scan::GroupState;
 use super::{LOG, check_iterator, column, iterate, read_error};
-use crate::error::{RecordDamage, StorageError};
-use crate::storage::StorageReader;
+use crate::error::StorageError;
+use crate::storage::{self, StorageReader};
 
 /// Reader of a [`RocksStorage`](crate::RocksStorage). Each call sees one consistent state of the log.
 #[derive(Clone)]
@@ -116,20 +116,12 @@ fn take(
     max_bytes: usize,
 ) -> Result<bool, StorageError> {
     let Some(wanted) = record.segment()?.slice(first, last) else { return Ok(false) };
-    let free = max_bytes.saturating_sub(found.byte_len());
-    let head = wanted.prefix(free);
-    if !found.is_empty() && head.byte_len() > free {
-        return Ok(false);
-    }
-    let more = head.len() == wanted.len() && head.byte_len() < free && head.last_index() < last;
-    match found.push(head) {
-        Ok(()) => Ok(more),
-        Err(_) => Err(StorageError::Record { group, first: record.first(), what: RecordDamage::Term }),
-    }
+    storage::take(found, &wanted, group, last, max_bytes)
 }
 
 #[cfg(test)]
 mod tests {
+    use crate::error::RecordDamage;
     use raft_core::{EntryKind, HardState, NodeId, Segment, Term, Write, WriteSeq};
 
     use super::super::{Identity, Options, RocksStorage, record};
