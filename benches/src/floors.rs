@@ -4,6 +4,8 @@ use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write as _};
 use std::net::UdpSocket;
 use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -101,6 +103,11 @@ fn fdatasync(histogram: &mut Histogram<u64>, dir: &Path, number: usize, time: Du
 }
 
 fn udp(histogram: &mut Histogram<u64>, time: Duration) -> Result<()> {
+    with_echo(|near| ping(histogram, near, time))
+}
+
+/// Calls `measure` with a socket from which everything comes back that is sent: another thread sees to that.
+fn with_echo(measure: impl FnOnce(&UdpSocket) -> Result<()>) -> Result<()> {
     let near = UdpSocket::bind("127.0.0.1:0")?;
     let far = UdpSocket::bind("127.0.0.1:0")?;
     near.connect(far.local_addr()?)?;
@@ -109,7 +116,7 @@ fn udp(histogram: &mut Histogram<u64>, time: Duration) -> Result<()> {
     near.set_read_timeout(Some(Duration::from_millis(100)))?;
     std::thread::scope(|scope| {
         let echo = scope.spawn(move || echo(&far));
-        let measured = ping(histogram, &near, time);
+        let measured = measure(&near);
         near.send(&[])?;
         echo.join().map_err(|_| anyhow::anyhow!("the echo thread panicked"))??;
         measured
@@ -117,17 +124,58 @@ fn udp(histogram: &mut Histogram<u64>, time: Duration) -> Result<()> {
 }
 
 fn ping(histogram: &mut Histogram<u64>, socket: &UdpSocket, time: Duration) -> Result<()> {
-    let (begin, mut buffer) = (Instant::now(), [0; 2 * SIZE]);
+    let begin = Instant::now();
     while begin.elapsed() < time {
-        let at = Instant::now();
-        socket.send(&[0xA5; SIZE])?;
-        match socket.recv(&mut buffer) {
-            Ok(_) => histogram.saturating_record(nanos(at.elapsed())),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            Err(error) => return Err(error.into()),
-        }
+        round_trip(histogram, socket)?;
     }
     Ok(())
+}
+
+fn round_trip(histogram: &mut Histogram<u64>, socket: &UdpSocket) -> Result<()> {
+    let (at, mut buffer) = (Instant::now(), [0; 2 * SIZE]);
+    socket.send(&[0xA5; SIZE])?;
+    match socket.recv(&mut buffer) {
+        Ok(_) => histogram.saturating_record(nanos(at.elapsed())),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+/// Round trips of a bare datagram between two threads that sleep until it comes, one now and then, beside whatever else goes on. No message between two processes
+/// can be faster there than two threads get a processor, and this tells how fast that is.
+pub(crate) struct Echoes {
+    /// Dropped when it is to end.
+    stop: Sender<()>,
+    thread: JoinHandle<Result<Histogram<u64>>>,
+}
+
+impl Echoes {
+    /// Begins to measure, one round trip after each pause, which is to be shorter than the five seconds for which the other thread listens.
+    pub(crate) fn begin(pause: Duration) -> Result<Echoes> {
+        let (stop, stopped) = channel();
+        let measure = move || {
+            let mut histogram = meter::histogram()?;
+            with_echo(|near| {
+                near.set_read_timeout(Some(Duration::from_secs(1)))?;
+                while stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
+                    round_trip(&mut histogram, near)?;
+                }
+                Ok(())
+            })?;
+            Ok(histogram)
+        };
+        let thread = std::thread::Builder::new().name("echoes".into()).spawn(measure)?;
+        Ok(Echoes { stop, thread })
+    }
+
+    /// How many there were, and how long they took.
+    pub(crate) fn end(self) -> Result<(u64, Latency)> {
+        drop(self.stop);
+        let histogram =
+            self.thread.join().map_err(|_| anyhow::anyhow!("the thread that measures echoes panicked"))??;
+        Ok((histogram.len(), meter::latency(&histogram)))
+    }
 }
 
 /// Sends everything back until an empty datagram comes, or nothing for a while.
@@ -145,6 +193,16 @@ fn echo(socket: &UdpSocket) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn echoes_come_back_until_they_are_ended() {
+        let echoes = Echoes::begin(Duration::from_millis(1)).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        let (count, latency) = echoes.end().unwrap();
+        assert!(count > 0 && latency.p50 > 0.0, "{count}, {latency:?}");
+        let (none, _) = Echoes::begin(Duration::from_hours(1)).unwrap().end().unwrap();
+        assert_eq!(none, 0, "it ends in the midst of a pause");
+    }
 
     #[test]
     fn floors_are_found_and_leave_nothing_behind() {

@@ -56,6 +56,25 @@ impl Cpu {
     }
 }
 
+/// How much of the machine's processors its host gave to others, at one moment: a virtual machine that wants to run has to wait meanwhile. In clock ticks since the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stolen {
+    stolen: u64,
+    all: u64,
+}
+
+impl Stolen {
+    /// Reads the machine's clocks.
+    pub(crate) fn read() -> Option<Self> {
+        parse_stolen(&fs::read_to_string("/proc/stat").ok()?)
+    }
+
+    /// The share since `earlier`, in percent.
+    pub(crate) fn percent_since(&self, earlier: &Stolen) -> f64 {
+        100.0 * self.stolen.saturating_sub(earlier.stolen) as f64 / self.all.saturating_sub(earlier.all).max(1) as f64
+    }
+}
+
 /// Microseconds of a clock tick of `/proc`.
 #[cfg(unix)]
 fn tick() -> f64 {
@@ -81,6 +100,13 @@ fn parse_machine(stat: &str) -> Option<f64> {
     let fields: Vec<u64> = line.split_whitespace().map_while(|field| field.parse().ok()).collect();
     let busy = [0, 1, 2, 5, 6].into_iter().map(|at| fields.get(at)).sum::<Option<u64>>()?;
     Some(busy as f64 * tick())
+}
+
+fn parse_stolen(stat: &str) -> Option<Stolen> {
+    let line = stat.lines().next()?.strip_prefix("cpu ")?;
+    // What follows is part of these.
+    let fields: Vec<u64> = line.split_whitespace().take(8).map_while(|field| field.parse().ok()).collect();
+    Some(Stolen { stolen: *fields.get(7)?, all: fields.iter().sum() })
 }
 
 /// Memory of the nodes in bytes.
@@ -178,6 +204,11 @@ mod tests {
         let stat = "cpu  100 10 50 9999 7777 3 2 55 0 0\ncpu0 1 1 1 1\n";
         assert_eq!(parse_machine(stat), Some(165.0 * tick()));
         assert_eq!(parse_machine("intr 1 2 3\n"), None);
+        let before = parse_stolen(stat).unwrap();
+        let after = Stolen { stolen: before.stolen + 30, all: before.all + 200 };
+        assert!((after.percent_since(&before) - 15.0).abs() < 1e-9);
+        assert!(before.percent_since(&before).abs() < 1e-9);
+        assert_eq!(parse_stolen("cpu  1 2 3\n"), None);
     }
 
     #[test]

@@ -10,8 +10,10 @@ use raft_node::client::protocol::NodeStatus;
 
 use super::outcome::{Outcome, short};
 use super::{Arena, Stage};
+use crate::floors::Echoes;
 use crate::lines::Loop;
 use crate::meter::Meter;
+use crate::probe::Stolen;
 use crate::run::Bench;
 use crate::workload::Workload;
 
@@ -20,6 +22,8 @@ const CONNECTIONS: u32 = 4;
 const KEYS: u64 = 10_000;
 /// Between two lines that say how it goes.
 const LINE: Duration = Duration::from_secs(30);
+/// Between two round trips of a bare datagram: as long as between two heartbeats.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Loads the cluster with a closed loop of many clients for some minutes: elections, and the round trips of heartbeats meanwhile.
 #[derive(Debug, clap::Args)]
@@ -47,6 +51,7 @@ pub(super) async fn run(args: &Args) -> Result<Outcome> {
     let (begin, end) = (Instant::now(), Instant::now() + Duration::from_secs_f64(args.minutes * 60.0));
     lanes.all.iter().cycle().take(args.clients as usize).for_each(|lane| lane.issue(begin, false));
     meter.set_measuring(true);
+    let (echoes, clock) = (Echoes::begin(PAUSE)?, Stolen::read());
     let loaded = async {
         while Instant::now() < end {
             tokio::time::sleep(LINE.min(end.saturating_duration_since(Instant::now()))).await;
@@ -62,6 +67,7 @@ pub(super) async fn run(args: &Args) -> Result<Outcome> {
         failure = lanes.failure() => return Err(failure.context("leadership was lost under load, which must not happen")),
     }
     meter.set_measuring(false);
+    let (echoes, stolen) = (echoes.end()?, Stolen::read().zip(clock).map(|(now, then)| now.percent_since(&then)));
     let seconds = begin.elapsed().as_secs_f64();
     let unanswered = lanes.drain(&meter).await;
     drop(lanes);
@@ -77,12 +83,19 @@ pub(super) async fn run(args: &Args) -> Result<Outcome> {
     let done = meter.done();
     outcome.row(vec!["writes".into(), done.to_string(), micros(latency.p50), micros(latency.p99), micros(latency.max)]);
     outcome.row([vec!["heartbeats, there and back".into()], part(leader, Part::Heartbeat)].concat());
+    let (times, echo) = echoes;
+    let bare = vec!["a bare datagram, there and back".into(), times.to_string()];
+    outcome.row([bare, vec![micros(echo.p50), micros(echo.p99), micros(echo.max)]].concat());
     outcome.row([vec!["syncs of the leader's log".into()], part(leader, Part::WriterSynced)].concat());
     outcome.note(format!(
         "{:.0} writes a second; {} counted as busy, and sent again",
         done as f64 / seconds,
         busy(&meter.errors())
     ));
+    outcome.note("bare datagram: between two threads of the load generator that do nothing else, under the same load: as fast as two threads get a processor");
+    if let Some(percent) = stolen {
+        outcome.note(format!("the machine's host gave {percent:.1} % of its processors' time to others meanwhile"));
+    }
     let p99 = figure(leader, Part::Heartbeat, "p99_ns").context("no heartbeat was answered")?;
     outcome.at_most("p99 of a heartbeat's round trip", "ms", p99 as f64 / 1e6, 5.0);
     outcome.never("elections", usize::try_from(elections)?);
