@@ -218,6 +218,8 @@ pub fn settle<P>(entries: &Entries, mut waiting: VecDeque<Waiting<P>>, mut tell:
 /// Invariants: `waiting` ascends in index; everyone who came in is either in here, or was handed to [`Ports::apply`], or has failed.
 pub struct Driver<P, R> {
     core: Raft,
+    /// What the last turn has carried out: its memory is used again.
+    output: Option<Box<Output>>,
     /// Commands that came in since the last turn.
     proposals: Vec<Bytes>,
     proposers: Vec<P>,
@@ -247,6 +249,7 @@ impl<P, R> Driver<P, R> {
         Driver {
             dispatched: core.status().applied_index,
             core,
+            output: None,
             proposals: Vec::new(),
             proposers: Vec::new(),
             proposal_bytes: 0,
@@ -287,6 +290,7 @@ impl<P, R> Driver<P, R> {
     }
 
     /// Takes in an event; what follows from it is carried out at the next [`Driver::turn`].
+    #[inline]
     pub fn step(&mut self, now: Instant, input: Input) {
         self.core.step(now, input);
     }
@@ -374,7 +378,8 @@ impl<P, R> Driver<P, R> {
     pub fn turn(&mut self, now: Instant, ports: &mut impl Ports<Proposer = P, Reader = R>) -> bool {
         self.propose_queued(now);
         self.ask_for_reads(now);
-        let mut output = self.core.take_output();
+        let mut output = self.output.take().unwrap_or_default();
+        self.core.take_output_into(&mut output);
         let busy = !output.is_empty();
         // The disk first: it works while the messages are being encoded.
         if let Some(write) = output.write.take() {
@@ -402,6 +407,7 @@ impl<P, R> Driver<P, R> {
             }
         }
         let busy = self.finish_reads(&mut output, ports) || busy;
+        self.output = Some(output);
         self.give_up_on_disk();
         self.tell_failed(ports) || busy
     }

@@ -29,11 +29,11 @@ impl Raft {
         true
     }
 
-    pub(crate) fn on_append(&mut self, from: NodeId, append: AppendEntries) {
+    pub(crate) fn on_append(&mut self, from: NodeId, append: &mut AppendEntries) {
         if !self.follow(from) {
             return;
         }
-        let changes = if self.is_well_formed(&append) { Raft::memberships_in(&append.entries) } else { None };
+        let changes = if self.is_well_formed(append) { Raft::memberships_in(&append.entries) } else { None };
         let Some(changes) = changes else {
             return self.reject(from, Anomaly::MalformedEntries);
         };
@@ -44,10 +44,10 @@ impl Raft {
                 // A refusal would only bring the same snapshot again.
                 return self.owe_after_restore(append.epoch);
             }
-            return self.refuse_append(from, &append);
+            return self.refuse_append(from, append);
         }
         let last_new = append.prev_log.index + append.entries.len() as u64;
-        if !self.merge(from, append.entries, changes) {
+        if !self.merge(from, std::mem::take(&mut append.entries), changes) {
             return;
         }
         // Below the start of the log, matching is only known if the entries reach it, or because it is all committed.
@@ -70,6 +70,10 @@ impl Raft {
     /// them. `false` if that would be a committed entry.
     fn merge(&mut self, from: NodeId, mut entries: Entries, mut changes: Vec<(LogIndex, Membership)>) -> bool {
         let Some(last) = entries.last_index() else { return true };
+        if entries.first_index() == Some(self.log.last_index().next()) {
+            // Nearly always they follow on the end, which is `prev_log`: nothing is to be compared, and nothing has to go.
+            return self.extend(entries, changes);
+        }
         let known = LogIndex(last.0.min(self.log.last_index().0));
         let from_index = self.first_difference(&entries, known);
         if from_index > last {
@@ -94,6 +98,11 @@ impl Raft {
         }
         entries.skip_to(from_index);
         changes.retain(|(index, _)| *index >= from_index);
+        self.extend(entries, changes)
+    }
+
+    /// Appends entries that follow on the end of the log, and `changes`, which are the memberships among them.
+    fn extend(&mut self, entries: Entries, changes: Vec<(LogIndex, Membership)>) -> bool {
         self.adopt_memberships(changes);
         for segment in entries.into_segments() {
             self.log.append(segment);

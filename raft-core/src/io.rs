@@ -126,30 +126,6 @@ pub struct Output {
 }
 
 impl Output {
-    /// Puts everything in the place of what is in `other`, and keeps the memory of that for what comes next.
-    pub(crate) fn hand_over(&mut self, other: &mut Output) {
-        fn exchange<T>(new: &mut Vec<T>, old: &mut Vec<T>) {
-            old.clear();
-            std::mem::swap(new, old);
-        }
-        // Names every field, so that a new one has to be thought of here. Most are empty most of the time, and an output is large.
-        let Output { messages, write, apply, fetches, snapshots, restore, reads, events } = self;
-        exchange(messages, &mut other.messages);
-        exchange(fetches, &mut other.fetches);
-        exchange(snapshots, &mut other.snapshots);
-        exchange(reads, &mut other.reads);
-        exchange(events, &mut other.events);
-        if write.is_some() || other.write.is_some() {
-            other.write = write.take();
-        }
-        if restore.is_some() || other.restore.is_some() {
-            other.restore = restore.take();
-        }
-        if !apply.is_empty() || !other.apply.is_empty() {
-            other.apply = std::mem::take(apply);
-        }
-    }
-
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
@@ -160,6 +136,51 @@ impl Output {
             && self.restore.is_none()
             && self.reads.is_empty()
             && self.events.is_empty()
+    }
+}
+
+/// What has come together for the next [`Output`]. The rest of that is made when it is taken.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pending {
+    pub(crate) messages: Vec<Envelope>,
+    pub(crate) apply: Entries,
+    pub(crate) fetches: Vec<Fetch>,
+    pub(crate) snapshots: Vec<SendSnapshot>,
+    pub(crate) reads: Vec<ReadOutcome>,
+    pub(crate) events: Vec<Event>,
+}
+
+impl Pending {
+    /// Puts everything in the place of what is in `output`, and keeps the memory of that for what comes next.
+    pub(crate) fn hand_over(&mut self, output: &mut Output) {
+        fn exchange<T>(new: &mut Vec<T>, old: &mut Vec<T>) {
+            old.clear();
+            std::mem::swap(new, old);
+        }
+        // Names every field, so that a new one has to be thought of here.
+        let Pending { messages, apply, fetches, snapshots, reads, events } = self;
+        if messages.len() + output.messages.len() > 0 {
+            exchange(messages, &mut output.messages);
+        }
+        // Nearly always there is none of these, and to find that out is less than to move them.
+        let new = fetches.len() + snapshots.len() + reads.len() + events.len();
+        let old = output.fetches.len() + output.snapshots.len() + output.reads.len() + output.events.len();
+        if new + old > 0 {
+            exchange(fetches, &mut output.fetches);
+            exchange(snapshots, &mut output.snapshots);
+            exchange(reads, &mut output.reads);
+            exchange(events, &mut output.events);
+        }
+        if !apply.is_empty() || !output.apply.is_empty() {
+            output.apply = std::mem::take(apply);
+        }
+    }
+
+    #[cfg(feature = "sim")]
+    pub(crate) fn is_empty(&self) -> bool {
+        let Pending { messages, apply, fetches, snapshots, reads, events } = self;
+        let asked = fetches.is_empty() && snapshots.is_empty() && reads.is_empty();
+        messages.is_empty() && apply.is_empty() && asked && events.is_empty()
     }
 }
 

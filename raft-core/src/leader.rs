@@ -279,12 +279,15 @@ impl Raft {
 
     /// The commit rule: an entry of the *current* term that is durable on a majority is committed, and with it all before it. Entries
     /// of older terms are never committed by counting (paper, section 5.4.2, Figure 8).
+    #[inline]
     pub(crate) fn advance_commit(&mut self) {
-        let RoleState::Leader(leader) = &self.role else { return };
-        if self.log.commit == self.log.last_index() {
-            // Everything is.
-            return;
+        if self.is_leader() && self.log.commit < self.log.last_index() {
+            self.count_commit();
         }
+    }
+
+    fn count_commit(&mut self) {
+        let RoleState::Leader(leader) = &self.role else { return };
         let own = self.config.id;
         let durable = self.durability.durable();
         let reached = |id| {

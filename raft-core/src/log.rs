@@ -72,6 +72,10 @@ impl Log {
         if index < self.start.index || index > self.last {
             return None;
         }
+        // Nearly always it is one of the newest term.
+        if let Some(newest) = self.runs.last().filter(|newest| newest.index <= index) {
+            return Some(newest.term);
+        }
         let after = self.runs.partition_point(|run| run.index <= index);
         after.checked_sub(1).map(|run| self.runs[run].term)
     }
@@ -115,16 +119,17 @@ impl Log {
     pub(crate) fn append(&mut self, segment: Segment) {
         debug_assert_eq!(segment.first_index(), self.last.next(), "appends are contiguous");
         debug_assert!(segment.first_term() >= self.last_id().term, "terms never decrease");
-        if segment.first_term() == segment.last_term() {
+        if segment.len() == 1 || segment.first_term() == segment.last_term() {
             self.extend_runs(LogId::new(segment.first_term(), segment.first_index()));
         } else {
             for entry in segment.iter() {
                 self.extend_runs(entry.id());
             }
         }
+        let bytes = segment.byte_len();
         self.last = segment.last_index();
-        self.ledger.push(segment.first_index(), segment.last_index(), segment.byte_len());
-        self.cached_bytes += segment.byte_len();
+        self.ledger.push(segment.first_index(), self.last, bytes);
+        self.cached_bytes += bytes;
         self.cache.push_back(segment);
     }
 
@@ -226,11 +231,12 @@ impl Log {
         if from > to {
             return None;
         }
-        // Nearly always it is the newest segment that is wanted, and all of it fits.
+        // Nearly always it is the newest segment that is wanted, all of it, and it fits.
         if let Some(newest) = self.cache.back().filter(|newest| newest.first_index() <= from)
             && newest.byte_len() <= max_bytes
         {
-            return newest.slice(from, to).map(Entries::from);
+            let whole = newest.first_index() == from && self.last <= to;
+            return if whole { Some(newest.clone().into()) } else { newest.slice(from, to).map(Entries::from) };
         }
         if self.cached_from().is_none_or(|first| first > from) {
             return None;
@@ -267,6 +273,7 @@ impl Log {
 
     /// Drops the oldest segments from memory beyond `max_bytes`: those that are durable and applied; and, when even
     /// `max_bytes + extra` is exceeded, those that are merely durable. They can be fetched.
+    #[inline]
     pub(crate) fn evict(&mut self, durable: LogIndex, max_bytes: usize, extra: usize) {
         while self.cached_bytes > max_bytes {
             let Some(front) = self.cache.front() else { break };

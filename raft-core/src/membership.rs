@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use bytes::{Buf, BufMut, Bytes};
 
@@ -22,9 +23,15 @@ use crate::types::{LogIndex, NodeId};
 ///
 /// Invariants: every list is sorted and free of duplicates and of node 0; a learner is not among the `voters` (but while joint, it may be one of
 /// the `outgoing` who is to become a learner); only members have information, and an identity other than 0.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
+#[cfg_attr(feature = "serde", serde(transparent))]
+pub struct Membership(Box<Lists>);
+
+/// What a membership consists of. It is large, and in a box, because it is part of what is moved with every write and hardly ever there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(Serialize, Deserialize))]
-pub struct Membership {
+struct Lists {
     voters: Vec<NodeId>,
     outgoing: Vec<NodeId>,
     learners: Vec<NodeId>,
@@ -54,67 +61,67 @@ const FORMAT: u8 = 1;
 impl Membership {
     /// A cluster of voters only.
     pub fn of_voters(voters: impl IntoIterator<Item = NodeId>) -> Self {
-        Membership { voters: tidy(voters), ..Membership::default() }
+        Lists { voters: tidy(voters), ..Lists::default() }.into()
     }
 
     /// The voters of the (new) configuration, in order.
     pub fn voters(&self) -> &[NodeId] {
-        &self.voters
+        &self.0.voters
     }
 
     /// Whether `id` votes, in the new configuration or in the one that is being left.
     pub fn is_voter(&self, id: NodeId) -> bool {
-        self.voters.binary_search(&id).is_ok() || self.outgoing.binary_search(&id).is_ok()
+        self.0.voters.binary_search(&id).is_ok() || self.0.outgoing.binary_search(&id).is_ok()
     }
 
     /// Whether `id` belongs to the cluster at all.
     pub fn contains(&self, id: NodeId) -> bool {
-        self.is_voter(id) || self.learners.binary_search(&id).is_ok()
+        self.is_voter(id) || self.0.learners.binary_search(&id).is_ok()
     }
 
     /// The voters of the configuration that is being left; empty unless the cluster is joint.
     pub fn outgoing(&self) -> &[NodeId] {
-        &self.outgoing
+        &self.0.outgoing
     }
 
     /// Those who get the log and have no vote, in order.
     pub fn learners(&self) -> &[NodeId] {
-        &self.learners
+        &self.0.learners
     }
 
     /// Whether a change is under way.
     pub fn is_joint(&self) -> bool {
-        !self.outgoing.is_empty()
+        !self.0.outgoing.is_empty()
     }
 
     /// What is known of a member besides its id; empty when that is nothing.
     pub fn info(&self, id: NodeId) -> Bytes {
-        self.info.get(&id).cloned().unwrap_or_default()
+        self.0.info.get(&id).cloned().unwrap_or_default()
     }
 
     /// The same with other information about one of its members; about anyone else there is none to be had.
     #[must_use]
     pub fn with_info(mut self, id: NodeId, info: Bytes) -> Self {
         if self.contains(id) && !info.is_empty() {
-            self.info.insert(id, info);
+            self.0.info.insert(id, info);
         } else {
-            self.info.remove(&id);
+            self.0.info.remove(&id);
         }
         self
     }
 
     /// Which server is meant by the id of a member: 0 for founders.
     pub fn identity(&self, id: NodeId) -> u64 {
-        self.identities.get(&id).copied().unwrap_or(0)
+        self.0.identities.get(&id).copied().unwrap_or(0)
     }
 
     /// The same, in which the id of a member means this server.
     #[must_use]
     pub fn with_identity(mut self, id: NodeId, identity: u64) -> Self {
         if self.contains(id) && identity > 0 {
-            self.identities.insert(id, identity);
+            self.0.identities.insert(id, identity);
         } else {
-            self.identities.remove(&id);
+            self.0.identities.remove(&id);
         }
         self
     }
@@ -132,21 +139,22 @@ impl Membership {
     /// The configuration with these voters and learners; joint, if these are other voters than before.
     pub(crate) fn with_lists(&self, voters: Vec<NodeId>, learners: Vec<NodeId>) -> Membership {
         let (voters, learners) = (tidy(voters), tidy(learners));
-        let outgoing = if voters == self.voters { Vec::new() } else { self.voters.clone() };
-        Membership { voters, outgoing, learners, ..self.clone() }.of_members()
+        let outgoing = if voters == self.0.voters { Vec::new() } else { self.0.voters.clone() };
+        Membership::from(Lists { voters, outgoing, learners, ..(*self.0).clone() }).of_members()
     }
 
     /// What follows on a joint configuration: the voters that are being left are gone, unless they become learners.
     pub(crate) fn left(&self) -> Membership {
-        Membership { outgoing: Vec::new(), ..self.clone() }.of_members()
+        Membership::from(Lists { outgoing: Vec::new(), ..(*self.0).clone() }).of_members()
     }
 
     /// Without what is known of those who are no members.
     fn of_members(mut self) -> Membership {
-        let (mut info, mut identities) = (std::mem::take(&mut self.info), std::mem::take(&mut self.identities));
+        let (mut info, mut identities) = (std::mem::take(&mut self.0.info), std::mem::take(&mut self.0.identities));
         info.retain(|id, _| self.contains(*id));
         identities.retain(|id, _| self.contains(*id));
-        Membership { info, identities, ..self }
+        (self.0.info, self.0.identities) = (info, identities);
+        self
     }
 
     /// How many members there are.
@@ -159,19 +167,19 @@ impl Membership {
     pub fn encode(&self) -> Bytes {
         let mut out = Vec::new();
         out.put_u8(FORMAT);
-        for list in [&self.voters, &self.outgoing, &self.learners] {
+        for list in [&self.0.voters, &self.0.outgoing, &self.0.learners] {
             // A list of more than u32::MAX members does not fit into memory.
             out.put_u32(list.len() as u32);
             list.iter().for_each(|id| out.put_u64(id.0));
         }
-        out.put_u32(self.info.len() as u32);
-        for (id, info) in &self.info {
+        out.put_u32(self.0.info.len() as u32);
+        for (id, info) in &self.0.info {
             out.put_u64(id.0);
             out.put_u32(info.len() as u32);
             out.put_slice(info);
         }
-        out.put_u32(self.identities.len() as u32);
-        for (id, identity) in &self.identities {
+        out.put_u32(self.0.identities.len() as u32);
+        for (id, identity) in &self.0.identities {
             out.put_u64(id.0);
             out.put_u64(*identity);
         }
@@ -194,26 +202,26 @@ impl Membership {
             (0..count).map(|_| rest.try_get_u64().map(NodeId).map_err(short)).collect()
         };
         let (voters, outgoing, learners) = (list()?, list()?, list()?);
-        let mut membership = Membership { voters, outgoing, learners, ..Membership::default() };
+        let mut membership = Membership::from(Lists { voters, outgoing, learners, ..Lists::default() });
         let count = rest.try_get_u32().map_err(short)?;
         for _ in 0..count {
             let id = NodeId(rest.try_get_u64().map_err(short)?);
             let length = rest.try_get_u32().map_err(short)? as usize;
             let info = rest.get(..length).ok_or(MembershipError::Length)?;
             rest.advance(length);
-            if info.is_empty() || membership.info.last_key_value().is_some_and(|(last, _)| *last >= id) {
+            if info.is_empty() || membership.0.info.last_key_value().is_some_and(|(last, _)| *last >= id) {
                 return Err(MembershipError::Lists);
             }
-            membership.info.insert(id, Bytes::copy_from_slice(info));
+            membership.0.info.insert(id, Bytes::copy_from_slice(info));
         }
         let count = rest.try_get_u32().map_err(short)?;
         for _ in 0..count {
             let id = NodeId(rest.try_get_u64().map_err(short)?);
             let identity = rest.try_get_u64().map_err(short)?;
-            if membership.identities.last_key_value().is_some_and(|(last, _)| *last >= id) {
+            if membership.0.identities.last_key_value().is_some_and(|(last, _)| *last >= id) {
                 return Err(MembershipError::Lists);
             }
-            membership.identities.insert(id, identity);
+            membership.0.identities.insert(id, identity);
         }
         if !rest.is_empty() {
             return Err(MembershipError::Length);
@@ -224,22 +232,22 @@ impl Membership {
     /// Whether the invariants hold.
     fn is_sound(&self) -> bool {
         let ascending = |ids: &[NodeId]| ids.windows(2).all(|w| w[0] < w[1]) && ids.first().is_none_or(|id| id.0 > 0);
-        [&self.voters, &self.outgoing, &self.learners].into_iter().all(|ids| ascending(ids))
-            && self.learners.iter().all(|id| self.voters.binary_search(id).is_err())
-            && (self.outgoing.is_empty() || !self.voters.is_empty())
-            && self.info.iter().all(|(&id, info)| self.contains(id) && !info.is_empty())
-            && self.identities.iter().all(|(&id, identity)| self.contains(id) && *identity > 0)
+        [&self.0.voters, &self.0.outgoing, &self.0.learners].into_iter().all(|ids| ascending(ids))
+            && self.0.learners.iter().all(|id| self.0.voters.binary_search(id).is_err())
+            && (self.0.outgoing.is_empty() || !self.0.voters.is_empty())
+            && self.0.info.iter().all(|(&id, info)| self.contains(id) && !info.is_empty())
+            && self.0.identities.iter().all(|(&id, identity)| self.contains(id) && *identity > 0)
     }
 
     /// All members, in order.
     pub fn members(&self) -> Vec<NodeId> {
-        tidy([&self.voters, &self.outgoing, &self.learners].into_iter().flatten().copied())
+        tidy([&self.0.voters, &self.0.outgoing, &self.0.learners].into_iter().flatten().copied())
     }
 
     /// Whether those for whom `has` is true form a majority (of both configurations while joint).
     pub(crate) fn has_quorum(&self, has: impl Fn(NodeId) -> bool) -> bool {
         let majority = |ids: &[NodeId]| ids.iter().filter(|&&id| has(id)).count() > ids.len() / 2;
-        majority(&self.voters) && (self.outgoing.is_empty() || majority(&self.outgoing))
+        majority(&self.0.voters) && (self.0.outgoing.is_empty() || majority(&self.0.outgoing))
     }
 
     /// Whether those for whom `refused` is true make a majority impossible.
@@ -272,13 +280,29 @@ impl Membership {
                 Some(values[(values.len() - 1) / 2])
             }
         };
-        let new = middle(&self.voters)?;
-        Some(if self.outgoing.is_empty() { new } else { new.min(middle(&self.outgoing)?) })
+        let new = middle(&self.0.voters)?;
+        Some(if self.0.outgoing.is_empty() { new } else { new.min(middle(&self.0.outgoing)?) })
     }
 
     /// The index that a majority has reached; zero without voters.
     pub(crate) fn committed(&self, match_index: impl Fn(NodeId) -> LogIndex) -> LogIndex {
         self.quorum_value(match_index).unwrap_or_default()
+    }
+}
+
+impl From<Lists> for Membership {
+    fn from(lists: Lists) -> Self {
+        Membership(Box::new(lists))
+    }
+}
+
+/// As if there were no box.
+impl fmt::Debug for Membership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Lists { voters, outgoing, learners, info, identities } = &*self.0;
+        let mut lists = f.debug_struct("Membership");
+        lists.field("voters", voters).field("outgoing", outgoing).field("learners", learners);
+        lists.field("info", info).field("identities", identities).finish()
     }
 }
 
@@ -315,7 +339,8 @@ mod tests {
     #[test]
     fn bytes_and_back_and_nothing_else_is_believed() {
         let joint =
-            Membership { outgoing: tidy([3, 4, 5].map(NodeId)), learners: tidy([5, 9].map(NodeId)), ..of(&[1, 2, 3]) };
+            Lists { outgoing: tidy([3, 4, 5].map(NodeId)), learners: tidy([5, 9].map(NodeId)), ..*of(&[1, 2, 3]).0 };
+        let joint = Membership::from(joint);
         let joint =
             joint.with_info(NodeId(9), Bytes::from_static(b"nine")).with_info(NodeId(7), Bytes::from_static(b"nobody"));
         let joint = joint.with_identity(NodeId(4), 44).with_identity(NodeId(9), 99).with_identity(NodeId(7), 77);
@@ -330,22 +355,23 @@ mod tests {
         assert_eq!(Membership::decode(&[2]), Err(MembershipError::Format(2)));
         assert_eq!(Membership::decode(&[1, 255, 255, 255, 255]), Err(MembershipError::Length));
         let unsound = [
-            Membership { voters: vec![NodeId(2), NodeId(1)], ..Membership::default() },
-            Membership { voters: vec![NodeId(0)], ..Membership::default() },
-            Membership { learners: vec![NodeId(1)], ..of(&[1]) },
-            Membership { outgoing: vec![NodeId(1)], ..Membership::default() },
-            Membership { info: BTreeMap::from([(NodeId(4), Bytes::from_static(b"x"))]), ..of(&[1]) },
-            Membership { identities: BTreeMap::from([(NodeId(4), 1)]), ..of(&[1]) },
-            Membership { identities: BTreeMap::from([(NodeId(1), 0)]), ..of(&[1]) },
+            Lists { voters: vec![NodeId(2), NodeId(1)], ..Lists::default() },
+            Lists { voters: vec![NodeId(0)], ..Lists::default() },
+            Lists { learners: vec![NodeId(1)], ..*of(&[1]).0 },
+            Lists { outgoing: vec![NodeId(1)], ..Lists::default() },
+            Lists { info: BTreeMap::from([(NodeId(4), Bytes::from_static(b"x"))]), ..*of(&[1]).0 },
+            Lists { identities: BTreeMap::from([(NodeId(4), 1)]), ..*of(&[1]).0 },
+            Lists { identities: BTreeMap::from([(NodeId(1), 0)]), ..*of(&[1]).0 },
         ];
-        for membership in unsound {
+        for membership in unsound.map(Membership::from) {
             assert_eq!(Membership::decode(&membership.encode()), Err(MembershipError::Lists), "{membership:?}");
         }
     }
 
     #[test]
     fn a_joint_cluster_needs_both_majorities() {
-        let joint = Membership { outgoing: tidy([3, 4, 5].map(NodeId)), ..of(&[1, 2, 3]) };
+        let joint = Lists { outgoing: tidy([3, 4, 5].map(NodeId)), ..*of(&[1, 2, 3]).0 };
+        let joint = Membership::from(joint);
         assert!(!joint.has_quorum(|id| id.0 <= 2));
         assert!(joint.has_quorum(|id| (2..=4).contains(&id.0)));
         assert_eq!(joint.committed(|id| LogIndex(10 - id.0)), LogIndex(6));

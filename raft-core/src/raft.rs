@@ -8,7 +8,8 @@ use crate::durability::Durability;
 use crate::entries::Entries;
 use crate::forward::Forwarded;
 use crate::io::{
-    Anomaly, Event, Fetch, FetchId, Input, Output, ReadId, ReadOutcome, Recovered, StepDownReason, WakeReason,
+    Anomaly, Event, Fetch, FetchId, Input, Output, Pending, ReadId, ReadOutcome, Recovered, StepDownReason, WakeReason,
+    Write,
 };
 use crate::log::Log;
 use crate::memberships::Memberships;
@@ -75,7 +76,7 @@ pub struct Raft {
     applying: std::collections::VecDeque<(LogIndex, usize)>,
     applying_bytes: usize,
     pub(crate) restoring: Restoring,
-    pub(crate) out: Output,
+    pub(crate) out: Pending,
 }
 
 impl Raft {
@@ -122,7 +123,7 @@ impl Raft {
             applying: std::collections::VecDeque::new(),
             applying_bytes: 0,
             restoring: Restoring::default(),
-            out: Output::default(),
+            out: Pending::default(),
         };
         if let Some(start) = installed {
             raft.finish_install(start);
@@ -136,11 +137,12 @@ impl Raft {
     ///
     /// Timers wait for [`take_output`](Self::take_output): after a pause, the heartbeat, the answer or the finished write that has
     /// come in by then counts before the silence does, in whatever order a batch of events is handed in.
+    #[inline]
     pub fn step(&mut self, now: Instant, input: Input) {
         self.now = self.now.max(now);
         match input {
             Input::Wake => {}
-            Input::Message(message) => self.receive(message),
+            Input::Message(mut message) => self.receive(&mut message),
             Input::Persisted(seq) => self.persisted(seq),
             Input::Applied(index) => self.applied(index),
             Input::Fetched { id, entries } => self.fetched(id, &entries),
@@ -184,10 +186,12 @@ impl Raft {
         self.ask_leader();
         self.notice_removal();
         self.acknowledge();
-        self.write();
+        self.write(&mut output.write);
         self.release();
         self.apply();
-        self.hand_out_restore();
+        if output.restore.is_some() || !self.restoring.is_empty() {
+            output.restore = self.hand_out_restore();
+        }
         let durable = self.durability.durable();
         self.log.evict(durable, self.config.max_cached_bytes, self.config.max_unapplied_bytes);
         self.out.hand_over(output);
@@ -218,36 +222,35 @@ impl Raft {
         }
     }
 
-    fn receive(&mut self, message: Envelope) {
+    fn receive(&mut self, message: &mut Envelope) {
         let from = message.from;
-        if let Some(reason) = self.anomaly(&message) {
+        if let Some(reason) = self.anomaly(message) {
             self.reject(from, reason);
             return;
         }
-        if message.term > self.hard_state.current_term && !self.ignores_newer_term(&message) {
+        if message.term > self.hard_state.current_term && !self.ignores_newer_term(message) {
             self.become_follower(message.term, StepDownReason::NewerTerm);
         }
-        let Envelope { term, body, .. } = message;
-        let current = self.hard_state.current_term;
-        match body {
-            Message::PreVote(request) => self.on_pre_vote(from, term, request),
-            Message::RequestVote(request) => self.on_request_vote(from, term, request),
+        let (term, current) = (message.term, self.hard_state.current_term);
+        match &mut message.body {
+            Message::PreVote(request) => self.on_pre_vote(from, term, *request),
+            Message::RequestVote(request) => self.on_request_vote(from, term, *request),
             Message::AppendEntries(append) if term == current => self.on_append(from, append),
-            Message::AppendEntries(append) => self.refuse_stale_append(from, &append),
-            Message::Heartbeat(heartbeat) if term == current => self.on_heartbeat(from, heartbeat),
-            Message::Heartbeat(heartbeat) => self.refuse_stale_heartbeat(from, heartbeat),
-            Message::PreVoteReply(reply) => self.on_pre_vote_reply(from, reply),
+            Message::AppendEntries(append) => self.refuse_stale_append(from, append),
+            Message::Heartbeat(heartbeat) if term == current => self.on_heartbeat(from, *heartbeat),
+            Message::Heartbeat(heartbeat) => self.refuse_stale_heartbeat(from, *heartbeat),
+            Message::PreVoteReply(reply) => self.on_pre_vote_reply(from, *reply),
             // Replies of an older term belong to a round that is over, and its leader has nothing to hand over. Whoever asks for a read
             // index will ask again.
             _ if term < current => {}
-            Message::RequestVoteReply(reply) => self.on_vote_reply(from, reply),
-            Message::AppendAck(ack) => self.on_append_ack(from, ack),
-            Message::AppendReject(reject) => self.on_append_reject(from, &reject),
-            Message::HeartbeatReply(reply) => self.on_heartbeat_reply(from, reply),
-            Message::TimeoutNow(request) => self.on_timeout_now(from, request),
-            Message::ReadIndex(request) => self.on_read_index(from, request),
-            Message::ReadIndexReply(reply) => self.on_read_index_reply(from, reply),
-            Message::Quiesce(quiesce) => self.on_quiesce(from, quiesce),
+            Message::RequestVoteReply(reply) => self.on_vote_reply(from, *reply),
+            Message::AppendAck(ack) => self.on_append_ack(from, *ack),
+            Message::AppendReject(reject) => self.on_append_reject(from, reject),
+            Message::HeartbeatReply(reply) => self.on_heartbeat_reply(from, *reply),
+            Message::TimeoutNow(request) => self.on_timeout_now(from, *request),
+            Message::ReadIndex(request) => self.on_read_index(from, *request),
+            Message::ReadIndexReply(reply) => self.on_read_index_reply(from, *reply),
+            Message::Quiesce(quiesce) => self.on_quiesce(from, *quiesce),
         }
     }
 
@@ -326,7 +329,7 @@ impl Raft {
     /// take about an election timeout to arrive, candidates would otherwise stop one another for ever.
     pub(crate) fn reset_election_timer(&mut self) {
         const MOST_DOUBLINGS: u32 = 2;
-        let base = u64::try_from(self.config.election_timeout.as_nanos()).unwrap_or(u64::MAX).clamp(1, u64::MAX >> 4);
+        let base = (Instant(0) + self.config.election_timeout).0.clamp(1, u64::MAX >> 4);
         let base = base << self.failed_elections.min(MOST_DOUBLINGS);
         let wait = base.saturating_add(self.rng.random_range(0..base));
         self.election_at = Instant(self.now.0.saturating_add(wait));
@@ -359,7 +362,9 @@ impl Raft {
 
     fn persisted(&mut self, seq: WriteSeq) {
         if self.durability.persisted(seq, self.now) {
-            self.tally();
+            if matches!(self.role, RoleState::PreCandidate(_) | RoleState::Candidate(_)) {
+                self.tally();
+            }
             self.advance_commit();
         } else {
             self.reject(self.config.id, Anomaly::Driver);
@@ -385,8 +390,12 @@ impl Raft {
         self.applying_bytes = 0;
     }
 
-    /// Hands out a write with everything that is not in one yet.
-    fn write(&mut self) {
+    /// Hands out a write with everything that is not in one yet, in the place of one that was carried out.
+    fn write(&mut self, place: &mut Option<Write>) {
+        // Nearly always it was taken out of there: to find that out is less than to move nothing.
+        if place.is_some() {
+            *place = None;
+        }
         let from = self.durability.unwritten();
         let entries = if from > self.log.last_index() {
             if !self.durability.is_dirty() {
@@ -397,7 +406,7 @@ impl Raft {
             // What was not handed out for writing is always in memory.
             self.log.cached(from, self.log.last_index(), usize::MAX).unwrap_or_default()
         };
-        self.out.write = self.durability.next_write(self.hard_state, entries, self.now);
+        *place = self.durability.next_write(self.hard_state, entries, self.now);
     }
 
     /// Hands committed and durable entries to the state machine, within the limit of what it may have at a time.
@@ -417,9 +426,10 @@ impl Raft {
 
     fn hand_to_state_machine(&mut self, entries: Entries) {
         let Some(last) = entries.last_index() else { return };
+        let bytes = entries.byte_len();
         self.log.applying = last;
-        self.applying.push_back((last, entries.byte_len()));
-        self.applying_bytes += entries.byte_len();
+        self.applying.push_back((last, bytes));
+        self.applying_bytes += bytes;
         self.out.apply = entries;
     }
 

@@ -146,12 +146,15 @@ impl Raft {
 
     /// The memberships among some entries that are about to be appended; `None` if one of them cannot be understood, or leaves nobody to vote.
     pub(crate) fn memberships_in(entries: &Entries) -> Option<Vec<(LogIndex, Membership)>> {
-        let changes = entries.segments().iter().flat_map(|segment| segment.of_kind(EntryKind::Membership));
-        let decoded = changes.map(|entry| {
+        let mut changes = Vec::new();
+        for entry in entries.segments().iter().flat_map(|segment| segment.of_kind(EntryKind::Membership)) {
             let membership = Membership::decode(entry.payload).ok()?;
-            (!membership.voters().is_empty()).then_some((entry.index, membership))
-        });
-        decoded.collect()
+            if membership.voters().is_empty() {
+                return None;
+            }
+            changes.push((entry.index, membership));
+        }
+        Some(changes)
     }
 
     /// As a follower: these entries were appended.

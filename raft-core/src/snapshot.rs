@@ -141,15 +141,14 @@ impl Raft {
     }
 
     /// Hands out the newest snapshot that has come, after everything that was handed out before.
-    pub(crate) fn hand_out_restore(&mut self) {
+    pub(crate) fn hand_out_restore(&mut self) -> Option<Restore> {
         if self.restoring.handed_out.is_some() {
-            return;
+            return None;
         }
-        let Some(restore) = self.restoring.next.take() else { return };
+        self.restoring.handed_out = Some(self.restoring.next.take()?);
         // What is being read for the state machine is in the snapshot.
         self.apply_fetch = None;
-        self.out.restore = Some(restore.clone());
-        self.restoring.handed_out = Some(restore);
+        self.restoring.handed_out.clone()
     }
 
     /// The state machine has taken over what it was handed, durably. The log follows (paper, section 7): if it holds the snapshot's last entry, what
