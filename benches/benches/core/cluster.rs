@@ -156,15 +156,15 @@ impl Cluster {
 impl Server {
     /// All but the messages.
     pub(crate) fn carry_out(&mut self, now: Instant, output: &mut Output) {
-        if let Some(write) = output.write.take() {
-            if let Some(start) = write.log_start {
+        if let Some(write) = &mut output.write {
+            if let Some(start) = &write.log_start {
                 let forgotten = |entries: &Entries| entries.last_index().is_some_and(|last| last <= start.last.index);
                 while self.disk.front().is_some_and(forgotten) {
                     self.disk.pop_front();
                 }
             }
             if !write.entries.is_empty() {
-                self.disk.push_back(write.entries);
+                self.disk.push_back(std::mem::take(&mut write.entries));
             }
             self.raft.step(now, Input::Persisted(write.seq));
             self.dirty = true;
