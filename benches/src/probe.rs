@@ -27,16 +27,20 @@ pub(crate) struct Cpu {
     pub(crate) loader: Option<f64>,
     /// All that the machine did, idle time left out.
     pub(crate) machine: Option<f64>,
+    /// What the host of a virtual machine gave to others though there was something to do ("steal").
+    pub(crate) stolen: Option<f64>,
 }
 
 impl Cpu {
     /// Reads the clocks of the processes `pids`.
     pub(crate) fn read(pids: &[u32]) -> Self {
         let process = |name: &str| parse_process(&fs::read_to_string(format!("/proc/{name}/stat")).ok()?);
+        let machine = fs::read_to_string("/proc/stat").ok().and_then(|text| parse_machine(&text));
         Cpu {
             nodes: pids.iter().map(|pid| process(&pid.to_string())).sum(),
             loader: process("self"),
-            machine: fs::read_to_string("/proc/stat").ok().and_then(|text| parse_machine(&text)),
+            machine: machine.map(|(busy, _)| busy),
+            stolen: machine.map(|(_, stolen)| stolen),
         }
     }
 
@@ -47,12 +51,13 @@ impl Cpu {
             nodes: difference(self.nodes, earlier.nodes),
             loader: difference(self.loader, earlier.loader),
             machine: difference(self.machine, earlier.machine),
+            stolen: difference(self.stolen, earlier.stolen),
         }
     }
 
-    /// What somebody else used: neither the nodes nor this process.
+    /// What somebody else used: neither the nodes nor this process, but other programs or the host.
     pub(crate) fn others(&self) -> Option<f64> {
-        Some((self.machine? - self.nodes? - self.loader?).max(0.0))
+        Some((self.machine? - self.nodes? - self.loader?).max(0.0) + self.stolen?.max(0.0))
     }
 }
 
@@ -94,12 +99,14 @@ fn parse_process(stat: &str) -> Option<f64> {
     Some((next()? + next()?) as f64 * tick())
 }
 
-/// The first line of `/proc/stat`: user, nice, system, idle, iowait, irq, softirq, steal.
-fn parse_machine(stat: &str) -> Option<f64> {
+/// The first line of `/proc/stat`: user, nice, system, idle, iowait, irq, softirq, steal. What was busy, and what was stolen.
+fn parse_machine(stat: &str) -> Option<(f64, f64)> {
     let line = stat.lines().next()?.strip_prefix("cpu ")?;
     let fields: Vec<u64> = line.split_whitespace().map_while(|field| field.parse().ok()).collect();
     let busy = [0, 1, 2, 5, 6].into_iter().map(|at| fields.get(at)).sum::<Option<u64>>()?;
-    Some(busy as f64 * tick())
+    // A machine that is not virtual may not have it.
+    let stolen = fields.get(7).copied().unwrap_or(0);
+    Some((busy as f64 * tick(), stolen as f64 * tick()))
 }
 
 fn parse_stolen(stat: &str) -> Option<Stolen> {
@@ -202,7 +209,7 @@ mod tests {
     #[test]
     fn idle_time_is_not_work() {
         let stat = "cpu  100 10 50 9999 7777 3 2 55 0 0\ncpu0 1 1 1 1\n";
-        assert_eq!(parse_machine(stat), Some(165.0 * tick()));
+        assert_eq!(parse_machine(stat), Some((165.0 * tick(), 55.0 * tick())));
         assert_eq!(parse_machine("intr 1 2 3\n"), None);
         let before = parse_stolen(stat).unwrap();
         let after = Stolen { stolen: before.stolen + 30, all: before.all + 200 };

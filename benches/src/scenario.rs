@@ -125,7 +125,7 @@ pub(crate) struct Repetition {
     pub(crate) node_cpu: Option<f64>,
     /// CPU time of the load generator for an operation, in microseconds.
     pub(crate) loader_cpu: Option<f64>,
-    /// CPU time that other programs used, as a share of all there was.
+    /// CPU time that other programs used, or that the host gave to other machines, as a share of all there was.
     pub(crate) foreign_cpu: Option<f64>,
     /// Synced batches of the log for an operation, all nodes.
     pub(crate) fsyncs: Option<f64>,

@@ -206,7 +206,7 @@ fn remarks(report: &Report) -> String {
     if disturbed > 0 {
         let _ = writeln!(
             text,
-            "warning: during {disturbed} of {} repetitions other programs used more than {:.0} % of the machine",
+            "warning: during {disturbed} of {} repetitions other programs, or the host, had more than {:.0} % of the machine",
             all().count(),
             DISTURBED * 100.0
         );

@@ -342,9 +342,12 @@ fn check_room(args: &Args, size: u64) -> Result<()> {
     Ok(())
 }
 
+/// Of the table of phases.
+const HEADER: [&str; 10] =
+    ["phase", "s", "op/s", "p50 ms", "p99 ms", "max ms", "leader CPU %", "follower CPU %", "all CPU %", "stolen CPU %"];
+
 fn report(args: &Args, recorder: &Recorder, found: &Found, bulk: f64) -> Result<Outcome> {
-    let header = ["phase", "s", "op/s", "p50 ms", "p99 ms", "max ms", "leader CPU %", "follower CPU %", "all CPU %"];
-    let mut outcome = Outcome::new("catchup", &args.stage.dir, &header);
+    let mut outcome = Outcome::new("catchup", &args.stage.dir, &HEADER);
     outcome.setting("state GiB", args.gib.to_string());
     outcome.setting("writes a second", args.rate.to_string());
     outcome.setting("value bytes", args.value_size.to_string());
@@ -360,7 +363,7 @@ fn report(args: &Args, recorder: &Recorder, found: &Found, bulk: f64) -> Result<
         rate / 1e6,
         bulk / 1e6
     ));
-    outcome.note("CPU: in percent of one core; all: the whole machine, with whatever else runs on it");
+    outcome.note("CPU: in percent of one core; all: the whole machine, with whatever else runs on it; stolen: what the host took from it meanwhile");
     outcome.at_most(
         "p99 of writes while the follower catches up, as a multiple of the quiet p99",
         "x",

@@ -47,15 +47,15 @@ struct Phase {
     step: Step,
     seconds: f64,
     latencies: Histogram<u64>,
-    /// CPU time of the leader, of the follower and of the machine, in microseconds.
-    cpu: [Option<f64>; 3],
+    /// CPU time of the leader, of the follower and of the machine, and what the host took from it, in microseconds.
+    cpu: [Option<f64>; 4],
 }
 
 /// The phase that goes on.
 struct Now {
     step: Step,
     begin: Instant,
-    cpu: [Option<f64>; 3],
+    cpu: [Option<f64>; 4],
 }
 
 /// Keeps book of the phases.
@@ -107,9 +107,10 @@ impl Recorder {
         Ok(())
     }
 
-    fn cpu(&self) -> [Option<f64>; 3] {
+    fn cpu(&self) -> [Option<f64>; 4] {
         let of = |pids: &[u32]| Cpu::read(pids).nodes.filter(|_| !pids.is_empty());
-        [of(&self.leader), of(&self.follower), Cpu::read(&[]).machine]
+        let Cpu { machine, stolen, .. } = Cpu::read(&[]);
+        [of(&self.leader), of(&self.follower), machine, stolen]
     }
 
     /// A line of the table for each phase, and one for all of catching up.
@@ -136,7 +137,7 @@ impl Recorder {
     }
 
     fn catching_up(&self) -> Result<Phase> {
-        let mut all = Phase { step: Step::Done, seconds: 0.0, latencies: histogram()?, cpu: [Some(0.0); 3] };
+        let mut all = Phase { step: Step::Done, seconds: 0.0, latencies: histogram()?, cpu: [Some(0.0); 4] };
         for phase in self.phases.iter().filter(|phase| phase.step >= Step::Starting) {
             all.latencies.add(&phase.latencies)?;
             all.seconds += phase.seconds;
