@@ -61,7 +61,12 @@ impl Group {
     /// Takes in what a thread has done.
     pub(crate) fn take_in<T: Transport>(&mut self, now: Instant, internal: Internal, node: &mut Outlets<T>) {
         match internal {
-            Internal::Core(input) => self.driver.step(now, input),
+            Internal::Core(input) => {
+                if let Input::SnapshotSent { to, last: None, .. } = &input {
+                    self.own.snapshots.holds.failed(*to);
+                }
+                self.driver.step(now, input);
+            }
             Internal::SnapshotMade(made) => {
                 let task = self.own.snapshots.made(made, &mut node.transport);
                 self.desk(node).order(task);
@@ -140,7 +145,10 @@ impl Group {
         self.hear_progress(now);
         let task = self.own.snapshots.task();
         self.desk(node).order(task);
-        if let Some(up_to) = self.own.snapshots.compact(self.durable) {
+        let core = self.driver.core();
+        if let Some(up_to) =
+            self.own.snapshots.compact(self.durable, core.log_start().index, || core.status().followers)
+        {
             self.driver.compact(up_to);
         }
         self.probe.look(self.driver.core(), false);

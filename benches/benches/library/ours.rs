@@ -84,8 +84,13 @@ pub(crate) async fn start() -> Result<Ours> {
     for id in ids() {
         let (inbound, inbox) = mpsc::channel(INBOX);
         let (machine, dir) = (Machine::default(), tempfile::tempdir()?);
-        let policy =
-            SnapshotPolicy { entries: COMPACT_AFTER, bytes: 0, keep_entries: KEEP, keep_bytes: u64::from(u32::MAX) };
+        let policy = SnapshotPolicy {
+            entries: COMPACT_AFTER,
+            bytes: 0,
+            keep_entries: KEEP,
+            keep_bytes: 1 << 32,
+            ..SnapshotPolicy::default()
+        };
         let builder = Raft::builder(machine.clone())
             .identity(id, "library")
             .peers(ids().map(|id| (id, format!("memory:{id}"))))

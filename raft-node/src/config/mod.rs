@@ -11,7 +11,7 @@
 //!   should lead: the highest; 0 to 255), `lease_drift_per_mille` (reads by a lease, for clocks whose rates differ by no more; absent: no leases), `max_append_bytes`, `max_inflight_appends`, `max_inflight_bytes`, `max_uncommitted_bytes`, `max_unapplied_bytes`, `max_cached_bytes`;
 //! - `[limits]`: `max_value_bytes`, `max_client_connections`, `max_requests_per_connection`, `max_reply_bytes_per_connection`;
 //! - `[snapshot]`: when the log is compacted (`entries`, `bytes`: so many applied since the last time; 0 does not count) and what is kept of it for
-//!   followers that are a little behind (`keep_entries`, `keep_bytes`), with the defaults of [`SnapshotPolicy`](crate::SnapshotPolicy); and how fast a
+//!   followers that are a little behind (`keep_entries`, `keep_bytes`) and for those that are getting a snapshot (`hold_bytes`), with the defaults of [`SnapshotPolicy`](crate::SnapshotPolicy); and how fast a
 //!   snapshot is sent at most (`max_bytes_per_second`, by default 0: no limit but that clients who write shall not notice it; it goes on with 8 MB a second in any case);
 //! - `[storage]`: `engine` (what keeps the log in a new data directory: `rocksdb`, the default, or `journal`; a directory stays with the one that made it);
 //! - `[log]`: `level` (a level, or directives), `format` (`text` or `json`);

@@ -198,6 +198,7 @@ struct SnapshotSection {
     bytes: Option<u64>,
     keep_entries: Option<u64>,
     keep_bytes: Option<u64>,
+    hold_bytes: Option<u64>,
     max_bytes_per_second: Option<u64>,
 }
 
@@ -348,6 +349,7 @@ impl SnapshotSection {
             bytes: self.bytes.unwrap_or(default.bytes),
             keep_entries: self.keep_entries.unwrap_or(default.keep_entries),
             keep_bytes: self.keep_bytes.unwrap_or(default.keep_bytes),
+            hold_bytes: self.hold_bytes.unwrap_or(default.hold_bytes),
         }
     }
 }
@@ -431,7 +433,7 @@ mod tests {
         let more = "
             [raft]\nelection_timeout_ms = 1000\nheartbeat_interval_ms = 200\npre_vote = false\ncheck_quorum = false
             [limits]\nmax_value_bytes = 5\nmax_requests_per_connection = 7
-            [snapshot]\nentries = 0\nbytes = 1000\nkeep_entries = 10\nmax_bytes_per_second = 9
+            [snapshot]\nentries = 0\nbytes = 1000\nkeep_entries = 10\nhold_bytes = 8\nmax_bytes_per_second = 9
             [log]\nlevel = \"debug\"\nformat = \"json\"";
         let config = parse(&format!("{GOOD}{more}")).unwrap();
         assert_eq!(config.raft.election_timeout, Duration::from_secs(1));
@@ -440,7 +442,10 @@ mod tests {
         assert_eq!((config.limits.max_value_bytes, config.limits.service.in_flight), (5, 7));
         let keep_bytes = SnapshotPolicy::default().keep_bytes;
         assert_eq!(config.snapshot_bytes_per_second, 9);
-        assert_eq!(config.snapshot, SnapshotPolicy { entries: 0, bytes: 1000, keep_entries: 10, keep_bytes });
+        assert_eq!(
+            config.snapshot,
+            SnapshotPolicy { entries: 0, bytes: 1000, keep_entries: 10, keep_bytes, hold_bytes: 8 }
+        );
         assert_eq!(config.log, LogSettings { level: "debug".into(), format: LogFormat::Json });
     }
 

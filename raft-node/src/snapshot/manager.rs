@@ -4,12 +4,13 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use raft_core::{Input, LogIndex, SendSnapshot, SnapshotId};
+use raft_core::{FollowerStatus, Input, LogIndex, SendSnapshot, SnapshotId};
 use raft_net::Transport;
 use raft_net::snapshot::{OutgoingSnapshot, SnapshotHeader, SnapshotProgress};
 use tokio::sync::oneshot;
 
 use super::directory::{Directory, Stored};
+use super::holds::Holds;
 use super::incoming::Source;
 use super::keeper::Shelf;
 use super::policy::Ledger;
@@ -39,6 +40,8 @@ pub(crate) struct Manager {
     making: bool,
     /// Followers that wait for a file.
     wanted: Vec<SendSnapshot>,
+    /// And what they will need of the log.
+    pub(crate) holds: Holds,
     /// Those who asked for a snapshot.
     asked: Vec<oneshot::Sender<Result<LogIndex, SnapshotError>>>,
 }
@@ -56,6 +59,7 @@ impl Manager {
             metrics,
             making: false,
             wanted: Vec::new(),
+            holds: Holds::default(),
             asked: Vec::new(),
         }
     }
@@ -68,13 +72,26 @@ impl Manager {
         if self.machine_is_durable { Some(Task::Persist) } else { self.cut() }
     }
 
-    /// Up to where the log is to be compacted, if it is time. The state machine's own state is durable up to `durable`.
-    pub(crate) fn compact(&mut self, durable: LogIndex) -> Option<LogIndex> {
+    /// Up to where the log is to be compacted, if it is time. The state machine's own state is durable up to `durable`; the log begins behind `start`. A leader knows its followers.
+    pub(crate) fn compact(
+        &mut self,
+        durable: LogIndex,
+        start: LogIndex,
+        followers: impl FnOnce() -> Vec<FollowerStatus>,
+    ) -> Option<LogIndex> {
         let directory = self.directory.as_ref()?;
         let durable = if self.machine_is_durable { durable } else { directory.newest()?.index() };
-        let up_to = self.ledger.compact(durable)?;
+        let mut up_to = self.ledger.compact(durable)?;
         if up_to == LogIndex::ZERO {
             tracing::info!(%durable, "the state is durable; the log is short enough to be kept whole");
+            return None;
+        }
+        if !self.holds.is_empty() {
+            let (bytes, most) = (self.ledger.applied_bytes(), self.ledger.hold_bytes());
+            up_to = self.holds.limit(up_to, bytes, most, &followers());
+        }
+        if up_to <= start {
+            tracing::info!(%durable, "the state is durable; the log is kept for a follower that gets a snapshot");
             return None;
         }
         count(&self.metrics.compactions);
@@ -103,6 +120,7 @@ impl Manager {
             self.transfer(wanted, &stored, transport);
             return None;
         }
+        self.holds.begin(wanted.to, wanted.at_least, self.ledger.applied_bytes());
         self.wanted.push(wanted);
         self.cut()
     }
@@ -151,8 +169,9 @@ impl Manager {
         }
     }
 
-    fn transfer(&self, wanted: SendSnapshot, stored: &Stored, transport: &mut impl Transport) {
+    fn transfer(&mut self, wanted: SendSnapshot, stored: &Stored, transport: &mut impl Transport) {
         let SendSnapshot { to, term, epoch, .. } = wanted;
+        self.holds.begin(to, stored.index(), self.ledger.applied_bytes());
         let Some(pace) = self.directory.as_ref().map(|directory| directory.pace()) else { return self.failed(&wanted) };
         let file = match File::open(&stored.path) {
             Ok(file) => file,

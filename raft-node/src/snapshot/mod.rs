@@ -6,6 +6,7 @@
 
 pub(crate) mod directory;
 pub(crate) mod file;
+mod holds;
 pub(crate) mod incoming;
 pub(crate) mod keeper;
 pub(crate) mod manager;

@@ -15,11 +15,20 @@ pub struct SnapshotPolicy {
     pub keep_entries: u64,
     /// But not more than so many bytes of them. Default: 64 MiB.
     pub keep_bytes: u64,
+    /// While a follower gets a snapshot, what lies behind that stays in the leader's log beyond these limits, until the follower has it or so many bytes were applied: otherwise
+    /// it would need another snapshot as soon as it has this one. Default: 1 GiB.
+    pub hold_bytes: u64,
 }
 
 impl Default for SnapshotPolicy {
     fn default() -> Self {
-        SnapshotPolicy { entries: 500_000, bytes: 256 << 20, keep_entries: 50_000, keep_bytes: 64 << 20 }
+        SnapshotPolicy {
+            entries: 500_000,
+            bytes: 256 << 20,
+            keep_entries: 50_000,
+            keep_bytes: 64 << 20,
+            hold_bytes: 1 << 30,
+        }
     }
 }
 
@@ -101,6 +110,16 @@ impl Ledger {
         self.durable_goal = None;
     }
 
+    /// Bytes of entries that were applied so far.
+    pub(crate) fn applied_bytes(&self) -> u64 {
+        self.applied_bytes
+    }
+
+    /// How many of them may be applied while a follower gets a snapshot, before the log is compacted without regard for it.
+    pub(crate) fn hold_bytes(&self) -> u64 {
+        self.policy.hold_bytes
+    }
+
     /// Whether something beyond `durable` is still to become durable.
     pub(crate) fn waits_for_more_than(&self, durable: LogIndex) -> bool {
         self.durable_goal.is_some_and(|goal| goal > durable)
@@ -126,7 +145,7 @@ mod tests {
     use super::*;
 
     fn ledger(entries: u64, bytes: u64, keep_entries: u64, keep_bytes: u64) -> Ledger {
-        let policy = SnapshotPolicy { entries, bytes, keep_entries, keep_bytes };
+        let policy = SnapshotPolicy { entries, bytes, keep_entries, keep_bytes, hold_bytes: 0 };
         Ledger::new(policy, LogIndex::ZERO, LogIndex::ZERO, 0)
     }
 
@@ -177,7 +196,7 @@ mod tests {
 
     #[test]
     fn after_a_start_only_entries_are_counted_until_positions_are_known() {
-        let policy = SnapshotPolicy { entries: 100, bytes: 0, keep_entries: 30, keep_bytes: 1000 };
+        let policy = SnapshotPolicy { entries: 100, bytes: 0, keep_entries: 30, keep_bytes: 1000, hold_bytes: 0 };
         let mut ledger = Ledger::new(policy, LogIndex(1000), LogIndex(1090), 900);
         assert!(!ledger.is_due());
         ledger.applied(LogIndex(1100), 50);

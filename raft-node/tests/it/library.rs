@@ -209,12 +209,12 @@ async fn wait<F: Future<Output = bool>>(mut until: impl FnMut() -> F, what: &str
 
 /// Little is kept, and often.
 fn often() -> SnapshotPolicy {
-    SnapshotPolicy { entries: 100, bytes: 0, keep_entries: 10, keep_bytes: 1 << 20 }
+    SnapshotPolicy { entries: 100, bytes: 0, keep_entries: 10, keep_bytes: 1 << 20, hold_bytes: 1 << 20 }
 }
 
 /// Only when somebody asks.
 fn never() -> SnapshotPolicy {
-    SnapshotPolicy { entries: 0, bytes: 0, keep_entries: 0, keep_bytes: 0 }
+    SnapshotPolicy { entries: 0, bytes: 0, keep_entries: 0, keep_bytes: 0, hold_bytes: 0 }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -198,3 +198,32 @@ async fn a_snapshot_arrives_though_either_end_is_killed_in_the_middle() {
         assert_eq!(found.map(|found| found.value.len()), Some(16 << 10), "{key}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_snapshot_is_enough_though_the_log_is_compacted_many_times_while_it_is_sent() {
+    // Some three seconds for what takes the log a few hundredths of one.
+    let mut cluster = Cluster::start_with(3, &(often(256 << 10) + "max_bytes_per_second = 1000000\n")).await;
+    let client = cluster.client();
+    let leader = cluster.leader().await;
+    let away = cluster.ids().into_iter().find(|&id| id != leader).expect("there are three");
+    cluster.kill(away);
+    let last = status(&client, leader).await.expect("it leads").last_index;
+    fill(&cluster, 160).await;
+    let purged = || async { metric(&client, leader, "log.start").await > last };
+    wait(purged, "the log is compacted").await;
+
+    let load = Load::start(&cluster, 2, 4 << 10);
+    let compactions = metric(&client, leader, "log.compactions").await;
+    cluster.restart(away).await;
+    wait(|| async { metric(&client, away, "snapshot.restored").await > 0 }, "a snapshot is taken over").await;
+    load.write(1 << 20).await;
+    catch_up(&cluster, &client, away).await;
+    assert_eq!(cluster.leader().await, leader);
+    assert_eq!(metric(&client, leader, "snapshot.sent").await, 1, "the log goes on where the snapshot ends");
+    // Afterwards it is as short as ever.
+    let again = || async { metric(&client, leader, "log.compactions").await > compactions };
+    wait(again, "the log is compacted").await;
+    let expected = load.finish().await;
+    catch_up(&cluster, &client, away).await;
+    check_local(&cluster, away, &expected).await;
+}
