@@ -62,8 +62,8 @@ impl Group {
     pub(crate) fn take_in<T: Transport>(&mut self, now: Instant, internal: Internal, node: &mut Outlets<T>) {
         match internal {
             Internal::Core(input) => {
-                if let Input::SnapshotSent { to, last: None, .. } = &input {
-                    self.own.snapshots.holds.failed(*to);
+                if let Input::SnapshotSent { to, epoch, last: None } = &input {
+                    self.own.snapshots.holds.failed(*to, *epoch);
                 }
                 self.driver.step(now, input);
             }
@@ -146,9 +146,8 @@ impl Group {
         let task = self.own.snapshots.task();
         self.desk(node).order(task);
         let core = self.driver.core();
-        if let Some(up_to) =
-            self.own.snapshots.compact(self.durable, core.log_start().index, || core.status().followers)
-        {
+        let (start, followers) = (core.log_start().index, || core.status().followers);
+        if let Some(up_to) = self.own.snapshots.compact(now, self.durable, start, followers) {
             self.driver.compact(up_to);
         }
         self.probe.look(self.driver.core(), false);

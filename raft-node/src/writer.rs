@@ -81,6 +81,7 @@ fn run<S: Storage>(storage: &mut S, queue: &Receiver<Order>, inbox: &Inbox, watc
             let bytes = batch.iter().map(|(_, write)| write.entries.byte_len()).sum();
             let since = Instant::now();
             let begun = timings.map(Timings::begun);
+            pace.syncs();
             if let Err(error) = storage.write(&batch) {
                 inbox.send(News::Fatal(Fatal::Storage(error)));
                 return;

@@ -3,19 +3,23 @@
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use raft_core::{FollowerStatus, Input, LogIndex, SendSnapshot, SnapshotId};
+use raft_core::{FollowerStatus, Input, Instant, LogIndex, SendSnapshot, SnapshotId};
 use raft_net::Transport;
 use raft_net::snapshot::{OutgoingSnapshot, SnapshotHeader, SnapshotProgress};
 use tokio::sync::oneshot;
 
 use super::directory::{Directory, Stored};
-use super::holds::Holds;
+use super::holds::{Holds, Wish};
 use super::incoming::Source;
 use super::keeper::Shelf;
 use super::policy::Ledger;
 use super::{SnapshotError, SnapshotMetrics, count, lock};
 use crate::inbox::{GroupInbox, Internal};
+
+/// After so long it is looked again whether the log can be compacted as far as it was to be.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// What the state machine is to do for snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +46,8 @@ pub(crate) struct Manager {
     wanted: Vec<SendSnapshot>,
     /// And what they will need of the log.
     pub(crate) holds: Holds,
+    /// Up to where the log is to be compacted once they need that no longer, and when to look.
+    put_off: Option<(LogIndex, Instant)>,
     /// Those who asked for a snapshot.
     asked: Vec<oneshot::Sender<Result<LogIndex, SnapshotError>>>,
 }
@@ -60,6 +66,7 @@ impl Manager {
             making: false,
             wanted: Vec::new(),
             holds: Holds::default(),
+            put_off: None,
             asked: Vec::new(),
         }
     }
@@ -75,23 +82,30 @@ impl Manager {
     /// Up to where the log is to be compacted, if it is time. The state machine's own state is durable up to `durable`; the log begins behind `start`. A leader knows its followers.
     pub(crate) fn compact(
         &mut self,
+        now: Instant,
         durable: LogIndex,
         start: LogIndex,
         followers: impl FnOnce() -> Vec<FollowerStatus>,
     ) -> Option<LogIndex> {
         let directory = self.directory.as_ref()?;
         let durable = if self.machine_is_durable { durable } else { directory.newest()?.index() };
-        let mut up_to = self.ledger.compact(durable)?;
-        if up_to == LogIndex::ZERO {
+        let due = self.ledger.compact(durable);
+        let wanted = due.or_else(|| self.put_off.take_if(|(_, at)| now >= *at).map(|(wanted, _)| wanted))?;
+        if wanted <= start {
             tracing::info!(%durable, "the state is durable; the log is short enough to be kept whole");
             return None;
         }
+        let mut up_to = wanted;
         if !self.holds.is_empty() {
-            let (bytes, most) = (self.ledger.applied_bytes(), self.ledger.hold_bytes());
-            up_to = self.holds.limit(up_to, bytes, most, &followers());
+            let (applied_bytes, most_bytes) = (self.ledger.applied_bytes(), self.ledger.hold_bytes());
+            let wish = Wish { start, wanted, is_new: due.is_some(), applied_bytes, most_bytes };
+            up_to = self.holds.limit(wish, &followers());
         }
-        if up_to <= start {
-            tracing::info!(%durable, "the state is durable; the log is kept for a follower that gets a snapshot");
+        self.put_off = (up_to < wanted).then_some((wanted, now + LOOK_AGAIN));
+        if up_to < wanted && (due.is_none() || up_to <= start) {
+            if due.is_some() {
+                tracing::info!(%wanted, "the log is kept for a follower that gets a snapshot");
+            }
             return None;
         }
         count(&self.metrics.compactions);
@@ -120,7 +134,7 @@ impl Manager {
             self.transfer(wanted, &stored, transport);
             return None;
         }
-        self.holds.begin(wanted.to, wanted.at_least, self.ledger.applied_bytes());
+        self.holds.begin(wanted.to, wanted.epoch, wanted.at_least, self.ledger.applied_bytes());
         self.wanted.push(wanted);
         self.cut()
     }
@@ -171,7 +185,7 @@ impl Manager {
 
     fn transfer(&mut self, wanted: SendSnapshot, stored: &Stored, transport: &mut impl Transport) {
         let SendSnapshot { to, term, epoch, .. } = wanted;
-        self.holds.begin(to, stored.index(), self.ledger.applied_bytes());
+        self.holds.begin(to, epoch, stored.index(), self.ledger.applied_bytes());
         let Some(pace) = self.directory.as_ref().map(|directory| directory.pace()) else { return self.failed(&wanted) };
         let file = match File::open(&stored.path) {
             Ok(file) => file,

@@ -16,7 +16,7 @@ pub struct SnapshotPolicy {
     /// But not more than so many bytes of them. Default: 64 MiB.
     pub keep_bytes: u64,
     /// While a follower gets a snapshot, what lies behind that stays in the leader's log beyond these limits, until the follower has it or so many bytes were applied: otherwise
-    /// it would need another snapshot as soon as it has this one. Default: 1 GiB.
+    /// it would need another snapshot as soon as it has this one. In each group; looked at when the log is to be compacted. Default: 1 GiB.
     pub hold_bytes: u64,
 }
 
