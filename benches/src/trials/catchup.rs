@@ -69,6 +69,9 @@ pub(crate) struct Args {
     /// Seconds for which latency is measured before
     #[arg(long, default_value_t = 10.0)]
     quiet: f64,
+    /// Seconds of rest after the state was written: a host may make whoever has written gigabytes pay for it for a minute or two
+    #[arg(long, default_value_t = 0.0)]
+    settle: f64,
     /// Bytes of a snapshot that are sent in a second, at most (`snapshot.max_bytes_per_second`) [default: the nodes']
     #[arg(long)]
     max_bytes_per_second: Option<u64>,
@@ -85,6 +88,7 @@ enum Mode {
 
 pub(super) async fn run(args: &Args) -> Result<Outcome> {
     ensure!(args.gib > 0.0 && args.gib <= 1000.0, "--gib must be more than 0 and at most 1000");
+    ensure!(args.settle >= 0.0 && args.settle <= 3600.0, "--settle must be at least 0 and at most 3600");
     ensure!(args.quiet > 0.0 && args.quiet <= 3600.0, "--quiet must be more than 0 and at most 3600");
     let size = (args.gib * GIB) as u64;
     check_room(args, size)?;
@@ -179,6 +183,7 @@ impl Trial<'_> {
         let (done, took) = self.bench.fill(self.leader, (CONNECTIONS, FILL_CLIENTS), count, workload).await?;
         let (gib, seconds) = (done as f64 * FILL_VALUE as f64 / GIB, took.as_secs_f64());
         eprintln!("catchup: {gib:.2} GiB of state in {seconds:.0} s");
+        tokio::time::sleep(Duration::from_secs_f64(self.args.settle)).await;
         Ok(())
     }
 
@@ -351,6 +356,7 @@ fn report(args: &Args, recorder: &Recorder, found: &Found, bulk: f64) -> Result<
     outcome.setting("state GiB", args.gib.to_string());
     outcome.setting("writes a second", args.rate.to_string());
     outcome.setting("value bytes", args.value_size.to_string());
+    outcome.setting("rest after the filling, s", args.settle.to_string());
     outcome.setting("mode", format!("{:?}", args.mode).to_lowercase());
     for row in recorder.rows() {
         outcome.row(row);
