@@ -210,7 +210,7 @@ impl<S: StateMachine> Applier<S> {
         let found = self.shelf.directory.as_ref().and_then(|directory| Some((directory.find(*id)?, directory.pace())));
         let (path, pace) = found.ok_or("a snapshot that was received is gone")?;
         let begin = std::time::Instant::now();
-        let mut file = FileReader::open(&path)?.in_background(Breather::blind(pace));
+        let mut file = FileReader::open(&path)?.in_background(Breather::blind_and_heavy(pace));
         self.machine.restore(meta, &mut file)?;
         (self.applied, self.membership) = (meta.last, meta.membership.clone());
         self.persisting = None;

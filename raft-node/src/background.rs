@@ -28,8 +28,8 @@ const LONGEST: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct Breather {
     pace: Arc<Pace>,
-    /// Rests for as long as the piece took in any case.
-    halves: bool,
+    /// Rests for so many times as long as the piece took in any case.
+    least: u32,
     took: Duration,
     bytes: u64,
 }
@@ -37,13 +37,18 @@ pub(crate) struct Breather {
 impl Breather {
     /// For work at a node that sees the writes which it may disturb.
     pub(crate) fn new(pace: Arc<Pace>) -> Self {
-        Breather { pace, halves: false, took: Duration::ZERO, bytes: 0 }
+        Breather { pace, least: 0, took: Duration::ZERO, bytes: 0 }
     }
 
     /// For work at a follower that gets nothing but this, so that it sees no writes: it also rests for as long as the work took, and gets half of what there is at most. Its disk
     /// may belong to others as well.
     pub(crate) fn blind(pace: Arc<Pace>) -> Self {
-        Breather { halves: true, ..Breather::new(pace) }
+        Breather { least: 1, ..Breather::new(pace) }
+    }
+
+    /// As [`blind`](Self::blind), for work that keeps disk and processor busier than what comes in over a network: a third of the time.
+    pub(crate) fn blind_and_heavy(pace: Arc<Pace>) -> Self {
+        Breather { least: 2, ..Breather::new(pace) }
     }
 
     /// Does a bit of the work, with so many bytes. Rests afterwards, if it is time.
@@ -59,7 +64,7 @@ impl Breather {
         self.took += took;
         self.bytes += bytes as u64;
         if self.bytes >= PIECE {
-            let least = if self.halves { self.took.min(LONGEST) } else { Duration::ZERO };
+            let least = (self.took * self.least).min(LONGEST);
             // What the pace asks for includes the work.
             let rest = self.pace.rest(self.bytes).max(least);
             (self.took, self.bytes) = (Duration::ZERO, 0);

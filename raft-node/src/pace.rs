@@ -11,7 +11,7 @@
 //! 1. **What is usual** is learned while no background work goes on: the time that 99 of 100 do not exceed. Whatever takes more than twice as long is *late* by what it takes beyond that.
 //! 2. Time is cut into windows of 100 ms. What was late in one, divided by its length, is about the share of writes that had to wait for too long.
 //! 3. **In every fifth window the work rests.** What is late there is not its doing: a disk may stall by itself, and a host may give its processors to others for minutes. So what may be
-//!    late in the other windows is 1 % of the time and one and a half times what is late without the work. (A rule without such rests fell to its lowest rate and stayed there,
+//!    late in the other windows is 0.7 % of the time, or one and a quarter times what is late without the work, if that is more. (A rule without such rests fell to its lowest rate and stayed there,
 //!    while all syncs took four times as long for a reason of the host's.) When more than half of the time is late without the work, nothing can be told from that any more, least of all
 //!    whether a rest was long enough for what was begun before it: then it goes no faster than 24 MB a second.
 //! 4. What is late in excess of that is added up, window by window. When it is more than 10 ms (or, where much is late anyway, what that makes in half a second), the work becomes slower: by eight times the share

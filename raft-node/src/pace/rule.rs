@@ -16,9 +16,9 @@ const WINDOW: Duration = Duration::from_millis(100);
 const QUIET_AFTER: Duration = Duration::from_millis(500);
 /// In one of so many windows the work rests.
 const RESTS_EVERY: u32 = 5;
-/// Share of the time by which writes may be late, and times what is late without the work, by which they may be.
-const MAY_BE_LATE: f64 = 0.01;
-const MAY_BE_LATER: f64 = 1.5;
+/// Share of the time by which writes may be late, or so many times what is late without the work, if that is more.
+const MAY_BE_LATE: f64 = 0.007;
+const MAY_BE_LATER: f64 = 1.25;
 /// When so much of the time is late without the work, it goes no faster than at first.
 const BLIND: f64 = 0.5;
 /// After so many windows in which nothing was written, nobody writes.
@@ -93,7 +93,7 @@ impl Watched {
     fn close(&mut self, seconds: f64, worked: bool) {
         let late = std::mem::take(&mut self.late);
         if worked {
-            self.excess += late - (MAY_BE_LATE + MAY_BE_LATER * self.without) * seconds;
+            self.excess += late - MAY_BE_LATE.max(MAY_BE_LATER * self.without) * seconds;
         } else {
             self.without += NEWEST_WITHOUT * (late / seconds - self.without);
         }
