@@ -238,7 +238,7 @@ impl Rule {
             Window::Work | Window::Aftermath => {}
         }
         let slower = self.window == Window::Work && !over && self.is_too_much() && self.give_way();
-        self.windows += 1;
+        self.windows = self.windows.saturating_add(1);
         self.begin(
             now,
             match () {
