@@ -141,21 +141,39 @@ impl Durability {
     }
 
     /// The next write, if there is anything to write. `entries` are those from [`Self::unwritten`] on.
+    #[cfg(test)]
     pub(crate) fn next_write(&mut self, hard_state: HardState, entries: Entries, now: Instant) -> Option<Write> {
-        if !self.is_dirty() && entries.is_empty() {
-            return None;
+        let mut write = None;
+        if self.is_dirty() || !entries.is_empty() {
+            self.next_write_into(&mut write, hard_state, entries, now);
         }
+        write
+    }
+
+    /// Puts the next write in the place of one that was carried out, or of none. `entries` are those from [`Self::unwritten`] on.
+    #[inline]
+    pub(crate) fn next_write_into(
+        &mut self,
+        place: &mut Option<Write>,
+        hard_state: HardState,
+        entries: Entries,
+        now: Instant,
+    ) {
         self.issued = WriteSeq(self.issued.0 + 1);
         let last = entries.last_index().unwrap_or(self.unwritten.prev());
         self.unwritten = last.next();
         self.in_flight.push_back(InFlight { seq: self.issued, last, issued_at: now });
-        Some(Write {
+        let write = Write {
             seq: self.issued,
             hard_state: std::mem::take(&mut self.hard_state_dirty).then_some(hard_state),
             log_start: self.log_start.take(),
             truncate_from: self.truncate_from.take(),
             entries,
-        })
+        };
+        match place {
+            Some(place) => *place = write,
+            None => *place = Some(write),
+        }
     }
 
     /// Every write up to `seq` is durable, as of `now`. `false` when no such write was handed out.

@@ -118,12 +118,29 @@ pub struct Segment {
 /// it is small, and there is one count of references.
 struct Packed {
     buf: Bytes,
-    /// Boundaries of the entries in `buf`.
-    offsets: Boundaries,
+    /// How many entries there are.
+    count: u32,
+    /// Where each entry but the first begins in `buf`: for a lone one there is no list.
+    inner: Vec<u32>,
+    /// The term of all of them, if they have the same.
+    term: Option<Term>,
+    /// Whether one of them is a membership. Both are asked with every append, and found out once.
+    has_memberships: bool,
 }
 
-/// A lone entry needs no list.
-type Boundaries = SmallVec<[u32; 2]>;
+impl Packed {
+    /// Where the entry in this slot begins, or the one before it ends.
+    #[inline]
+    fn offset(&self, slot: u32) -> usize {
+        if slot == 0 {
+            0
+        } else if slot >= self.count {
+            self.buf.len()
+        } else {
+            self.inner[slot as usize - 1] as usize
+        }
+    }
+}
 
 impl Segment {
     /// Packs `payloads` as consecutive entries of `term` and `kind` that begin at `first`. `None` when there are none, or
@@ -134,8 +151,7 @@ impl Segment {
             return None;
         }
         let mut buf = Vec::with_capacity(total);
-        let mut offsets = Boundaries::with_capacity(payloads.len() + 1);
-        offsets.push(0);
+        let mut inner = Vec::with_capacity(payloads.len() - 1);
         for (i, payload) in payloads.iter().enumerate() {
             let payload = payload.as_ref();
             let mut head = [0; ENTRY_HEADER];
@@ -144,12 +160,18 @@ impl Segment {
             head[16] = kind as u8;
             let crc = checksum(first + i as u64, &head, payload);
             head[..4].copy_from_slice(&crc.to_le_bytes());
+            if i > 0 {
+                inner.push(buf.len() as u32);
+            }
             buf.extend_from_slice(&head);
             buf.extend_from_slice(payload);
-            offsets.push(buf.len() as u32);
         }
-        let hi = payloads.len() as u32;
-        Some(Segment { packed: Arc::new(Packed { buf: buf.into(), offsets }), first, lo: 0, hi })
+        let (count, has_memberships) = (payloads.len() as u32, kind == EntryKind::Membership);
+        Some(Segment::whole(first, Packed { buf: buf.into(), count, inner, term: Some(term), has_memberships }))
+    }
+
+    fn whole(first: LogIndex, packed: Packed) -> Segment {
+        Segment { first, lo: 0, hi: packed.count, packed: Arc::new(packed) }
     }
 
     /// Reads packed entries, the first of which has index `first`, and verifies every one of them: shape, kind,
@@ -164,9 +186,8 @@ impl Segment {
         if u32::try_from(buf.len()).is_err() || first == LogIndex::ZERO {
             return Err(EntryError::Range(first));
         }
-        let mut offsets = Boundaries::new();
-        offsets.push(0);
-        let (mut at, mut index, mut term) = (0usize, first, Term(0));
+        let (mut inner, mut count, mut has_memberships) = (Vec::new(), 0, false);
+        let (mut at, mut index, mut term, mut first_term) = (0usize, first, Term(0), Term(0));
         while at < buf.len() {
             if index > LogIndex::MAX {
                 return Err(EntryError::Range(index));
@@ -182,18 +203,24 @@ impl Segment {
             if le_u32(&head[..4]) != checksum(index, head, payload) {
                 return Err(EntryError::Checksum(index));
             }
-            EntryKind::try_from(head[16]).map_err(|kind| EntryError::Kind { index, kind })?;
+            let kind = EntryKind::try_from(head[16]).map_err(|kind| EntryError::Kind { index, kind })?;
             let this = Term(le_u64(&head[8..16]));
             if this < term || this > Term::MAX {
                 return Err(EntryError::Term(index));
             }
             term = this;
+            if count == 0 {
+                first_term = term;
+            } else {
+                inner.push(at as u32);
+            }
+            has_memberships |= kind == EntryKind::Membership;
             at += ENTRY_HEADER + len;
-            offsets.push(at as u32);
+            count += 1;
             index = index.next();
         }
-        let hi = offsets.len() as u32 - 1;
-        Ok(Some(Segment { packed: Arc::new(Packed { buf, offsets }), first, lo: 0, hi }))
+        let term = (first_term == term).then_some(term);
+        Ok(Some(Segment::whole(first, Packed { buf, count, inner, term, has_memberships })))
     }
 
     /// Index of the first entry.
@@ -213,8 +240,10 @@ impl Segment {
     }
 
     /// Size in bytes, headers included.
+    #[inline]
     pub fn byte_len(&self) -> usize {
-        self.offset(self.hi) - self.offset(self.lo)
+        let whole = self.lo == 0 && self.hi == self.packed.count;
+        if whole { self.packed.buf.len() } else { self.offset(self.hi) - self.offset(self.lo) }
     }
 
     /// The packed entries, to be written or sent as they are. No copy is made.
@@ -249,7 +278,8 @@ impl Segment {
 
     /// The entries of one kind, in order. Looks at one byte of each of the others.
     pub(crate) fn of_kind(&self, kind: EntryKind) -> impl Iterator<Item = EntryRef<'_>> {
-        let slots = self.lo..self.hi;
+        let some = kind != EntryKind::Membership || self.may_have_memberships();
+        let slots = self.lo..if some { self.hi } else { self.lo };
         slots.filter(move |slot| self.packed.buf[self.offset(*slot) + 16] == kind as u8).map(|slot| self.entry(slot))
     }
 
@@ -274,21 +304,36 @@ impl Segment {
     /// alone, it is never skipped.
     #[must_use]
     pub fn prefix(&self, max_bytes: usize) -> Segment {
-        let offsets = &self.packed.offsets;
-        let base = offsets[self.lo as usize] as usize;
-        let ends = &offsets[self.lo as usize + 1..=self.hi as usize];
-        let fit = ends.partition_point(|&end| end as usize - base <= max_bytes).max(1);
-        Segment { hi: self.lo + fit as u32, ..self.clone() }
+        let base = self.offset(self.lo);
+        // The second entry and those after it: where each ends is where the next begins.
+        let ends = &self.packed.inner[self.lo as usize..self.hi as usize - 1];
+        let mut fit = ends.partition_point(|&end| end as usize - base <= max_bytes);
+        fit += usize::from(fit == ends.len() && self.byte_len() <= max_bytes);
+        Segment { hi: self.lo + fit.max(1) as u32, ..self.clone() }
     }
 
-    /// Where the entry in this slot begins, or the one before it ends.
+    #[inline]
     fn offset(&self, slot: u32) -> usize {
-        self.packed.offsets[slot as usize] as usize
+        self.packed.offset(slot)
     }
 
+    #[inline]
     fn term_of(&self, slot: u32) -> Term {
-        let at = self.offset(slot);
-        Term(le_u64(&self.packed.buf[at + 8..at + 16]))
+        self.packed.term.unwrap_or_else(|| {
+            let at = self.offset(slot);
+            Term(le_u64(&self.packed.buf[at + 8..at + 16]))
+        })
+    }
+
+    /// The term of all entries, if they have the same.
+    #[inline]
+    pub(crate) fn one_term(&self) -> Option<Term> {
+        self.packed.term.or_else(|| Some(self.first_term()).filter(|term| *term == self.last_term()))
+    }
+
+    /// Whether there may be entries that are memberships.
+    pub(crate) fn may_have_memberships(&self) -> bool {
+        self.packed.has_memberships
     }
 
     fn entry(&self, slot: u32) -> EntryRef<'_> {
@@ -362,6 +407,16 @@ impl Entries {
         &self.segments
     }
 
+    /// The segment, if there is just one.
+    pub(crate) fn only(&self) -> Option<&Segment> {
+        if let [only] = &self.segments[..] { Some(only) } else { None }
+    }
+
+    /// Takes the last segment out.
+    pub(crate) fn pop(&mut self) -> Option<Segment> {
+        self.segments.pop()
+    }
+
     /// The segments, in order, to keep.
     pub fn into_segments(self) -> impl Iterator<Item = Segment> {
         self.segments.into_iter()
@@ -378,8 +433,12 @@ impl Entries {
     }
 
     /// Size in bytes, headers included.
+    #[inline]
     pub fn byte_len(&self) -> usize {
-        self.segments.iter().map(Segment::byte_len).sum()
+        match &self.segments[..] {
+            [only] => only.byte_len(),
+            all => all.iter().map(Segment::byte_len).sum(),
+        }
     }
 
     /// Index of the first entry.

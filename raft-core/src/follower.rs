@@ -30,7 +30,7 @@ impl Raft {
     }
 
     pub(crate) fn on_append(&mut self, from: NodeId, append: &mut AppendEntries) {
-        if !self.follow(from) {
+        if !self.follow(from) || self.append_usual(from, append) {
             return;
         }
         let changes = if self.is_well_formed(append) { Raft::memberships_in(&append.entries) } else { None };
@@ -57,6 +57,29 @@ impl Raft {
     }
 
     /// Entries follow on `prev_log`, their terms do not fall, and none is newer than the leader.
+    /// What nearly all appends are: one segment of the leader's own term, which follows on the end of this log and changes no membership. Then there is nothing
+    /// to be compared, and nothing has to go. Returns whether it is one of those, and done.
+    #[inline]
+    fn append_usual(&mut self, from: NodeId, append: &mut AppendEntries) -> bool {
+        let Some(segment) = append.entries.only() else { return false };
+        let (last, term) = (self.log.last_id(), self.hard_state.current_term);
+        let follows = append.prev_log == last && segment.first_index() == last.index.next();
+        if !follows
+            || segment.one_term() != Some(term)
+            || segment.may_have_memberships()
+            || segment.last_index() > LogIndex::MAX
+        {
+            return false;
+        }
+        if let Some(segment) = append.entries.pop() {
+            self.log.append(segment);
+        }
+        self.verified = self.verified.max(self.log.last_index()).max(self.log.commit);
+        self.follow_commit(from, append.leader_commit);
+        self.owed_ack = Some(append.epoch);
+        true
+    }
+
     fn is_well_formed(&self, append: &AppendEntries) -> bool {
         let Some(first) = append.entries.segments().first() else { return true };
         first.first_index() == append.prev_log.index.next()

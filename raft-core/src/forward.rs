@@ -77,10 +77,14 @@ impl Raft {
 
     /// Asks the leader about reads that are in no request yet, at once; and about all of them when it has not answered for a while. A read that has waited
     /// for two election timeouts is given up.
+    #[inline]
     pub(crate) fn ask_leader(&mut self) {
-        if self.forwarded.is_empty() {
-            return;
+        if !self.forwarded.is_empty() {
+            self.ask_leader_for_those_who_wait();
         }
+    }
+
+    fn ask_leader_for_those_who_wait(&mut self) {
         let patience = self.config.election_timeout.saturating_mul(2);
         let Forwarded { waiting, asked_at, next, .. } = &mut self.forwarded;
         while let Some(asked) = waiting.pop_front_if(|asked| self.now.since(asked.since) >= patience) {

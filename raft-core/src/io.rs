@@ -139,6 +139,12 @@ impl Output {
     }
 }
 
+/// Puts a queue in the place of one that was carried out, and keeps the memory of that.
+fn exchange<T>(new: &mut Vec<T>, old: &mut Vec<T>) {
+    old.clear();
+    std::mem::swap(new, old);
+}
+
 /// What has come together for the next [`Output`]. The rest of that is made when it is taken.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pending {
@@ -152,28 +158,27 @@ pub(crate) struct Pending {
 
 impl Pending {
     /// Puts everything in the place of what is in `output`, and keeps the memory of that for what comes next.
+    #[inline]
     pub(crate) fn hand_over(&mut self, output: &mut Output) {
-        fn exchange<T>(new: &mut Vec<T>, old: &mut Vec<T>) {
-            old.clear();
-            std::mem::swap(new, old);
-        }
-        // Names every field, so that a new one has to be thought of here.
-        let Pending { messages, apply, fetches, snapshots, reads, events } = self;
-        if messages.len() + output.messages.len() > 0 {
+        // Names every field, so that a new one has to be thought of here. `apply` has gone before.
+        let Pending { messages, apply: _, fetches, snapshots, reads, events } = self;
+        if messages.len() | output.messages.len() != 0 {
             exchange(messages, &mut output.messages);
         }
         // Nearly always there is none of these, and to find that out is less than to move them.
-        let new = fetches.len() + snapshots.len() + reads.len() + events.len();
-        let old = output.fetches.len() + output.snapshots.len() + output.reads.len() + output.events.len();
-        if new + old > 0 {
-            exchange(fetches, &mut output.fetches);
-            exchange(snapshots, &mut output.snapshots);
-            exchange(reads, &mut output.reads);
-            exchange(events, &mut output.events);
+        let new = fetches.len() | snapshots.len() | reads.len() | events.len();
+        let old = output.fetches.len() | output.snapshots.len() | output.reads.len() | output.events.len();
+        if new | old != 0 {
+            self.hand_over_the_rest(output);
         }
-        if !apply.is_empty() || !output.apply.is_empty() {
-            output.apply = std::mem::take(apply);
-        }
+    }
+
+    #[cold]
+    fn hand_over_the_rest(&mut self, output: &mut Output) {
+        exchange(&mut self.fetches, &mut output.fetches);
+        exchange(&mut self.snapshots, &mut output.snapshots);
+        exchange(&mut self.reads, &mut output.reads);
+        exchange(&mut self.events, &mut output.events);
     }
 
     #[cfg(feature = "sim")]

@@ -75,6 +75,7 @@ impl Raft {
         let first = self.log.last_index().next();
         let term = self.hard_state.current_term;
         let segment = Segment::pack(first, term, EntryKind::Command, commands).ok_or(ProposeError::BadBatch)?;
+        self.stirred = true;
         let last = segment.last_index();
         self.rouse(WakeReason::Request);
         self.log.append(segment);
@@ -86,14 +87,26 @@ impl Raft {
         if !matches!(self.role, RoleState::Leader(_)) {
             return;
         }
-        self.advance_commit();
+        // Whenever a match index or the own disk has moved it was counted; what else may make a difference is another membership.
+        if self.memberships.index() > self.log.commit {
+            self.advance_commit();
+        }
+        debug_assert!(self.counted().is_none(), "an entry is committed, and was not counted: {self:?}");
         self.advance_membership();
         self.begin_read_round();
         self.go_on_with_transfer();
-        self.with_each_progress(Raft::replicate);
+        if self.lacks_something() {
+            self.with_each_progress(Raft::replicate);
+        }
         self.tell_commits();
         self.finish_reads();
         self.leave_when_removed();
+    }
+
+    /// Whether something is repeated now and then with whatever else happens: heartbeats are often enough for that.
+    pub(crate) fn tries_again(&self) -> bool {
+        let RoleState::Leader(leader) = &self.role else { return false };
+        leader.transfer.is_some() || leader.progress.values().any(Progress::has_failed_snapshot)
     }
 
     /// Runs `f` for every follower, with its progress taken out of the leader's state.
@@ -113,6 +126,17 @@ impl Raft {
             RoleState::Leader(leader) => leader.progress.get_mut(peer),
             _ => None,
         }
+    }
+
+    /// Whether there is anything to send to anybody, or to ask for.
+    fn lacks_something(&self) -> bool {
+        let RoleState::Leader(leader) = &self.role else { return false };
+        let (start, last) = (self.log.start().index, self.log.last_index());
+        let (appends, bytes) = (self.config.max_inflight_appends, self.config.max_inflight_bytes);
+        leader.progress.values().any(|progress| {
+            let lacks = progress.next_index <= last || progress.probing || progress.next_index.prev() < start;
+            lacks && progress.has_room(appends, bytes)
+        })
     }
 
     /// Sends whatever the follower lacks and the window allows. While probing, that may be an append without entries.
@@ -163,8 +187,15 @@ impl Raft {
     /// News of a commit rides on the next append; when none comes within [`Config::commit_notification_delay`](crate::Config), it goes by itself.
     fn tell_commits(&mut self) {
         let (now, delay) = (self.now, self.config.commit_notification_delay);
-        let RoleState::Leader(leader) = &self.role else { return };
+        let RoleState::Leader(leader) = &mut self.role else { return };
         let planned = leader.news_at;
+        let commit = self.log.commit;
+        let has_news =
+            |progress: &Progress| progress.is_quiet() && progress.match_index.min(commit) > progress.told_commit;
+        if !leader.progress.values().any(has_news) {
+            leader.news_at = None;
+            return;
+        }
         let due = delay.is_zero() || planned.is_some_and(|at| now >= at);
         let mut waits = false;
         self.with_each_progress(|raft, peer, progress| {
@@ -281,22 +312,24 @@ impl Raft {
     /// of older terms are never committed by counting (paper, section 5.4.2, Figure 8).
     #[inline]
     pub(crate) fn advance_commit(&mut self) {
-        if self.is_leader() && self.log.commit < self.log.last_index() {
-            self.count_commit();
+        if self.log.commit < self.log.last_index()
+            && let Some(index) = self.counted()
+        {
+            self.log.commit_to(index);
         }
     }
 
-    fn count_commit(&mut self) {
-        let RoleState::Leader(leader) = &self.role else { return };
+    /// Up to where this leader may commit, if that is more than it has.
+    fn counted(&self) -> Option<LogIndex> {
+        let RoleState::Leader(leader) = &self.role else { return None };
         let own = self.config.id;
         let durable = self.durability.durable();
         let reached = |id| {
             if id == own { durable } else { leader.progress.get(id).map_or(LogIndex::ZERO, |p| p.match_index) }
         };
         let index = self.memberships.current().committed(reached);
-        if index > self.log.commit && self.log.term_at(index) == Some(self.hard_state.current_term) {
-            self.log.commit_to(index);
-        }
+        let counts = index > self.log.commit && self.log.term_at(index) == Some(self.hard_state.current_term);
+        counts.then_some(index)
     }
 
     /// The latest time at which a majority had been heard.

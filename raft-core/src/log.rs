@@ -119,12 +119,9 @@ impl Log {
     pub(crate) fn append(&mut self, segment: Segment) {
         debug_assert_eq!(segment.first_index(), self.last.next(), "appends are contiguous");
         debug_assert!(segment.first_term() >= self.last_id().term, "terms never decrease");
-        if segment.len() == 1 || segment.first_term() == segment.last_term() {
-            self.extend_runs(LogId::new(segment.first_term(), segment.first_index()));
-        } else {
-            for entry in segment.iter() {
-                self.extend_runs(entry.id());
-            }
+        match segment.one_term() {
+            Some(term) => self.extend_runs(LogId::new(term, segment.first_index())),
+            None => segment.iter().for_each(|entry| self.extend_runs(entry.id())),
         }
         let bytes = segment.byte_len();
         self.last = segment.last_index();
@@ -191,7 +188,11 @@ impl Log {
         let raised = index.min(self.last) > self.commit;
         if raised {
             self.commit = index.min(self.last);
-            self.ledger.committed(self.commit);
+            if self.commit == self.last {
+                self.ledger.all_committed();
+            } else {
+                self.ledger.committed(self.commit);
+            }
         }
         raised
     }
@@ -199,7 +200,11 @@ impl Log {
     /// The state machine is done up to `index`.
     pub(crate) fn applied_to(&mut self, index: LogIndex) {
         self.applied = index;
-        self.ledger.applied(index);
+        if index == self.last {
+            self.ledger.all_applied();
+        } else {
+            self.ledger.applied(index);
+        }
     }
 
     /// Bytes appended and not committed; and bytes committed and not applied.
@@ -227,16 +232,28 @@ impl Log {
     }
 
     /// Entries `from ..= to` of at most `max_bytes` (but at least one), if `from` is in memory.
+    #[inline]
     pub(crate) fn cached(&self, from: LogIndex, to: LogIndex, max_bytes: usize) -> Option<Entries> {
+        // Nearly always it is the newest segment that is wanted, all of it, and it fits.
+        if let Some(newest) = self.cache.back()
+            && newest.first_index() == from
+            && self.last <= to
+            && newest.byte_len() <= max_bytes
+        {
+            return Some(newest.clone().into());
+        }
+        self.some_cached(from, to, max_bytes)
+    }
+
+    #[inline(never)]
+    fn some_cached(&self, from: LogIndex, to: LogIndex, max_bytes: usize) -> Option<Entries> {
         if from > to {
             return None;
         }
-        // Nearly always it is the newest segment that is wanted, all of it, and it fits.
         if let Some(newest) = self.cache.back().filter(|newest| newest.first_index() <= from)
             && newest.byte_len() <= max_bytes
         {
-            let whole = newest.first_index() == from && self.last <= to;
-            return if whole { Some(newest.clone().into()) } else { newest.slice(from, to).map(Entries::from) };
+            return newest.slice(from, to).map(Entries::from);
         }
         if self.cached_from().is_none_or(|first| first > from) {
             return None;
@@ -331,6 +348,19 @@ impl Ledger {
     fn push(&mut self, first: LogIndex, last: LogIndex, bytes: usize) {
         self.segments.push_back(Weight { first, last, bytes });
         self.uncommitted += bytes;
+    }
+
+    /// As [`committed`](Self::committed) for all there is, without a walk.
+    fn all_committed(&mut self) {
+        self.split = self.segments.len();
+        self.unapplied += std::mem::take(&mut self.uncommitted);
+    }
+
+    /// As [`applied`](Self::applied) for all there is, which must be committed.
+    fn all_applied(&mut self) {
+        debug_assert_eq!((self.split, self.uncommitted), (self.segments.len(), 0), "applied and not committed");
+        self.segments.clear();
+        (self.split, self.unapplied) = (0, 0);
     }
 
     fn committed(&mut self, index: LogIndex) {

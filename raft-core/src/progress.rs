@@ -210,10 +210,21 @@ impl Progress {
             // Whatever is being fetched starts too low now.
             self.fetch = None;
         }
+        if self.next_index == self.match_index.next() {
+            // Everything that was sent has arrived.
+            self.inflight.clear();
+            self.inflight_bytes = 0;
+            return;
+        }
         while let Some(front) = self.inflight.front().filter(|sent| sent.last <= self.match_index) {
             self.inflight_bytes -= front.bytes;
             self.inflight.pop_front();
         }
+    }
+
+    /// Whether a snapshot did not arrive, and another is to be sent.
+    pub(crate) fn has_failed_snapshot(&self) -> bool {
+        self.snapshot.is_some_and(|snapshot| snapshot.again_at.is_some())
     }
 
     /// Whether a rejection of append `seq` is news.

@@ -118,6 +118,7 @@ impl Raft {
     /// is awake is missed anyway.
     pub fn wake_others(&mut self, now: Instant) {
         self.now = self.now.max(now);
+        self.stirred = true;
         if self.quiesced && self.is_leader() {
             self.rouse(WakeReason::Request);
         }

@@ -80,6 +80,8 @@ pub struct Raft {
     applying_bytes: usize,
     pub(crate) restoring: Restoring,
     pub(crate) out: Pending,
+    /// See [`Raft::has_output`].
+    pub(crate) stirred: bool,
 }
 
 impl Raft {
@@ -127,6 +129,7 @@ impl Raft {
             applying_bytes: 0,
             restoring: Restoring::default(),
             out: Pending::default(),
+            stirred: true,
         };
         if let Some(start) = installed {
             raft.finish_install(start);
@@ -140,20 +143,46 @@ impl Raft {
     ///
     /// Timers wait for [`take_output`](Self::take_output): after a pause, the heartbeat, the answer or the finished write that has
     /// come in by then counts before the silence does, in whatever order a batch of events is handed in.
-    #[inline]
+    #[expect(
+        clippy::inline_always,
+        reason = "whoever calls it knows which input it is: nothing is moved, nothing is asked again"
+    )]
+    #[inline(always)]
     pub fn step(&mut self, now: Instant, input: Input) {
         self.now = self.now.max(now);
         match input {
-            Input::Wake => {}
             Input::Message(mut message) => self.receive(&mut message),
             Input::Persisted(seq) => self.persisted(seq),
             Input::Applied(index) => self.applied(index),
+            other => self.step_seldom(other),
+        }
+    }
+
+    fn step_seldom(&mut self, input: Input) {
+        self.stirred = true;
+        match input {
+            Input::Wake | Input::Message(_) | Input::Persisted(_) | Input::Applied(_) => {}
             Input::Fetched { id, entries } => self.fetched(id, &entries),
             Input::LinkReset(peer) => self.link_reset(peer),
             Input::SnapshotSent { to, epoch, last } => self.snapshot_sent(to, epoch, last),
             Input::SnapshotReceived(received) => self.snapshot_received(received),
             Input::Restored(id) => self.restored(id),
         }
+    }
+
+    /// Takes in messages that have come together, in order, as [`step`](Self::step) does with each; leaves nothing but the memory.
+    pub fn step_messages(&mut self, now: Instant, messages: &mut Vec<Envelope>) {
+        self.now = self.now.max(now);
+        for message in messages.iter_mut() {
+            self.receive(message);
+        }
+        messages.clear();
+    }
+
+    /// Whether the output is worth taking: something has come in since, or something was left. Without that, and before the
+    /// [`deadline`](Self::deadline), there is nothing in it that could not wait until then. A look in vain does no harm.
+    pub fn has_output(&self) -> bool {
+        self.stirred
     }
 
     /// When to [`step`](Self::step) with [`Input::Wake`] at the latest, if nothing else happens before; [`Instant::NEVER`] while the group
@@ -183,7 +212,10 @@ impl Raft {
 
     /// The same, in the place of an output that was carried out: its memory is used again. What is left in it is forgotten.
     pub fn take_output_into(&mut self, output: &mut Output) {
-        self.drop_useless_snapshot();
+        let expected = !cfg!(debug_assertions) || self.stirred || self.now >= self.deadline() || self.tries_again();
+        if !self.restoring.is_empty() {
+            self.drop_useless_snapshot();
+        }
         self.check_timers();
         self.lead();
         self.ask_leader();
@@ -191,13 +223,16 @@ impl Raft {
         self.acknowledge();
         self.write(&mut output.write);
         self.release();
-        self.apply();
+        self.apply(&mut output.apply);
         if output.restore.is_some() || !self.restoring.is_empty() {
             output.restore = self.hand_out_restore();
         }
         let durable = self.durability.durable();
         self.log.evict(durable, self.config.max_cached_bytes, self.config.max_unapplied_bytes);
         self.out.hand_over(output);
+        debug_assert!(expected || output.is_empty(), "was quiet, and has output: {self:?} {output:?}");
+        // More may be handed out than fits at a time, and a membership counts as soon as it is appended.
+        self.stirred = self.may_apply() || self.memberships.index() > self.log.commit;
     }
 
     /// Sends what has waited for the disk.
@@ -226,6 +261,25 @@ impl Raft {
     }
 
     fn receive(&mut self, message: &mut Envelope) {
+        self.stirred = true;
+        let (from, own) = (message.from, self.config.id);
+        // What nearly all are: of the present term, and nothing in them is out of range.
+        if message.term == self.hard_state.current_term && message.to == own && from != own && from.0 != 0 {
+            match &mut message.body {
+                Message::AppendAck(ack) => return self.on_append_ack(from, *ack),
+                Message::Heartbeat(heartbeat) => return self.on_heartbeat(from, *heartbeat),
+                Message::AppendEntries(append)
+                    if append.prev_log.term <= Term::MAX && append.prev_log.index <= LogIndex::MAX =>
+                {
+                    return self.on_append(from, append);
+                }
+                _ => {}
+            }
+        }
+        self.receive_any(message);
+    }
+
+    fn receive_any(&mut self, message: &mut Envelope) {
         let from = message.from;
         if let Some(reason) = self.anomaly(message) {
             self.reject(from, reason);
@@ -364,22 +418,32 @@ impl Raft {
     }
 
     fn persisted(&mut self, seq: WriteSeq) {
+        let led = self.is_leader();
         if self.durability.persisted(seq, self.now) {
             if matches!(self.role, RoleState::PreCandidate(_) | RoleState::Candidate(_)) {
                 self.tally();
             }
             self.advance_commit();
+            // For a leader it makes a difference only if something waits for it.
+            self.stirred |= !led || self.durability.holds_back() || self.may_apply();
         } else {
+            self.stirred = true;
             self.reject(self.config.id, Anomaly::Driver);
         }
     }
 
     fn applied(&mut self, index: LogIndex) {
         if index > self.log.applying {
+            self.stirred = true;
             return self.reject(self.config.id, Anomaly::Driver);
         }
         if index > self.log.applied {
+            // There is room for more, if there is more.
+            self.stirred |= self.may_apply();
             self.log.applied_to(index);
+            if index == self.log.applying {
+                return self.forget_applying();
+            }
             while let Some((_, bytes)) = self.applying.front().filter(|(last, _)| *last <= index) {
                 self.applying_bytes -= bytes;
                 self.applying.pop_front();
@@ -395,13 +459,13 @@ impl Raft {
 
     /// Hands out a write with everything that is not in one yet, in the place of one that was carried out.
     fn write(&mut self, place: &mut Option<Write>) {
-        // Nearly always it was taken out of there: to find that out is less than to move nothing.
-        if place.is_some() {
-            *place = None;
-        }
         let from = self.durability.unwritten();
         let entries = if from > self.log.last_index() {
             if !self.durability.is_dirty() {
+                // Nearly always it was taken out of there: to find that out is less than to move nothing.
+                if place.is_some() {
+                    *place = None;
+                }
                 return;
             }
             Entries::new()
@@ -409,31 +473,51 @@ impl Raft {
             // What was not handed out for writing is always in memory.
             self.log.cached(from, self.log.last_index(), usize::MAX).unwrap_or_default()
         };
-        *place = self.durability.next_write(self.hard_state, entries, self.now);
+        self.durability.next_write_into(place, self.hard_state, entries, self.now);
     }
 
     /// Hands committed and durable entries to the state machine, within the limit of what it may have at a time.
-    fn apply(&mut self) {
-        let ready = self.log.commit.min(self.durability.durable());
-        let waiting = self.apply_fetch.is_some() || !self.out.apply.is_empty() || self.restoring.handed_out().is_some();
-        if waiting || self.log.applying >= ready || self.applying_bytes >= self.config.max_unapplied_bytes {
-            return;
-        }
-        let first = self.log.applying.next();
-        let room = self.config.max_unapplied_bytes - self.applying_bytes;
-        match self.log.cached(first, ready, room) {
-            Some(entries) => self.hand_to_state_machine(entries),
-            None => self.apply_fetch = Some(self.fetch(first, ready, room.min(self.config.max_append_bytes))),
+    #[inline]
+    fn apply(&mut self, place: &mut Entries) {
+        if !self.out.apply.is_empty() {
+            // What was read for it.
+            *place = std::mem::take(&mut self.out.apply);
+        } else if let Some(entries) = self.may_apply().then(|| self.next_to_apply()).flatten() {
+            *place = entries;
+        } else if !place.is_empty() {
+            *place = Entries::new();
         }
     }
 
-    fn hand_to_state_machine(&mut self, entries: Entries) {
+    /// Whether there is something to apply that was not handed out.
+    fn may_apply(&self) -> bool {
+        self.log.applying < self.log.commit.min(self.durability.durable())
+    }
+
+    #[inline]
+    fn next_to_apply(&mut self) -> Option<Entries> {
+        let ready = self.log.commit.min(self.durability.durable());
+        let waiting = self.apply_fetch.is_some() || self.restoring.handed_out().is_some();
+        if waiting || self.applying_bytes >= self.config.max_unapplied_bytes {
+            return None;
+        }
+        let first = self.log.applying.next();
+        let room = self.config.max_unapplied_bytes - self.applying_bytes;
+        let entries = self.log.cached(first, ready, room);
+        match &entries {
+            Some(entries) => self.counts_as_applying(entries),
+            None => self.apply_fetch = Some(self.fetch(first, ready, room.min(self.config.max_append_bytes))),
+        }
+        entries
+    }
+
+    /// These go to the state machine.
+    fn counts_as_applying(&mut self, entries: &Entries) {
         let Some(last) = entries.last_index() else { return };
         let bytes = entries.byte_len();
         self.log.applying = last;
         self.applying.push_back((last, bytes));
         self.applying_bytes += bytes;
-        self.out.apply = entries;
     }
 
     /// Asks for entries that are only on the disk.
@@ -456,7 +540,8 @@ impl Raft {
         if !fits {
             self.reject(self.config.id, Anomaly::Driver);
         } else if self.out.apply.is_empty() {
-            self.hand_to_state_machine(entries.clone());
+            self.counts_as_applying(entries);
+            self.out.apply = entries.clone();
         }
     }
 

@@ -15,6 +15,7 @@ impl Raft {
     /// When this server neither leads nor knows a leader. A read has no effect, so it may be repeated anywhere.
     pub fn read_index(&mut self, now: Instant) -> Result<ReadId, ReadError> {
         self.now = self.now.max(now);
+        self.stirred = true;
         self.rouse(WakeReason::Request);
         let id = self.next_read_id();
         match &mut self.role {

@@ -22,6 +22,7 @@ impl Raft {
     /// On any error nothing was appended.
     pub fn change_membership(&mut self, now: Instant, change: &MembershipChange) -> Result<LogId, ChangeError> {
         self.now = self.now.max(now);
+        self.stirred = true;
         self.rouse(WakeReason::Request);
         let RoleState::Leader(leader) = &self.role else {
             return Err(ChangeError::NotLeader { hint: self.leader });

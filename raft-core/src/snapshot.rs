@@ -56,6 +56,7 @@ impl Raft {
         }
         if let (Some(term), Some(membership)) = (self.log.term_at(to), self.membership_at(to).cloned()) {
             let last = LogId::new(term, to);
+            self.stirred = true;
             self.memberships.purge(to);
             self.log.purge(last);
             self.durability.begins_after(SnapshotMeta { last, membership });

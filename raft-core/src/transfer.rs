@@ -33,6 +33,7 @@ impl Raft {
     /// When this server does not lead, or nobody can take over. Nothing has changed then.
     pub fn transfer_leadership(&mut self, now: Instant, to: Option<NodeId>) -> Result<NodeId, TransferError> {
         self.now = self.now.max(now);
+        self.stirred = true;
         self.rouse(WakeReason::Request);
         let RoleState::Leader(leader) = &self.role else {
             return Err(TransferError::NotLeader { hint: self.leader });

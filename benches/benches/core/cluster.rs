@@ -24,8 +24,6 @@ pub(crate) struct Server {
     pub(crate) checksum: u64,
     /// Reads that may be answered.
     reads: u64,
-    /// Something was put into the core since its output was taken.
-    dirty: bool,
 }
 
 /// Three servers in one thread.
@@ -53,7 +51,6 @@ impl Cluster {
             commands: 0,
             checksum: 0,
             reads: 0,
-            dirty: true,
         };
         let mut cluster = Cluster {
             servers: ids().map(server).collect(),
@@ -67,7 +64,6 @@ impl Cluster {
             cluster.now = cluster.now + Duration::from_millis(1);
             for server in &mut cluster.servers {
                 server.raft.step(cluster.now, Input::Wake);
-                server.dirty = true;
             }
             cluster.run();
         }
@@ -83,7 +79,6 @@ impl Cluster {
         let expected = self.servers[0].commands + commands.len() as u64;
         let leader = &mut self.servers[self.leader];
         leader.raft.propose(self.now, commands).expect("the leader accepts commands");
-        leader.dirty = true;
         self.run();
         assert!(self.servers.iter().all(|server| server.commands == expected), "not applied everywhere");
         self.compact();
@@ -96,7 +91,6 @@ impl Cluster {
             self.compacted = LogIndex(applied.0 - KEPT);
             for server in &mut self.servers {
                 server.raft.compact(self.compacted);
-                server.dirty = true;
             }
             self.run();
         }
@@ -110,7 +104,6 @@ impl Cluster {
         for _ in 0..count {
             leader.raft.read_index(self.now).expect("it leads");
         }
-        leader.dirty = true;
         self.run();
         assert_eq!(self.servers[self.leader].reads, expected, "not all reads may be answered");
     }
@@ -120,7 +113,6 @@ impl Cluster {
         self.now = self.now + Duration::from_micros(50);
         let leader = &mut self.servers[self.leader];
         leader.raft.change_membership(self.now, change).expect("the leader accepts the change");
-        leader.dirty = true;
         self.run();
         let leader = &self.servers[self.leader].raft;
         let (index, membership) = leader.membership();
@@ -133,14 +125,12 @@ impl Cluster {
         while std::mem::take(&mut busy) {
             for at in 0..self.servers.len() {
                 let (server, output) = (&mut self.servers[at], &mut self.output);
-                if !server.dirty && server.inbox.is_empty() {
+                if !server.inbox.is_empty() {
+                    server.raft.step_messages(self.now, &mut server.inbox);
+                } else if !server.raft.has_output() {
                     continue;
                 }
                 busy = true;
-                server.dirty = false;
-                for message in server.inbox.drain(..) {
-                    server.raft.step(self.now, Input::Message(message));
-                }
                 server.raft.take_output_into(output);
                 server.carry_out(self.now, output);
                 self.messages += output.messages.len() as u64;
@@ -167,7 +157,6 @@ impl Server {
                 self.disk.push_back(std::mem::take(&mut write.entries));
             }
             self.raft.step(now, Input::Persisted(write.seq));
-            self.dirty = true;
         }
         if let Some(last) = output.apply.last_index() {
             for entry in output.apply.iter().filter(|entry| entry.kind == EntryKind::Command) {

@@ -80,6 +80,8 @@ impl Raft {
             applying_bytes,
             restoring,
             out,
+            // Says only whether it is worth a look.
+            stirred: _,
         } = self;
         debug_assert!(out.is_empty(), "the output belongs to the state until it is taken");
         (config, memberships, settled, belongs, hard_state, log, durability, role).hash(hasher);
