@@ -324,6 +324,11 @@ impl Raft {
         let RoleState::Leader(leader) = &self.role else { return None };
         let own = self.config.id;
         let durable = self.durability.durable();
+        // Who is not the only voter cannot commit alone: nearly always that tells before anything is counted.
+        let others = leader.progress.values().any(|progress| progress.match_index > self.log.commit);
+        if !others && self.memberships.current().voters().len() > 1 {
+            return None;
+        }
         let reached = |id| {
             if id == own { durable } else { leader.progress.get(id).map_or(LogIndex::ZERO, |p| p.match_index) }
         };

@@ -170,13 +170,10 @@ impl Raft {
         }
     }
 
-    /// Takes in messages that have come together, in order, as [`step`](Self::step) does with each; leaves nothing but the memory.
-    pub fn step_messages(&mut self, now: Instant, messages: &mut Vec<Envelope>) {
+    /// Takes in a message where it lies, as [`step`](Self::step) does, without moving it; its entries are taken out of it.
+    pub fn step_message(&mut self, now: Instant, message: &mut Envelope) {
         self.now = self.now.max(now);
-        for message in messages.iter_mut() {
-            self.receive(message);
-        }
-        messages.clear();
+        self.receive(message);
     }
 
     /// Whether the output is worth taking: something has come in since, or something was left. Without that, and before the

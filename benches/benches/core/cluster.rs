@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use raft_core::{
-    Config, Entries, EntryKind, Envelope, Input, Instant, LogIndex, Membership, MembershipChange, NodeId, Output, Raft,
+    Config, Entries, EntryKind, Input, Instant, LogIndex, Membership, MembershipChange, NodeId, Output, Raft,
     ReadOutcome, Recovered,
 };
 
@@ -18,7 +18,6 @@ const KEPT: u64 = 256;
 /// One of the servers, with its disk and its state machine.
 pub(crate) struct Server {
     pub(crate) raft: Raft,
-    inbox: Vec<Envelope>,
     disk: VecDeque<Entries>,
     pub(crate) commands: u64,
     pub(crate) checksum: u64,
@@ -46,7 +45,6 @@ impl Cluster {
         let server = |id| Server {
             raft: Raft::new(Config::new(id), Recovered::fresh(Membership::of_voters(ids())), now)
                 .expect("the default configuration is valid"),
-            inbox: Vec::new(),
             disk: VecDeque::new(),
             commands: 0,
             checksum: 0,
@@ -125,18 +123,15 @@ impl Cluster {
         while std::mem::take(&mut busy) {
             for at in 0..self.servers.len() {
                 let (server, output) = (&mut self.servers[at], &mut self.output);
-                if !server.inbox.is_empty() {
-                    server.raft.step_messages(self.now, &mut server.inbox);
-                } else if !server.raft.has_output() {
+                if !server.raft.has_output() {
                     continue;
                 }
                 busy = true;
                 server.raft.take_output_into(output);
                 server.carry_out(self.now, output);
                 self.messages += output.messages.len() as u64;
-                for message in output.messages.drain(..) {
-                    let to = message.to.0 as usize - 1;
-                    self.servers[to].inbox.push(message);
+                for message in &mut output.messages {
+                    self.servers[message.to.0 as usize - 1].raft.step_message(self.now, message);
                 }
             }
         }

@@ -19,7 +19,6 @@ const BATCHES_PER_TICK: u64 = 2000;
 struct Server {
     node: RawNode<MemStorage>,
     store: MemStorage,
-    inbox: Vec<Message>,
     commands: u64,
     applied: u64,
     checksum: u64,
@@ -52,7 +51,7 @@ impl Cluster {
                 ..Config::default()
             };
             let node = RawNode::new(&config, store.clone(), &logger).expect("the configuration is valid");
-            Server { node, store, inbox: Vec::new(), commands: 0, applied: 0, checksum: 0 }
+            Server { node, store, commands: 0, applied: 0, checksum: 0 }
         };
         let servers = (1..=SERVERS).map(server).collect();
         let mut cluster = Cluster { servers, leader: 0, batches: 0, compacted: 0, messages: 0 };
@@ -106,16 +105,14 @@ impl Cluster {
         while std::mem::take(&mut busy) {
             for at in 0..self.servers.len() {
                 let server = &mut self.servers[at];
-                for message in server.inbox.drain(..) {
-                    server.node.step(message).expect("it comes from a member");
-                }
                 if !server.node.has_ready() {
                     continue;
                 }
                 busy = true;
                 for message in server.carry_out().into_iter().flatten() {
                     self.messages += 1;
-                    self.servers[message.to as usize - 1].inbox.push(message);
+                    let to = &mut self.servers[message.to as usize - 1];
+                    to.node.step(message).expect("it comes from a member");
                 }
             }
         }
