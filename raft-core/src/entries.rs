@@ -338,13 +338,13 @@ impl Segment {
 
     fn entry(&self, slot: u32) -> EntryRef<'_> {
         let (at, end) = (self.offset(slot), self.offset(slot + 1));
-        let bytes = &self.packed.buf[at..end];
+        let (head, payload) = self.packed.buf[at..end].split_at(ENTRY_HEADER);
         EntryRef {
             index: self.first + u64::from(slot - self.lo),
-            term: Term(le_u64(&bytes[8..16])),
+            term: Term(le_u64(&head[8..16])),
             // Validated when the segment was made.
-            kind: EntryKind::try_from(bytes[16]).unwrap_or(EntryKind::NoOp),
-            payload: &bytes[ENTRY_HEADER..],
+            kind: EntryKind::try_from(head[16]).unwrap_or(EntryKind::NoOp),
+            payload,
         }
     }
 }

@@ -312,7 +312,8 @@ impl Raft {
     /// of older terms are never committed by counting (paper, section 5.4.2, Figure 8).
     #[inline]
     pub(crate) fn advance_commit(&mut self) {
-        if self.log.commit < self.log.last_index()
+        if self.is_leader()
+            && self.log.commit < self.log.last_index()
             && let Some(index) = self.counted()
         {
             self.log.commit_to(index);

@@ -116,6 +116,7 @@ impl Log {
     }
 
     /// Appends a segment, which must begin right after the end. The caller has checked that.
+    #[inline]
     pub(crate) fn append(&mut self, segment: Segment) {
         debug_assert_eq!(segment.first_index(), self.last.next(), "appends are contiguous");
         debug_assert!(segment.first_term() >= self.last_id().term, "terms never decrease");
@@ -232,7 +233,11 @@ impl Log {
     }
 
     /// Entries `from ..= to` of at most `max_bytes` (but at least one), if `from` is in memory.
-    #[inline]
+    #[expect(
+        clippy::inline_always,
+        reason = "nearly always it is a comparison and a count, and the entries are made where they go"
+    )]
+    #[inline(always)]
     pub(crate) fn cached(&self, from: LogIndex, to: LogIndex, max_bytes: usize) -> Option<Entries> {
         // Nearly always it is the newest segment that is wanted, all of it, and it fits.
         if let Some(newest) = self.cache.back()

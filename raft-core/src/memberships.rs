@@ -11,18 +11,25 @@ use crate::types::LogIndex;
 /// Invariants: never empty; indices ascend strictly; the first one is where the log begins, or below.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "sim", derive(Hash))]
-pub(crate) struct Memberships(Vec<(LogIndex, Arc<Membership>)>);
+pub(crate) struct Memberships {
+    all: Vec<(LogIndex, Arc<Membership>)>,
+    /// Index of the newest: it is asked several times with every output.
+    index: LogIndex,
+}
 
 impl Memberships {
     /// The membership as of the start of the log, and those in the log after it, which ascend in index.
     pub(crate) fn new(start: LogIndex, membership: Membership, changes: Vec<(LogIndex, Membership)>) -> Self {
         let all = std::iter::once((start, membership)).chain(changes);
-        Memberships(all.map(|(index, membership)| (index, Arc::new(membership))).collect())
+        let all = all.map(|(index, membership)| (index, Arc::new(membership))).collect();
+        let mut memberships = Memberships { all, index: start };
+        memberships.index = memberships.newest().0;
+        memberships
     }
 
     fn newest(&self) -> &(LogIndex, Arc<Membership>) {
         // Never empty.
-        &self.0[self.0.len() - 1]
+        &self.all[self.all.len() - 1]
     }
 
     /// The membership that counts.
@@ -37,44 +44,50 @@ impl Memberships {
 
     /// The membership that would count if the newest change were truncated, if the log still knows of it.
     pub(crate) fn before(&self) -> Option<&Membership> {
-        self.0.len().checked_sub(2).map(|at| &*self.0[at].1)
+        self.all.len().checked_sub(2).map(|at| &*self.all[at].1)
     }
 
     /// Index of the entry that brought it, or of the start of the log.
     pub(crate) fn index(&self) -> LogIndex {
-        self.newest().0
+        self.index
     }
 
     /// The membership as of the entry at `index`, which must not be below the start of the log.
     pub(crate) fn at(&self, index: LogIndex) -> &Membership {
-        let after = self.0.partition_point(|(at, _)| *at <= index);
-        &self.0[after.saturating_sub(1)].1
+        let after = self.all.partition_point(|(at, _)| *at <= index);
+        &self.all[after.saturating_sub(1)].1
     }
 
     /// An entry that changes it was appended.
     pub(crate) fn push(&mut self, index: LogIndex, membership: Membership) {
         debug_assert!(index > self.index(), "appends ascend");
-        self.0.push((index, Arc::new(membership)));
+        self.all.push((index, Arc::new(membership)));
+        self.index = index;
     }
 
     /// Entries from `from` on are gone. Whether that changed what counts.
     pub(crate) fn truncate(&mut self, from: LogIndex) -> bool {
-        let keep = self.0.partition_point(|(at, _)| *at < from).max(1);
-        let changed = keep < self.0.len();
-        self.0.truncate(keep);
+        let keep = self.all.partition_point(|(at, _)| *at < from).max(1);
+        let changed = keep < self.all.len();
+        self.all.truncate(keep);
+        self.index = self.newest().0;
         changed
     }
 
     /// The log begins after `index` now: what was replaced by then is of no use any more.
     pub(crate) fn purge(&mut self, index: LogIndex) {
-        let after = self.0.partition_point(|(at, _)| *at <= index);
-        self.0.drain(..after.saturating_sub(1));
+        let after = self.all.partition_point(|(at, _)| *at <= index);
+        self.all.drain(..after.saturating_sub(1));
     }
 
     /// Panics when an invariant is broken.
     pub(crate) fn check(&self, start: LogIndex, last: LogIndex) {
-        assert!(self.0.windows(2).all(|w| w[0].0 < w[1].0), "memberships do not ascend: {self:?}");
-        assert!(self.0.first().is_some_and(|(at, _)| *at <= start), "no membership for the start of the log: {self:?}");
+        assert_eq!(self.index, self.newest().0, "the newest is another: {self:?}");
+        assert!(self.all.windows(2).all(|w| w[0].0 < w[1].0), "memberships do not ascend: {self:?}");
+        assert!(
+            self.all.first().is_some_and(|(at, _)| *at <= start),
+            "no membership for the start of the log: {self:?}"
+        );
         assert!(self.index() <= last, "a membership that is not in the log: {self:?}");
     }
 }
