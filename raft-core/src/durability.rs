@@ -145,22 +145,23 @@ impl Durability {
     pub(crate) fn next_write(&mut self, hard_state: HardState, entries: Entries, now: Instant) -> Option<Write> {
         let mut write = None;
         if self.is_dirty() || !entries.is_empty() {
-            self.next_write_into(&mut write, hard_state, entries, now);
+            let last = entries.last_index().unwrap_or(self.unwritten.prev());
+            self.next_write_into(&mut write, hard_state, entries, last, now);
         }
         write
     }
 
-    /// Puts the next write in the place of one that was carried out, or of none. `entries` are those from [`Self::unwritten`] on.
+    /// Puts the next write in the place of one that was carried out, or of none. `entries` are those from [`Self::unwritten`] on, up to `last`.
     #[inline]
     pub(crate) fn next_write_into(
         &mut self,
         place: &mut Option<Write>,
         hard_state: HardState,
         entries: Entries,
+        last: LogIndex,
         now: Instant,
     ) {
         self.issued = WriteSeq(self.issued.0 + 1);
-        let last = entries.last_index().unwrap_or(self.unwritten.prev());
         self.unwritten = last.next();
         self.in_flight.push_back(InFlight { seq: self.issued, last, issued_at: now });
         let write = Write {

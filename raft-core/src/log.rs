@@ -174,9 +174,8 @@ impl Log {
         }
         self.runs.drain(..gone);
         self.start = to;
-        while let Some(front) = self.cache.pop_front_if(|front| front.last_index() <= to.index) {
-            self.cached_bytes -= front.byte_len();
-        }
+        let gone = self.cache.partition_point(|segment| segment.last_index() <= to.index);
+        self.cached_bytes -= self.cache.drain(..gone).map(|segment| segment.byte_len()).sum::<usize>();
     }
 
     /// Forgets everything: the log begins, and ends, after `start`, which a snapshot holds and the state machine has taken over.

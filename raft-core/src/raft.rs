@@ -456,8 +456,8 @@ impl Raft {
 
     /// Hands out a write with everything that is not in one yet, in the place of one that was carried out.
     fn write(&mut self, place: &mut Option<Write>) {
-        let from = self.durability.unwritten();
-        let entries = if from > self.log.last_index() {
+        let (from, last) = (self.durability.unwritten(), self.log.last_index());
+        let entries = if from > last {
             if !self.durability.is_dirty() {
                 // Nearly always it was taken out of there: to find that out is less than to move nothing.
                 if place.is_some() {
@@ -468,9 +468,15 @@ impl Raft {
             Entries::new()
         } else {
             // What was not handed out for writing is always in memory.
-            self.log.cached(from, self.log.last_index(), usize::MAX).unwrap_or_default()
+            self.log.cached(from, last, usize::MAX).unwrap_or_default()
         };
-        self.durability.next_write_into(place, self.hard_state, entries, self.now);
+        let last = last.max(from.prev());
+        debug_assert_eq!(
+            entries.last_index().unwrap_or(from.prev()),
+            last,
+            "entries are neither written nor in memory"
+        );
+        self.durability.next_write_into(place, self.hard_state, entries, last, self.now);
     }
 
     /// Hands committed and durable entries to the state machine, within the limit of what it may have at a time.

@@ -101,7 +101,14 @@ impl Raft {
     ///
     /// Whatever this leader took in is committed first: so whoever proposed it gets an answer. What earlier leaders left, and only an entry
     /// of this term could commit, is nobody's here.
+    #[inline]
     pub(crate) fn go_on_with_transfer(&mut self) {
+        if self.transferring_to().is_some() {
+            self.tell_next_leader();
+        }
+    }
+
+    fn tell_next_leader(&mut self) {
         let last_log = self.log.last_id();
         let settled = self.log.commit == last_log.index || last_log.term < self.hard_state.current_term;
         let (now, interval) = (self.now, self.config.heartbeat_interval);

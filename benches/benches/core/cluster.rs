@@ -144,9 +144,7 @@ impl Server {
         if let Some(write) = &mut output.write {
             if let Some(start) = &write.log_start {
                 let forgotten = |entries: &Entries| entries.last_index().is_some_and(|last| last <= start.last.index);
-                while self.disk.front().is_some_and(forgotten) {
-                    self.disk.pop_front();
-                }
+                self.disk.drain(..self.disk.partition_point(forgotten));
             }
             if !write.entries.is_empty() {
                 self.disk.push_back(std::mem::take(&mut write.entries));
