@@ -224,11 +224,13 @@ impl Segment {
     }
 
     /// Index of the first entry.
+    #[inline]
     pub fn first_index(&self) -> LogIndex {
         self.first
     }
 
     /// Index of the last entry.
+    #[inline]
     pub fn last_index(&self) -> LogIndex {
         self.first + (u64::from(self.hi - self.lo) - 1)
     }
@@ -328,7 +330,8 @@ impl Segment {
     /// The term of all entries, if they have the same.
     #[inline]
     pub(crate) fn one_term(&self) -> Option<Term> {
-        self.packed.term.or_else(|| Some(self.first_term()).filter(|term| *term == self.last_term()))
+        let first = self.first_term();
+        (self.packed.term.is_some() || first == self.last_term()).then_some(first)
     }
 
     /// Whether there may be entries that are memberships.

@@ -165,6 +165,7 @@ impl Raft {
         }
     }
 
+    #[inline]
     fn send_append(&mut self, peer: NodeId, progress: &mut Progress, entries: Entries) {
         let prev = progress.next_index.prev();
         let Some(term) = self.log.term_at(prev) else {
@@ -312,10 +313,13 @@ impl Raft {
     /// of older terms are never committed by counting (paper, section 5.4.2, Figure 8).
     #[inline]
     pub(crate) fn advance_commit(&mut self) {
-        if self.is_leader()
-            && self.log.commit < self.log.last_index()
-            && let Some(index) = self.counted()
-        {
+        if self.is_leader() && self.log.commit < self.log.last_index() {
+            self.count_commit();
+        }
+    }
+
+    fn count_commit(&mut self) {
+        if let Some(index) = self.counted() {
             self.log.commit_to(index);
         }
     }

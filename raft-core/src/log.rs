@@ -238,15 +238,17 @@ impl Log {
     )]
     #[inline(always)]
     pub(crate) fn cached(&self, from: LogIndex, to: LogIndex, max_bytes: usize) -> Option<Entries> {
-        // Nearly always it is the newest segment that is wanted, all of it, and it fits.
-        if let Some(newest) = self.cache.back()
-            && newest.first_index() == from
-            && self.last <= to
-            && newest.byte_len() <= max_bytes
-        {
-            return Some(newest.clone().into());
+        match self.newest(from, to, max_bytes) {
+            Some(newest) => Some(newest.clone().into()),
+            None => self.some_cached(from, to, max_bytes),
         }
-        self.some_cached(from, to, max_bytes)
+    }
+
+    /// The newest segment, if that is what is wanted, all of it, and it fits; so it is nearly always.
+    #[inline]
+    pub(crate) fn newest(&self, from: LogIndex, to: LogIndex, max_bytes: usize) -> Option<&Segment> {
+        let newest = self.cache.back().filter(|newest| newest.first_index() == from && self.last <= to);
+        newest.filter(|newest| newest.byte_len() <= max_bytes)
     }
 
     #[inline(never)]

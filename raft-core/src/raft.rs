@@ -49,6 +49,8 @@ pub struct Raft {
     pub(crate) leader: Option<NodeId>,
     /// When the leader was last heard.
     pub(crate) leader_heard_at: Instant,
+    /// The shortest time to the next election, in nanoseconds, between 1 and what may be doubled without overflow. From the settings.
+    election_base: u64,
     /// When to campaign, unless a leader is heard before.
     pub(crate) election_at: Instant,
     /// This server stands or has voted since it last heard a leader, and nothing has come of that yet.
@@ -94,6 +96,7 @@ impl Raft {
         let installed = recovery::check(&recovered)?;
         let Recovered { hard_state, log_start, runs, last_index, applied, membership, changes, restored: _ } =
             recovered;
+        let election_base = (Instant(0) + config.election_timeout).0.clamp(1, u64::MAX >> 4);
         let seed = config.seed ^ config.id.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         // Far from the end of the numbers.
         let mut names = SmallRng::seed_from_u64(!seed);
@@ -110,6 +113,7 @@ impl Raft {
             role: RoleState::Follower,
             leader: None,
             leader_heard_at: now,
+            election_base,
             election_at: now,
             election_open: false,
             failed_elections: 0,
@@ -152,8 +156,15 @@ impl Raft {
         self.now = self.now.max(now);
         match input {
             Input::Message(mut message) => self.receive(&mut message),
-            Input::Persisted(seq) => self.persisted(seq),
-            Input::Applied(index) => self.applied(index),
+            Input::Persisted(seq) => {
+                // Now, while it is known that there is nothing to drop in it.
+                drop(input);
+                self.persisted(seq);
+            }
+            Input::Applied(index) => {
+                drop(input);
+                self.applied(index);
+            }
             other => self.step_seldom(other),
         }
     }
@@ -383,8 +394,7 @@ impl Raft {
     /// take about an election timeout to arrive, candidates would otherwise stop one another for ever.
     pub(crate) fn reset_election_timer(&mut self) {
         const MOST_DOUBLINGS: u32 = 2;
-        let base = (Instant(0) + self.config.election_timeout).0.clamp(1, u64::MAX >> 4);
-        let base = base << self.failed_elections.min(MOST_DOUBLINGS);
+        let base = self.election_base << self.failed_elections.min(MOST_DOUBLINGS);
         let wait = base.saturating_add(self.rng.random_range(0..base));
         self.election_at = Instant(self.now.0.saturating_add(wait));
     }
@@ -506,18 +516,22 @@ impl Raft {
         }
         let first = self.log.applying.next();
         let room = self.config.max_unapplied_bytes - self.applying_bytes;
+        if let Some(newest) = self.log.newest(first, ready, room) {
+            let (last, bytes, entries) = (newest.last_index(), newest.byte_len(), newest.clone().into());
+            self.counts_as_applying(last, bytes);
+            return Some(entries);
+        }
         let entries = self.log.cached(first, ready, room);
-        match &entries {
-            Some(entries) => self.counts_as_applying(entries),
+        match entries.as_ref().and_then(|entries| Some((entries.last_index()?, entries.byte_len()))) {
+            Some((last, bytes)) => self.counts_as_applying(last, bytes),
             None => self.apply_fetch = Some(self.fetch(first, ready, room.min(self.config.max_append_bytes))),
         }
         entries
     }
 
-    /// These go to the state machine.
-    fn counts_as_applying(&mut self, entries: &Entries) {
-        let Some(last) = entries.last_index() else { return };
-        let bytes = entries.byte_len();
+    /// What ends here goes to the state machine.
+    #[inline]
+    fn counts_as_applying(&mut self, last: LogIndex, bytes: usize) {
         self.log.applying = last;
         self.applying.push_back((last, bytes));
         self.applying_bytes += bytes;
@@ -537,13 +551,13 @@ impl Raft {
         }
         self.apply_fetch = None;
         let ready = self.log.commit.min(self.durability.durable());
-        let fits = entries.first_index() == Some(self.log.applying.next())
-            && entries.last_index().is_some_and(|last| last <= ready)
-            && self.is_own(entries);
-        if !fits {
-            self.reject(self.config.id, Anomaly::Driver);
-        } else if self.out.apply.is_empty() {
-            self.counts_as_applying(entries);
+        let first_fits = entries.first_index() == Some(self.log.applying.next());
+        let Some(last) = entries.last_index().filter(|last| first_fits && *last <= ready && self.is_own(entries))
+        else {
+            return self.reject(self.config.id, Anomaly::Driver);
+        };
+        if self.out.apply.is_empty() {
+            self.counts_as_applying(last, entries.byte_len());
             self.out.apply = entries.clone();
         }
     }

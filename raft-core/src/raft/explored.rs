@@ -60,6 +60,8 @@ impl Raft {
             role,
             leader,
             leader_heard_at,
+            // Part of the settings.
+            election_base: _,
             election_at,
             election_open,
             failed_elections,
