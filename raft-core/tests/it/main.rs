@@ -17,3 +17,4 @@ mod rules;
 mod scripts;
 mod survivors;
 mod swarm;
+mod worth;
