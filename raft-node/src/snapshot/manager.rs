@@ -238,3 +238,53 @@ impl Drop for Manager {
         self.asked.drain(..).for_each(|who| drop(who.send(Err(SnapshotError::ShuttingDown))));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use raft_core::{GroupId, MemberRole, NodeId};
+
+    use super::super::policy::SnapshotPolicy;
+    use super::*;
+    use crate::inbox::{Inbox, Life};
+    use crate::pace::Pace;
+
+    fn follower(at: u64) -> FollowerStatus {
+        FollowerStatus {
+            id: NodeId(2),
+            member: MemberRole::Voter,
+            match_index: LogIndex(at),
+            next_index: LogIndex(at + 1),
+            probing: false,
+            inflight_appends: 0,
+            inflight_bytes: 0,
+            snapshot: None,
+            missing_entries: 0,
+            missing_bytes: 0,
+            missing_is_exact: true,
+        }
+    }
+
+    #[test]
+    fn a_compaction_that_was_put_off_is_made_up_for_without_another_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::open(dir.path(), GroupId(1), Pace::new()).unwrap();
+        let (inbox, _news) = Inbox::new();
+        let inbox = inbox.of(Life { group: GroupId(1), number: 1 });
+        let shelf = Shelf { directory: Some(Arc::new(directory)), inbox, metrics: Arc::default() };
+        let policy = SnapshotPolicy { entries: 100, bytes: 0, keep_entries: 0, keep_bytes: 0, hold_bytes: 1000 };
+        let ledger = Ledger::new(policy, LogIndex::ZERO, LogIndex::ZERO, 0);
+        let mut manager = Manager::new(ledger, true, shelf);
+        manager.holds.begin(NodeId(2), 1, LogIndex(40), 0);
+        (1..=100).for_each(|index| manager.ledger.applied(LogIndex(index), 1));
+        assert_eq!(manager.task(), Some(Task::Persist));
+
+        let mut compact = |at: Duration, start: u64, matched: u64| {
+            manager.compact(Instant(0) + at, LogIndex(100), LogIndex(start), || vec![follower(matched)])
+        };
+        assert_eq!(compact(Duration::ZERO, 0, 40), Some(LogIndex(40)), "as far as it can go");
+        assert_eq!(compact(LOOK_AGAIN / 2, 40, 100), None, "nobody looks yet");
+        assert_eq!(compact(LOOK_AGAIN, 40, 70), None, "a little more is no reason to compact");
+        assert_eq!(compact(LOOK_AGAIN * 2, 40, 100), Some(LogIndex(100)), "and the rest");
+        assert_eq!(compact(LOOK_AGAIN * 9, 100, 100), None, "once");
+    }
+}
