@@ -112,6 +112,27 @@ pub(crate) fn ensure_perf() -> Result<()> {
     rights.install(&PACKAGES).context(others)
 }
 
+/// Looks for `ip` and `tc`, with which a benchmark makes a network of its own, and installs them when they are missing.
+///
+/// # Errors
+///
+/// When they are missing and cannot be installed from here; the message holds the line to type.
+pub(crate) fn ensure_iproute() -> Result<()> {
+    const PACKAGES: [&str; 1] = ["iproute2"];
+    if ["ip", "tc"].into_iter().all(workspace::on_path) {
+        return Ok(());
+    }
+    if !workspace::on_path("apt-get") {
+        bail!(
+            "please install iproute2, so that `ip` and `tc` are on the PATH, and try again; there is none but for Linux"
+        );
+    }
+    let Some(rights) = Rights::of_this_user() else {
+        bail!("iproute2 is missing. Type this and try again:\n\n  {}\n", debian_line(&PACKAGES));
+    };
+    rights.install(&PACKAGES)
+}
+
 fn missing() -> Vec<&'static Prerequisite> {
     PREREQUISITES.iter().filter(|prerequisite| !(prerequisite.present)()).collect()
 }

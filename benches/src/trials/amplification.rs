@@ -423,7 +423,8 @@ mod tests {
     use super::*;
 
     fn args() -> Args {
-        let stage = Stage { program: "x".into(), dir: std::env::temp_dir(), out: "x".into(), keep: false };
+        let stage =
+            Stage { program: "x".into(), dir: std::env::temp_dir(), out: "x".into(), keep: false, engine: None };
         Args {
             stage,
             minutes: 6.0,

@@ -66,8 +66,8 @@ pub(crate) struct Args {
     /// Why it lacks so much
     #[arg(long, value_enum, default_value = "wiped")]
     mode: Mode,
-    /// Seconds for which latency is measured before
-    #[arg(long, default_value_t = 10.0)]
+    /// Seconds for which latency is measured while nothing happens: before, with the follower away, and afterwards
+    #[arg(long, default_value_t = 30.0)]
     quiet: f64,
     /// Seconds of rest after the state was written: a host may make whoever has written gigabytes pay for it for a minute or two
     #[arg(long, default_value_t = 0.0)]
@@ -75,6 +75,9 @@ pub(crate) struct Args {
     /// Bytes of a snapshot that are sent in a second, at most (`snapshot.max_bytes_per_second`) [default: the nodes']
     #[arg(long)]
     max_bytes_per_second: Option<u64>,
+    /// What the nodes' network is, for the record: `cargo xtask bench catchup --link` makes one [default: the loopback device]
+    #[arg(long)]
+    link: Option<String>,
 }
 
 /// Why the follower lacks so much.
@@ -161,6 +164,7 @@ impl Trial<'_> {
             failure = lanes.failure() => return Err(failure.context("while the follower catches up")),
         };
         let seconds = begin.elapsed().as_secs_f64();
+        self.quiet(&mut lanes, &meter, Step::QuietAgain).await?;
         let unanswered = lanes.drain(&meter).await;
         let status = self.arena.observer.status_of(self.leader).await?;
         let count = |name: &str| status.metrics.get(name).copied().unwrap_or(0);
@@ -208,7 +212,11 @@ impl Trial<'_> {
         let measured = async {
             tokio::time::sleep(WARM_UP).await;
             self.recorder.begin(step, meter)?;
-            tokio::time::sleep(Duration::from_secs_f64(self.args.quiet)).await;
+            let until = Instant::now() + Duration::from_secs_f64(self.args.quiet);
+            while Instant::now() < until {
+                tokio::time::sleep(LOOK).await;
+                self.recorder.look(meter)?;
+            }
             self.recorder.end(meter)
         };
         tokio::select! {
@@ -261,6 +269,7 @@ async fn watch(
     let mut seen: Option<Transfer> = None;
     loop {
         tokio::time::sleep(LOOK).await;
+        recorder.look(meter)?;
         let look = |id| tokio::time::timeout(LOOK_WITHIN, arena.observer.status_of(id));
         let (Ok(Ok(of_leader)), of_follower) = tokio::join!(look(leader), look(follower)) else { continue };
         let at = Instant::now();
@@ -358,10 +367,20 @@ fn report(args: &Args, recorder: &Recorder, found: &Found, bulk: f64) -> Result<
     outcome.setting("value bytes", args.value_size.to_string());
     outcome.setting("rest after the filling, s", args.settle.to_string());
     outcome.setting("mode", format!("{:?}", args.mode).to_lowercase());
+    if args.mode == Mode::Behind {
+        outcome.variant("behind");
+    }
+    if let Some(link) = &args.link {
+        outcome.setting("link", link.clone());
+        outcome.variant("link");
+    }
     for row in recorder.rows() {
         outcome.row(row);
     }
-    let (quiet, during) = (recorder.p99_ms(Step::QuietAll), recorder.p99_ms_of_catching_up()?);
+    recorder.chart(&mut outcome);
+    // A host is not the same from one minute to the next: what is quiet is measured on both sides.
+    let quiet = recorder.p99_ms(&[Step::QuietAll, Step::QuietAgain])?;
+    let (before, during) = (recorder.p99_ms(&[Step::QuietAll])?, recorder.p99_ms_of_catching_up()?);
     let Found { snapshot, rate, seconds, elections, sent, failed, not_served } = *found;
     outcome.note(format!(
         "caught up after {seconds:.1} s; snapshot of {:.0} MB at {:.0} MB/s; the transport alone takes {:.0} MB/s; {sent} sent, {failed} broke off",
@@ -371,12 +390,13 @@ fn report(args: &Args, recorder: &Recorder, found: &Found, bulk: f64) -> Result<
     ));
     outcome.note("CPU: in percent of one core; all: the whole machine, with whatever else runs on it; stolen: what the host took from it meanwhile");
     outcome.at_most(
-        "p99 of writes while the follower catches up, as a multiple of the quiet p99",
+        "p99 of writes while the follower catches up, as a multiple of the quiet p99 before and after",
         "x",
         ratio(during, quiet),
         2.0,
     );
     outcome.at_least("rate of the transfer, in percent of the transport alone", "%", ratio(rate, bulk) * 100.0, 50.0);
+    outcome.note(format!("as a multiple of the quiet p99 before alone: {}", short(ratio(during, before))));
     outcome.at_most("elections", "", elections as f64, 0.0);
     outcome.at_most("writes that were not served", "", not_served as f64, 0.0);
     outcome.samples("quiet_p99_ms", [quiet]);

@@ -152,7 +152,8 @@ mod tests {
             "spread": [{"groups": 1, "clients": 300, "writes_per_second": 5e4, "p50_us": 900, "p99_us": 4000, "syncs_per_second": 3000,
                 "writes_per_sync": 50, "cpu_percent": 150}]}"#;
         let found: Found = serde_json::from_str(json).unwrap();
-        let stage = Stage { program: "x".into(), dir: std::env::temp_dir(), out: "x".into(), keep: false };
+        let stage =
+            Stage { program: "x".into(), dir: std::env::temp_dir(), out: "x".into(), keep: false, engine: None };
         let text = report(&Args { stage, example: "x".into(), rest: Vec::new() }, &found).render();
         assert!(text.contains("| 1      |     300 |    50000 |    900 |"), "{text}");
         assert!(text.contains("has 1.5 KiB of memory and 0.20 us"), "{text}");

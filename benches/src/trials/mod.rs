@@ -76,6 +76,9 @@ pub(crate) struct Stage {
     /// Keep data and logs of the nodes
     #[arg(long)]
     keep: bool,
+    /// What keeps the nodes' logs [default: the nodes']
+    #[arg(long, value_parser = ["rocksdb", "journal"])]
+    engine: Option<String>,
 }
 
 /// Carries a trial out, prints what came of it, and cleans up.
@@ -95,6 +98,9 @@ pub(crate) fn run(command: &Command) -> Result<()> {
         Command::Groups(args) => &args.stage,
         Command::Amplification(args) => &args.stage,
     };
+    if stage.engine.is_some() && matches!(command, Command::Groups(_)) {
+        bail!("the groups choose for themselves what keeps their logs: without --engine");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let outcome = tokio::task::LocalSet::new().block_on(&runtime, async {
         let trial = async {
@@ -128,7 +134,11 @@ pub(crate) fn run(command: &Command) -> Result<()> {
     } else if stage.dir.exists() {
         std::fs::remove_dir_all(&stage.dir).with_context(|| format!("cannot remove {}", stage.dir.display()))?;
     }
-    let outcome = outcome?;
+    let mut outcome = outcome?;
+    if let Some(engine) = &stage.engine {
+        outcome.setting("engine", engine.clone());
+        outcome.variant(engine);
+    }
     let path = outcome.save(&stage.out)?;
     println!("{}\nevery value is in {}", outcome.render(), crate::shorten(&path).display());
     if let Some(picture) = outcome.picture(&path)? {
@@ -184,7 +194,8 @@ struct Arena {
 impl Arena {
     /// Starts `count` nodes in `dir`, and waits for a leader.
     async fn open(stage: &Stage, dir: &Path, count: u64, settings: &str) -> Result<(Arena, Leadership)> {
-        let nodes = Nodes::start(dir, &stage.program, count, settings)?;
+        let engine = stage.engine.as_ref().map(|engine| format!("\n[storage]\nengine = \"{engine}\"\n"));
+        let nodes = Nodes::start(dir, &stage.program, count, &(settings.to_owned() + &engine.unwrap_or_default()))?;
         let observer = Observer::new(&nodes.description(), nodes.tls().clone())?;
         let mut arena = Arena { nodes, observer };
         let leadership = arena.settled().await?;

@@ -23,6 +23,9 @@ pub(crate) struct Outcome {
     format: u32,
     /// Which trial.
     trial: &'static str,
+    /// What its files are called.
+    #[serde(skip)]
+    name: String,
     started: String,
     commit: String,
     machine: Machine,
@@ -73,6 +76,7 @@ impl Outcome {
         Outcome {
             format: FORMAT,
             trial,
+            name: trial.to_owned(),
             started: timestamp(time::OffsetDateTime::now_utc()),
             commit: machine::commit(),
             machine: Machine::find_out(dir),
@@ -92,6 +96,11 @@ impl Outcome {
     /// How the trial was made.
     pub(crate) fn setting(&mut self, name: &'static str, value: impl Into<String>) {
         self.settings.insert(name, value.into());
+    }
+
+    /// It was made in another way than usual: it does not take the place of the usual one among the files.
+    pub(crate) fn variant(&mut self, way: &str) {
+        self.name = format!("{}-{way}", self.name);
     }
 
     /// A line of the table.
@@ -173,9 +182,9 @@ impl Outcome {
         text
     }
 
-    /// Writes it into `dir`, whole or not at all, as `<when it began>-<trial>.json`.
+    /// Writes it into `dir`, whole or not at all, as `<when it began>-<name>.json`.
     pub(crate) fn save(&self, dir: &Path) -> Result<PathBuf> {
-        let path = dir.join(format!("{}-{}.json", self.started, self.trial));
+        let path = dir.join(format!("{}-{}.json", self.started, self.name));
         let temporary = path.with_extension("json.tmp");
         let text = serde_json::to_string_pretty(self)? + "\n";
         let write = || {

@@ -1,13 +1,17 @@
 //! What the clients noticed, and what the processes used, in each phase of catching up.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use hdrhistogram::Histogram;
 
-use super::outcome::short;
+use super::outcome::{Outcome, short};
 use crate::meter::{Latency, Meter, histogram, latency};
+use crate::plot::{Axis, Scale, Series};
 use crate::probe::Cpu;
+
+/// Latencies are looked at for as long, one after the other.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// The phases, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +30,8 @@ pub(super) enum Step {
     Log,
     /// It has caught up.
     Done,
+    /// All nodes are there again, and nothing happens.
+    QuietAgain,
 }
 
 impl Step {
@@ -38,6 +44,7 @@ impl Step {
             Step::Restoring => "restoring",
             Step::Log => "log",
             Step::Done => "done",
+            Step::QuietAgain => "quiet again, all nodes",
         }
     }
 }
@@ -51,11 +58,26 @@ struct Phase {
     cpu: [Option<f64>; 4],
 }
 
+/// A second of a phase, or what was left of it.
+struct Moment {
+    step: Step,
+    /// When it ended, in seconds since the first one began.
+    at: f64,
+    p99_ms: f64,
+    /// What the host took, in percent of one core.
+    stolen: Option<f64>,
+}
+
 /// The phase that goes on.
 struct Now {
     step: Step,
     begin: Instant,
     cpu: [Option<f64>; 4],
+    /// Of the moments that are over.
+    latencies: Histogram<u64>,
+    /// When this one began, and what the host had taken until then.
+    moment: Instant,
+    stolen: Option<f64>,
 }
 
 /// Keeps book of the phases.
@@ -64,13 +86,15 @@ pub(super) struct Recorder {
     follower: Vec<u32>,
     now: Option<Now>,
     phases: Vec<Phase>,
+    first: Option<Instant>,
+    moments: Vec<Moment>,
 }
 
 impl Recorder {
     /// For these processes.
     pub(super) fn new(leader: Option<u32>, follower: Option<u32>) -> Self {
         let (leader, follower) = (leader.into_iter().collect(), follower.into_iter().collect());
-        Recorder { leader, follower, now: None, phases: Vec::new() }
+        Recorder { leader, follower, now: None, phases: Vec::new(), first: None, moments: Vec::new() }
     }
 
     /// The follower has another process now.
@@ -92,14 +116,60 @@ impl Recorder {
             // What came between two phases belongs to none.
             meter.take_latencies()?;
         }
-        self.now = Some(Now { step, begin: Instant::now(), cpu: self.cpu() });
+        let (begin, cpu) = (Instant::now(), self.cpu());
+        self.first.get_or_insert(begin);
+        self.now = Some(Now { step, begin, cpu, latencies: histogram()?, moment: begin, stolen: cpu[3] });
         Ok(())
+    }
+
+    /// To be called now and then while a phase goes on.
+    pub(super) fn look(&mut self, meter: &Meter) -> Result<()> {
+        match &self.now {
+            Some(now) if now.moment.elapsed() >= MOMENT => self.next_moment(meter),
+            _ => Ok(()),
+        }
+    }
+
+    fn next_moment(&mut self, meter: &Meter) -> Result<()> {
+        let (at, [.., stolen]) = (Instant::now(), self.cpu());
+        let (Some(now), Some(first)) = (&mut self.now, self.first) else { return Ok(()) };
+        let latencies = meter.take_latencies()?;
+        let seconds = (at - now.moment).as_secs_f64();
+        // Of a few milliseconds there is nothing to be said.
+        if seconds > MOMENT.as_secs_f64() / 4.0 {
+            let percent = |until: f64, since: f64| (until - since).max(0.0) / 1e4 / seconds;
+            self.moments.push(Moment {
+                step: now.step,
+                at: (at - first).as_secs_f64(),
+                p99_ms: latency(&latencies).p99 / 1e3,
+                stolen: stolen.zip(now.stolen).map(|(until, since)| percent(until, since)),
+            });
+        }
+        now.latencies.add(&latencies)?;
+        (now.moment, now.stolen) = (at, stolen);
+        Ok(())
+    }
+
+    /// Puts the time line into the outcome.
+    pub(super) fn chart(&self, outcome: &mut Outcome) {
+        let steps: std::collections::BTreeSet<Step> = self.moments.iter().map(|moment| moment.step).collect();
+        let latencies = steps.iter().enumerate().map(|(color, step)| {
+            let of_step = self.moments.iter().filter(|moment| moment.step == *step);
+            Series::new(step.name(), color, of_step.map(|moment| (moment.at, moment.p99_ms)))
+        });
+        let seconds = || Axis::new("seconds", Scale::Linear);
+        outcome.chart("p99 of the writes of each second", seconds(), Axis::new("ms", Scale::Log), latencies.collect());
+        let stolen = self.moments.iter().filter_map(|moment| Some((moment.at, moment.stolen?)));
+        let stolen = vec![Series::new("taken by the host", 0, stolen)];
+        outcome.chart("what the host took", seconds(), Axis::new("% of one core", Scale::Linear), stolen);
+        outcome.samples("moments_s", self.moments.iter().map(|moment| moment.at));
+        outcome.samples("moments_p99_ms", self.moments.iter().map(|moment| moment.p99_ms));
     }
 
     /// Ends the phase that goes on.
     pub(super) fn end(&mut self, meter: &Meter) -> Result<()> {
-        let latencies = meter.take_latencies()?;
-        if let Some(Now { step, begin, cpu }) = self.now.take() {
+        self.next_moment(meter)?;
+        if let Some(Now { step, begin, cpu, latencies, .. }) = self.now.take() {
             let used = self.cpu();
             let cpu = std::array::from_fn(|at| Some((used[at]? - cpu[at]?).max(0.0)));
             self.phases.push(Phase { step, seconds: begin.elapsed().as_secs_f64(), latencies, cpu });
@@ -125,10 +195,9 @@ impl Recorder {
         rows
     }
 
-    /// p99 of the writes in a phase, in milliseconds.
-    pub(super) fn p99_ms(&self, step: Step) -> f64 {
-        let phase = self.phases.iter().find(|phase| phase.step == step);
-        phase.map_or(0.0, |phase| latency(&phase.latencies).p99 / 1e3)
+    /// p99 of the writes in these phases together, in milliseconds.
+    pub(super) fn p99_ms(&self, steps: &[Step]) -> Result<f64> {
+        Ok(latency(&self.together(|step| steps.contains(&step))?.latencies).p99 / 1e3)
     }
 
     /// p99 of the writes while the follower catches up, in milliseconds.
@@ -137,8 +206,12 @@ impl Recorder {
     }
 
     fn catching_up(&self) -> Result<Phase> {
+        self.together(|step| (Step::Starting..Step::Done).contains(&step))
+    }
+
+    fn together(&self, which: impl Fn(Step) -> bool) -> Result<Phase> {
         let mut all = Phase { step: Step::Done, seconds: 0.0, latencies: histogram()?, cpu: [Some(0.0); 4] };
-        for phase in self.phases.iter().filter(|phase| phase.step >= Step::Starting) {
+        for phase in self.phases.iter().filter(|phase| which(phase.step)) {
             all.latencies.add(&phase.latencies)?;
             all.seconds += phase.seconds;
             all.cpu = std::array::from_fn(|at| Some(all.cpu[at]? + phase.cpu[at]?));
@@ -181,8 +254,8 @@ mod tests {
         write(20);
         recorder.end(&meter).unwrap();
         let close = |found: f64, expected: f64| assert!((found / expected - 1.0).abs() < 0.01, "{found}, {expected}");
-        close(recorder.p99_ms(Step::QuietAll), 1.0);
-        close(recorder.p99_ms(Step::Starting), 5.0);
+        close(recorder.p99_ms(&[Step::QuietAll]).unwrap(), 1.0);
+        close(recorder.p99_ms(&[Step::Starting]).unwrap(), 5.0);
         close(recorder.p99_ms_of_catching_up().unwrap(), 20.0);
         let rows = recorder.rows();
         assert_eq!(rows.len(), 4);

@@ -277,7 +277,8 @@ mod tests {
 
     #[test]
     fn logs_of_the_same_entries_make_a_curve() {
-        let stage = Stage { program: "x".into(), dir: std::env::temp_dir(), out: "x".into(), keep: false };
+        let stage =
+            Stage { program: "x".into(), dir: std::env::temp_dir(), out: "x".into(), keep: false, engine: None };
         let found = |entries, value_size| Found {
             log: Log { entries, value_size },
             bytes: 1 << 30,

@@ -2,6 +2,7 @@
 //!
 //! The load generator does it all; this knows its flags, and calls it for each.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -122,6 +123,9 @@ pub(super) enum Trial {
         /// Writes a second meanwhile
         #[arg(long, default_value_t = 2000)]
         rate: u64,
+        /// Let nodes and clients share a link of so many Mbit/s, instead of the loopback device that copies memory (Linux; needs `tc` and `unshare`)
+        #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+        link: Option<u32>,
         #[command(flatten)]
         common: Common,
     },
@@ -145,7 +149,8 @@ impl Trial {
     pub(super) fn all(quick: bool) -> Vec<Trial> {
         let common = || Common { keep: false, rest: Vec::new() };
         let gib = if quick { 0.25 } else { 1.0 };
-        let catchup = |mode: &str| Trial::Catchup { gib, mode: mode.to_owned(), rate: 2000, common: common() };
+        let catchup =
+            |mode: &str| Trial::Catchup { gib, mode: mode.to_owned(), rate: 2000, link: None, common: common() };
         let clients = if quick { vec![1, 256] } else { vec![1, 16, 256] };
         let mut all = vec![Trial::Reads { clients, common: common() }];
         all.extend(Trial::curves(quick));
@@ -205,6 +210,7 @@ impl Trial {
     pub(super) fn prepare(&self) -> Result<()> {
         match self {
             Trial::Flame { .. } => prerequisites::ensure_perf(),
+            Trial::Catchup { link: Some(_), .. } => prerequisites::ensure_iproute(),
             _ => Ok(()),
         }
     }
@@ -250,13 +256,19 @@ impl Trial {
                 ("amplification", common, vec![("--minutes", minutes.to_string())])
             }
             Trial::Restart { logs, common } => ("restart", common, vec![("--logs", logs.clone())]),
-            Trial::Catchup { gib, mode, rate, common } => {
-                let flags = vec![("--gib", gib.to_string()), ("--mode", mode.clone()), ("--rate", rate.to_string())];
+            Trial::Catchup { gib, mode, rate, link, common } => {
+                let mut flags =
+                    vec![("--gib", gib.to_string()), ("--mode", mode.clone()), ("--rate", rate.to_string())];
+                flags.extend(link.map(|mbit| ("--link", format!("{mbit} Mbit/s"))));
                 ("catchup", common, flags)
             }
         };
         let (binaries, output) = (workspace::target_dir().join("release"), workspace::target_dir().join("bench"));
-        let mut command = Command::new(binaries.join("raft-load"));
+        let program = binaries.join("raft-load");
+        let mut command = match self {
+            Trial::Catchup { link: Some(mbit), .. } => behind_link(*mbit, &program),
+            _ => Command::new(program),
+        };
         command.current_dir(workspace::root()).arg(name).arg("--program").arg(binaries.join("raft-node"));
         command.arg("--dir").arg(output.join(format!("{name}-{}", std::process::id()))).arg("--out").arg(output);
         for (flag, value) in flags {
@@ -272,6 +284,17 @@ impl Trial {
         command.args(&common.rest);
         command
     }
+}
+
+/// The program, in a network of its own whose loopback device is no faster than that: all nodes share it, both ways. The network is gone with the program.
+fn behind_link(mbit: u32, program: &Path) -> Command {
+    // Packets as large as on an Ethernet; so many bytes of them may come at once, and what would wait for longer than so long is lost.
+    let link = format!(
+        "ip link set lo mtu 1500 up && tc qdisc add dev lo root tbf rate {mbit}mbit burst 128kb latency 20ms && exec \"$@\""
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--map-root-user", "--", "sh", "-c", &link, "sh"]).arg(program);
+    command
 }
 
 /// The example that measures groups, and is its own nodes.
@@ -312,6 +335,9 @@ mod tests {
         let line = shown(&["catchup", "--gib", "0.5", "--mode", "behind", "--keep", "--", "--quiet", "3"]);
         assert!(line.contains("release/raft-load catchup --program "), "{line}");
         assert!(line.ends_with("/bench --gib 0.5 --mode behind --rate 2000 --keep --quiet 3"), "{line}");
+        let line = shown(&["catchup", "--link", "1000"]);
+        assert!(line.starts_with("unshare --net ") && line.contains(" tbf rate 1000mbit "), "{line}");
+        assert!(line.contains("release/raft-load catchup ") && line.contains(" --link "), "{line}");
         assert!(shown(&["failover", "--kills", "7"]).ends_with(" --kills 7"));
         assert!(shown(&["overload"]).ends_with("/bench"));
         assert!(shown(&["flame", "--clients", "1,64"]).ends_with(" --clients 1,64 --seconds 10"));
