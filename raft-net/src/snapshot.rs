@@ -22,7 +22,7 @@ use raft_core::{GroupId, LogId, LogIndex, Membership, NodeId, SnapshotMeta, Term
 use crate::frame::{FRAME_HEADER, FrameError, FrameSink, LENGTH_BYTES};
 
 /// Bytes that are read, sent and written in one go.
-pub const SNAPSHOT_CHUNK: usize = 256 << 10;
+pub const SNAPSHOT_CHUNK: usize = 64 << 10;
 /// Longest header, in bytes: nearly all of it is what is known of the members.
 pub(crate) const HEADER_LIMIT: usize = 1 << 20;
 /// Longest reason for a refusal, in bytes.

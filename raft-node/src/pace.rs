@@ -5,13 +5,13 @@
 //!
 //! # The rule
 //!
-//! Two times are watched, which exist anyway: how long a sync of the log takes, and, at a leader, how long it takes until an entry is committed. The second one has everything in it: the
-//! processor, the own disk, the network, the disks of others.
+//! Two times are watched, which exist anyway: how long a sync of the log takes, and, at a leader, how long it takes until an entry is committed. The second one has the
+//! processor, the own disk, the network and the disks of others in it; what a client waits for before its entry is proposed and after it is committed is in neither.
 //!
 //! 1. **What is usual** is learned while no background work goes on: the time that 99 of 100 do not exceed. Whatever takes more than twice as long is *late* by what it takes beyond that.
 //! 2. Time is cut into windows of 100 ms. What was late in one, divided by its length, is about the share of writes that had to wait for too long.
 //! 3. **In every fifth window the work rests.** What is late there is not its doing: a disk may stall by itself, and a host may give its processors to others for minutes. So what may be
-//!    late in the other windows is 0.7 % of the time, or one and a quarter times what is late without the work, if that is more. (A rule without such rests fell to its lowest rate and stayed there,
+//!    late in the other windows is 0.5 % of the time, or one and a quarter times what is late without the work, if that is more. (A rule without such rests fell to its lowest rate and stayed there,
 //!    while all syncs took four times as long for a reason of the host's.) When more than half of the time is late without the work, nothing can be told from that any more, least of all
 //!    whether a rest was long enough for what was begun before it: then it goes no faster than 24 MB a second.
 //! 4. What is late in excess of that is added up, window by window. When it is more than 10 ms (or, where much is late anyway, what that makes in half a second), the work becomes slower: by eight times the share
@@ -19,7 +19,8 @@
 //!    400 ms of work or more there is no excess, and the rate has been made use of, it becomes faster, by a seventh; but by a fiftieth only around the rate that was too much last.
 //! 5. When for half a second nothing was written and nothing is being written, nobody can be disturbed: it becomes faster by half in each window. Without writes it is soon as fast as the disk and the link are. What was
 //!    found out so says nothing about a time with writes: with the first of them it is back at 24 MB a second.
-//! 6. It never becomes slower than 8 MB a second, and never slower than four times what the log grows by: a snapshot must arrive before
+//! 6. While others write it never becomes faster than 32 MB a second, 26 with the rests: the two times do not hold all that a client waits for.
+//! 7. It never becomes slower than 8 MB a second, and never slower than four times what the log grows by: a snapshot must arrive before
 //!    the log has gone on by so much that another one is needed.
 
 mod rule;

@@ -21,6 +21,7 @@ use super::scan::Merged;
 use super::store::{DATA, KvStore, PREFIX, SESSION, applied_entry, group_key, write_options};
 use super::tables::{FILE_BYTES, TableError, Tables};
 use super::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use crate::background::{BIT, offer};
 use crate::state_machine::{Cut, RestoreError};
 
 /// Where it is written which space counts.
@@ -127,12 +128,16 @@ impl Stream {
     }
 
     fn item(&mut self, tag: u8, key: &[u8], value: &[u8]) -> io::Result<()> {
+        let before = self.batch.len();
         self.items += 1;
         self.batch.push(tag);
         self.batch.extend_from_slice(&(key.len() as u32).to_be_bytes());
         self.batch.extend_from_slice(&(value.len() as u32).to_be_bytes());
         self.batch.extend_from_slice(key);
         self.batch.extend_from_slice(value);
+        if self.batch.len() / BIT > before / BIT {
+            offer();
+        }
         if self.batch.len() >= BATCH { self.flush() } else { Ok(()) }
     }
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 const SLOWEST: f64 = 10e6;
 /// With so many it begins.
 const FIRST: f64 = 24e6;
+/// With others' writes beside it, it goes no faster.
+const FASTEST_BESIDE: f64 = 32e6;
 /// More would be no limit.
 const FASTEST: f64 = 4e9;
 /// How much faster than the log grows it goes in any case, in those windows; four times in all.
@@ -17,7 +19,7 @@ const QUIET_AFTER: Duration = Duration::from_millis(500);
 /// In one of so many windows the work rests.
 const RESTS_EVERY: u32 = 5;
 /// Share of the time by which writes may be late, or so many times what is late without the work, if that is more.
-const MAY_BE_LATE: f64 = 0.007;
+const MAY_BE_LATE: f64 = 0.005;
 const MAY_BE_LATER: f64 = 1.25;
 /// When so much of the time is late without the work, it goes no faster than at first.
 const BLIND: f64 = 0.5;
@@ -45,6 +47,8 @@ const MUCH_FASTER: f64 = 1.5;
 const NEWEST: f64 = 0.1;
 /// And one without the work, in what is late without it.
 const NEWEST_WITHOUT: f64 = 0.2;
+/// Whoever sleeps wakes up later than it wanted to, and windows end when somebody looks: later by up to so much.
+const SLACK: Duration = Duration::from_millis(1);
 /// Longest rest.
 pub(super) const LONGEST: Duration = Duration::from_millis(200);
 
@@ -208,11 +212,22 @@ impl Rule {
         self.worked = Some(now);
         self.done = self.done.saturating_add(bytes);
         let takes = Duration::from_secs_f64(bytes as f64 / self.rate());
+        let end = self.since + WINDOW;
         // What it does not do in a window of rest it need not make up for: the rate is that of the others.
-        let from = if self.window == Window::Rest { self.since + WINDOW } else { now };
+        let from = if self.window == Window::Rest { end } else { now };
         // The work itself took its part of that. Of what is owed no more is kept than can be rested for.
         self.next = (self.next + takes).max(from).min(from + LONGEST);
+        if self.rests_next() && self.next + SLACK >= end {
+            // Whoever woke up within the rest would do a piece in it before hearing of it.
+            self.next = self.next.max(end + WINDOW + SLACK);
+        }
         self.next.saturating_sub(now)
+    }
+
+    /// Whether the window after this one is one of rest, unless something changes.
+    fn rests_next(&self) -> bool {
+        self.window == Window::Aftermath
+            || (self.window == Window::Work && self.windows.saturating_add(1) >= RESTS_EVERY)
     }
 
     /// Ends the window if it is time.
@@ -237,6 +252,7 @@ impl Rule {
             // It went on for a part of it, or in a way that is not meant.
             Window::Work | Window::Aftermath => {}
         }
+        let rests = self.rests_next();
         let slower = self.window == Window::Work && !over && self.is_too_much() && self.give_way();
         self.windows = self.windows.saturating_add(1);
         self.begin(
@@ -245,7 +261,7 @@ impl Rule {
                 () if over => Window::Quiet,
                 () if slower => Window::Aftermath,
                 // Whoever has just given way wants to know whether that was to any purpose.
-                () if self.window == Window::Aftermath || self.windows >= RESTS_EVERY => Window::Rest,
+                () if rests => Window::Rest,
                 () => Window::Work,
             },
         );
@@ -268,8 +284,8 @@ impl Rule {
         if self.alone == 0 && was_alone {
             self.forget();
         }
-        if self.alone == 0 && (was_alone || is_blind) {
-            self.rate = self.rate.min(FIRST);
+        if self.alone == 0 {
+            self.rate = self.rate.min(if was_alone || is_blind { FIRST } else { FASTEST_BESIDE });
         }
         self.closed(seconds, true);
         self.seconds += seconds;
@@ -281,7 +297,8 @@ impl Rule {
             () if (NEAR.0 * self.wall..NEAR.1 * self.wall).contains(&self.rate) => LITTLE_FASTER,
             () => FASTER,
         };
-        self.rate = (self.rate * faster).clamp(SLOWEST, FASTEST);
+        let fastest = if self.alone < ALONE { FASTEST_BESIDE } else { FASTEST };
+        self.rate = (self.rate * faster).clamp(SLOWEST, fastest);
         self.forget();
     }
 
@@ -343,6 +360,8 @@ mod tests {
         /// The sync that is under way, since when, and how long it takes: one comes after the other.
         syncing: Option<(Duration, Duration)>,
         syncs: u32,
+        /// Pieces that were done while the work was to rest.
+        restless: u32,
     }
 
     impl Machine {
@@ -361,6 +380,7 @@ mod tests {
                 rest_until: now,
                 syncing: None,
                 syncs: 0,
+                restless: 0,
             }
         }
 
@@ -371,6 +391,8 @@ mod tests {
                 self.now += MILLI;
                 self.done = 0;
                 while works && self.now >= self.rest_until {
+                    self.rule.look(self.now);
+                    self.restless += u32::from(self.rule.window == Window::Rest);
                     let rest = self.rule.work(self.now, PIECE);
                     self.rest_until = self.now + rest;
                     self.done += PIECE;
@@ -407,15 +429,18 @@ mod tests {
 
     #[test]
     fn it_takes_what_the_disk_has_to_spare_and_no_more() {
-        for spare in [20e6, 50e6, 100e6] {
+        // Four windows of five are for the work, and there is a limit to it.
+        for (spare, most) in [(14e6, 14e6), (20e6, 20e6), (100e6, FASTEST_BESIDE * 0.8)] {
             let mut machine = Machine::new(spare);
             machine.run(5000, false);
             // It begins low, and finds out.
             machine.run(10_000, true);
             let (bytes, late) = machine.run(20_000, true);
             let rate = bytes as f64 / 20.0;
-            assert!(rate > spare * 0.6 && rate < spare * 1.15, "{rate} of {spare}");
+            assert!(rate > most * 0.6 && rate < most * 1.1, "{rate} of {spare}");
             assert!(late < 0.03, "{late} late with {spare} to spare");
+            // Who was to sleep through a rest that comes one window later, because it became slower, wakes up in it.
+            assert!(machine.restless < 10, "{} pieces in rests", machine.restless);
         }
     }
 
@@ -431,7 +456,7 @@ mod tests {
         machine.spare = 100e6;
         machine.run(15_000, true);
         let more = machine.rule.rate();
-        assert!(before > 60e6 && less < 30e6 && more > 60e6, "{before}, {less}, {more}");
+        assert!(before > 30e6 && less < 20e6 && more > 30e6, "{before}, {less}, {more}");
     }
 
     #[test]
@@ -468,14 +493,14 @@ mod tests {
 
     #[test]
     fn a_disk_that_stalls_by_itself_is_not_blamed_on_the_work() {
-        let mut machine = Machine::new(50e6);
+        let mut machine = Machine::new(30e6);
         // A tenth of the time, and not in step with the windows.
         machine.stalls = Some(97);
         machine.run(20_000, false);
         machine.run(3000, true);
         let (bytes, _) = machine.run(20_000, true);
         let rate = bytes as f64 / 20.0;
-        assert!(rate > 30e6, "{rate}");
+        assert!(rate > 18e6, "{rate}");
     }
 
     #[test]

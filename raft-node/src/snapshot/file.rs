@@ -15,15 +15,12 @@ use std::time::Instant;
 
 use raft_core::{GroupId, LogId, LogIndex, Membership, SnapshotMeta, Term};
 
-use crate::background::Breather;
+use crate::background::{BIT, Breather, PIECE, offer};
 
 const MAGIC: &[u8; 8] = b"raftsnap";
 const FORMAT: u32 = 1;
 /// Bytes of data in a chunk; the last one may have fewer.
 const CHUNK: usize = 256 << 10;
-/// After so many bytes what was written is brought to the disk, instead of all at once in the end: a gigabyte that waits in the system's memory would
-/// hold up every sync of the log on the same disk for seconds.
-pub(crate) const SYNC_BYTES: u64 = 256 << 10;
 /// Longest membership that is believed, in bytes.
 const MAX_MEMBERSHIP: u32 = 1 << 20;
 /// Bytes of the header before the membership.
@@ -91,8 +88,6 @@ pub(crate) struct FileWriter {
     chunk: Vec<u8>,
     chunks: u64,
     data: u64,
-    /// Bytes of data when it was last synced.
-    synced: u64,
     breather: Breather,
 }
 
@@ -101,15 +96,7 @@ impl FileWriter {
         let io = |source| SnapshotFileError::Io { path: path.to_owned(), source };
         let mut file = File::create(path).map_err(io)?;
         file.write_all(&header.encode()).map_err(io)?;
-        Ok(FileWriter {
-            file,
-            path: path.to_owned(),
-            chunk: Vec::with_capacity(CHUNK),
-            chunks: 0,
-            data: 0,
-            synced: 0,
-            breather,
-        })
+        Ok(FileWriter { file, path: path.to_owned(), chunk: Vec::with_capacity(CHUNK), chunks: 0, data: 0, breather })
     }
 
     /// Writes what is left, and the footer; all of it is on the disk then. Returns the size of the file.
@@ -128,23 +115,30 @@ impl FileWriter {
         if self.chunk.is_empty() {
             return Ok(());
         }
-        let FileWriter { file, chunk, chunks, data, synced, breather, .. } = self;
-        breather.work(chunk.len(), || {
-            let mut head = [0; 8];
-            head[..4].copy_from_slice(&(chunk.len() as u32).to_be_bytes());
-            head[4..].copy_from_slice(&checksum(*chunks, chunk).to_be_bytes());
-            file.write_all(&head)?;
-            file.write_all(chunk)?;
-            *chunks += 1;
-            *data += chunk.len() as u64;
-            if *data - *synced >= SYNC_BYTES {
-                *synced = *data;
-                file.sync_data()?;
-            }
-            chunk.clear();
-            Ok(())
-        })
+        let FileWriter { file, chunk, chunks, data, breather, .. } = self;
+        let mut head = [0; 8];
+        head[..4].copy_from_slice(&(chunk.len() as u32).to_be_bytes());
+        head[4..].copy_from_slice(&checksum(*chunks, chunk).to_be_bytes());
+        file.write_all(&head)?;
+        for piece in chunk.chunks(PIECE) {
+            breather.work(piece.len(), || {
+                write_piece(piece, |bit, _| file.write_all(bit)).and_then(|()| file.sync_data())
+            })?;
+        }
+        *chunks += 1;
+        *data += chunk.len() as u64;
+        chunk.clear();
+        Ok(())
     }
+}
+
+/// Writes bit by bit; `write` is told where in the piece each is.
+pub(super) fn write_piece(piece: &[u8], mut write: impl FnMut(&[u8], u64) -> io::Result<()>) -> io::Result<()> {
+    for (number, bit) in piece.chunks(BIT).enumerate() {
+        offer();
+        write(bit, (number * BIT) as u64)?;
+    }
+    Ok(())
 }
 
 impl Write for FileWriter {
@@ -177,7 +171,7 @@ pub(crate) struct FileReader {
     chunks: u64,
     data: u64,
     ended: bool,
-    /// Who reads much rests now and then; and when the last chunk was handed out.
+    /// Who reads much rests now and then; and since when it does not.
     breather: Option<(Breather, Instant)>,
 }
 
@@ -200,7 +194,7 @@ impl FileReader {
         })
     }
 
-    /// Whatever is done with each chunk before the next one is read is work in the background.
+    /// Whatever is done with what is read before more is read is work in the background.
     pub(crate) fn in_background(mut self, breather: Breather) -> Self {
         self.breather = Some((breather, Instant::now()));
         self
@@ -215,8 +209,17 @@ impl FileReader {
     pub(crate) fn check_rest(mut self) -> Result<FileHeader, SnapshotFileError> {
         while !self.ended {
             self.next_chunk()?;
+            self.breathe(self.chunk.len());
         }
         Ok(self.header)
+    }
+
+    /// So many bytes more are read, and whatever was to be done with those before is done.
+    fn breathe(&mut self, bytes: usize) {
+        if let Some((breather, since)) = &mut self.breather {
+            breather.worked(bytes, since.elapsed());
+            *since = Instant::now();
+        }
     }
 
     fn damaged(&self, what: impl Into<String>) -> SnapshotFileError {
@@ -224,10 +227,6 @@ impl FileReader {
     }
 
     fn next_chunk(&mut self) -> Result<(), SnapshotFileError> {
-        if let Some((breather, since)) = &mut self.breather {
-            breather.worked(self.chunk.len(), since.elapsed());
-            *since = Instant::now();
-        }
         let mut head = [0; 8];
         fill(&mut self.file, &mut head, &self.path)?;
         let (length, crc) = (be_u32(&head[..4]) as usize, be_u32(&head[4..]));
@@ -276,6 +275,11 @@ impl Read for FileReader {
             })?;
         }
         let n = buf.len().min(self.chunk.len() - self.at);
+        let bits = (self.at + n) / BIT - self.at / BIT;
+        if bits > 0 {
+            offer();
+            self.breathe(bits * BIT);
+        }
         buf[..n].copy_from_slice(&self.chunk[self.at..self.at + n]);
         self.at += n;
         Ok(n)

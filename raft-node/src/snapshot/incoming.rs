@@ -10,10 +10,10 @@ use raft_core::{GroupId, Input, NodeId, SnapshotReceived};
 use raft_net::snapshot::{Refusal, SnapshotHeader, SnapshotProgress, SnapshotReceiver, SnapshotSink};
 
 use super::directory::{Directory, remove};
-use super::file::{FileHeader, FileReader, SYNC_BYTES};
+use super::file::{FileHeader, FileReader, write_piece};
 use super::keeper::Shelf;
 use super::{SnapshotMetrics, count, lock};
-use crate::background::Breather;
+use crate::background::{Breather, PIECE};
 use crate::inbox::{GroupInbox, Internal};
 use crate::pace::Pace;
 
@@ -81,7 +81,6 @@ impl SnapshotReceiver for Incoming {
                 expected,
                 file,
                 offset,
-                synced: offset,
                 breather: Breather::blind(pace),
                 progress,
                 claim,
@@ -114,8 +113,6 @@ struct Sink {
     /// `None` when all of it is here already, under its final name.
     file: Option<File>,
     offset: u64,
-    /// The offset when it was last synced.
-    synced: u64,
     breather: Breather,
     progress: Arc<SnapshotProgress>,
     claim: Claim,
@@ -123,19 +120,17 @@ struct Sink {
 
 impl SnapshotSink for Sink {
     fn write(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
-        let Sink { file, offset, synced, breather, progress, .. } = self;
+        let Sink { file, offset, breather, progress, .. } = self;
         // The sender waits meanwhile.
-        breather.work(chunk.len(), || {
-            let Some(file) = file else { return Ok(()) };
-            file.write_all_at(chunk, *offset)?;
-            if *offset + chunk.len() as u64 - *synced >= SYNC_BYTES {
-                *synced = *offset + chunk.len() as u64;
-                file.sync_data()?;
-            }
-            Ok::<_, std::io::Error>(())
-        })?;
-        *offset += chunk.len() as u64;
-        progress.reach(*offset);
+        for piece in chunk.chunks(PIECE) {
+            breather.work(piece.len(), || {
+                let Some(file) = file else { return Ok(()) };
+                write_piece(piece, |bit, at| file.write_all_at(bit, *offset + at))?;
+                file.sync_data()
+            })?;
+            *offset += piece.len() as u64;
+            progress.reach(*offset);
+        }
         Ok(())
     }
 
