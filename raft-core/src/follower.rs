@@ -56,7 +56,6 @@ impl Raft {
         self.owed_ack = Some(append.epoch);
     }
 
-    /// Entries follow on `prev_log`, their terms do not fall, and none is newer than the leader.
     /// What nearly all appends are: one segment of the leader's own term, which follows on the end of this log and changes no membership. Then there is nothing
     /// to be compared, and nothing has to go. Returns whether it is one of those, and done.
     #[inline]
@@ -80,6 +79,7 @@ impl Raft {
         true
     }
 
+    /// Entries follow on `prev_log`, their terms do not fall, and none is newer than the leader.
     fn is_well_formed(&self, append: &AppendEntries) -> bool {
         let Some(first) = append.entries.segments().first() else { return true };
         first.first_index() == append.prev_log.index.next()

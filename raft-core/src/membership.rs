@@ -57,6 +57,8 @@ pub enum MembershipError {
 
 /// Version of the encoding.
 const FORMAT: u8 = 1;
+/// Among so many voters one is found sooner from one end to the other than by halves.
+const FEW: usize = 16;
 
 impl Membership {
     /// A cluster of voters only.
@@ -71,8 +73,9 @@ impl Membership {
 
     /// Whether `id` votes, in the new configuration or in the one that is being left.
     pub fn is_voter(&self, id: NodeId) -> bool {
-        // From one end to the other: they are few.
-        self.0.voters.contains(&id) || self.0.outgoing.contains(&id)
+        // From one end to the other, if they are few: that is faster then.
+        let among = |ids: &[NodeId]| if ids.len() <= FEW { ids.contains(&id) } else { ids.binary_search(&id).is_ok() };
+        among(&self.0.voters) || among(&self.0.outgoing)
     }
 
     /// Whether `id` belongs to the cluster at all.

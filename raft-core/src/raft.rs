@@ -181,7 +181,7 @@ impl Raft {
         }
     }
 
-    /// Takes in a message where it lies, as [`step`](Self::step) does, without moving it; its entries are taken out of it.
+    /// Takes in a message where it lies, as [`step`](Self::step) does, without moving it; its entries are taken out of it if they are of use.
     pub fn step_message(&mut self, now: Instant, message: &mut Envelope) {
         self.now = self.now.max(now);
         self.receive(message);
@@ -221,6 +221,7 @@ impl Raft {
     /// The same, in the place of an output that was carried out: its memory is used again. What is left in it is forgotten.
     pub fn take_output_into(&mut self, output: &mut Output) {
         let expected = !cfg!(debug_assertions) || self.stirred || self.now >= self.deadline() || self.tries_again();
+        self.stirred = false;
         if !self.restoring.is_empty() {
             self.drop_useless_snapshot();
         }
@@ -239,8 +240,9 @@ impl Raft {
         self.log.evict(durable, self.config.max_cached_bytes, self.config.max_unapplied_bytes);
         self.out.hand_over(output);
         debug_assert!(expected || output.is_empty(), "was quiet, and has output: {self:?} {output:?}");
-        // More may be handed out than fits at a time, and a membership counts as soon as it is appended.
-        self.stirred = self.may_apply() || self.memberships.index() > self.log.commit;
+        // More may be there to be applied than fits at a time. For what has to come first, somebody has to come in.
+        let waits = self.apply_fetch.is_some() || self.restoring.handed_out().is_some() || self.has_enough_to_apply();
+        self.stirred |= self.may_apply() && !waits;
     }
 
     /// Sends what has waited for the disk.
@@ -480,13 +482,10 @@ impl Raft {
             // What was not handed out for writing is always in memory.
             self.log.cached(from, last, usize::MAX).unwrap_or_default()
         };
-        let last = last.max(from.prev());
-        debug_assert_eq!(
-            entries.last_index().unwrap_or(from.prev()),
-            last,
-            "entries are neither written nor in memory"
-        );
-        self.durability.next_write_into(place, self.hard_state, entries, last, self.now);
+        // What the disk answers for is what it got, and nothing else.
+        let written = entries.last_index().unwrap_or(from.prev());
+        debug_assert_eq!(written, last.max(from.prev()), "entries are neither written nor in memory");
+        self.durability.next_write_into(place, self.hard_state, entries, written, self.now);
     }
 
     /// Hands committed and durable entries to the state machine, within the limit of what it may have at a time.
@@ -502,6 +501,11 @@ impl Raft {
         }
     }
 
+    /// Whether the state machine is to finish some of what it has before it gets more.
+    fn has_enough_to_apply(&self) -> bool {
+        self.applying_bytes >= self.config.max_unapplied_bytes
+    }
+
     /// Whether there is something to apply that was not handed out.
     fn may_apply(&self) -> bool {
         self.log.applying < self.log.commit.min(self.durability.durable())
@@ -511,7 +515,7 @@ impl Raft {
     fn next_to_apply(&mut self) -> Option<Entries> {
         let ready = self.log.commit.min(self.durability.durable());
         let waiting = self.apply_fetch.is_some() || self.restoring.handed_out().is_some();
-        if waiting || self.applying_bytes >= self.config.max_unapplied_bytes {
+        if waiting || self.has_enough_to_apply() {
             return None;
         }
         let first = self.log.applying.next();

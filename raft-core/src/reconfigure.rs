@@ -83,6 +83,8 @@ impl Raft {
         let Some(segment) = Segment::pack(index, term, EntryKind::Membership, &[membership.encode()]) else { return };
         self.log.append(segment);
         self.memberships.push(index, membership);
+        // It counts from now on: another quorum may have been reached already.
+        self.stirred = true;
         self.tell_membership();
         self.track_members();
     }

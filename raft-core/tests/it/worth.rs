@@ -1,9 +1,11 @@
 //! Whether the output is worth taking (`Raft::has_output`), and messages that are taken in where they lie. That nothing is missed is asserted in the core
 //! whenever output is taken, so every simulated cluster is a test of that; here it is that not everything counts.
 
-use raft_core::{Envelope, Input, LogId, LogIndex, Message, NodeId, Output, Raft, Term, WriteSeq};
+use raft_core::{
+    Config, Envelope, Input, LogId, LogIndex, MembershipChange, Message, NodeId, Output, Raft, Term, WriteSeq,
+};
 
-use crate::hand::{Server, ack, append, appends, id};
+use crate::hand::{Server, ack, append, appends, config, id};
 
 /// The number of the write that is in the next output.
 fn write_of(raft: &mut Raft) -> WriteSeq {
@@ -97,6 +99,34 @@ fn a_message_may_be_taken_in_where_it_lies() {
         assert_eq!(format!("{by_value:?}"), format!("{in_place:?}"));
     }
     assert_eq!(in_place.last_index(), LogIndex(5));
+}
+
+/// Otherwise whoever goes on as long as there is output would never come to take in what that waits for.
+#[test]
+fn what_somebody_else_has_to_end_first_is_no_output() {
+    // The members change, and no follower has answered.
+    let (mut leader, _) = Server::leading(3, &[]);
+    let Proposal { seq, append } = propose(&mut leader);
+    leader.raft.step(leader.now, Input::Persisted(seq));
+    leader.receive(2, 1, ack(&append));
+    assert_eq!(leader.commit(), 1);
+    let learner = MembershipChange::new().learner(NodeId(4));
+    leader.raft.change_membership(leader.now, &learner).expect("an entry of its term is committed");
+    let seq = write_of(&mut leader.raft);
+    leader.raft.step(leader.now, Input::Persisted(seq));
+    let _ = leader.raft.take_output();
+    assert_eq!((leader.raft.has_output(), leader.commit()), (false, 1));
+
+    // The state machine has as much as it may have.
+    let (mut alone, _) = Server::leading_with(Config { max_unapplied_bytes: 1, ..config() }, 1);
+    alone.raft.propose(alone.now, &[b"x", b"y"]).expect("it leads");
+    let seq = write_of(&mut alone.raft);
+    alone.raft.step(alone.now, Input::Persisted(seq));
+    let first = alone.raft.take_output().apply.last_index().expect("one of them");
+    let last = alone.raft.last_index();
+    assert!(first < last && alone.commit() == last.0 && !alone.raft.has_output());
+    alone.raft.step(alone.now, Input::Applied(first));
+    assert!(alone.raft.has_output() && alone.raft.take_output().apply.last_index() == Some(last));
 }
 
 struct Proposal {
