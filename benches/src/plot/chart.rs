@@ -12,6 +12,8 @@ const LEFT: f64 = 68.0;
 const RIGHT: f64 = 28.0;
 const TOP: f64 = 34.0;
 const BOTTOM: f64 = 76.0;
+/// Height of a row of names, where there are many.
+const NAME: f64 = 12.0;
 /// Charts beside each other.
 const COLUMNS: usize = 2;
 /// Told apart by people who do not see all colours, too.
@@ -84,7 +86,10 @@ pub(crate) struct Chart {
 pub(crate) fn draw(charts: &[Chart], footer: &str) -> String {
     let columns = charts.len().clamp(1, COLUMNS);
     let rows = charts.len().div_ceil(COLUMNS).max(1);
-    let (width, height) = (WIDTH * columns as f64, HEIGHT * rows as f64 + 20.0);
+    // Below each chart there is room for three rows of names.
+    let names = charts.iter().map(|chart| chart.series.len().div_ceil(2)).max().unwrap_or(0);
+    let row_height = HEIGHT + names.saturating_sub(3) as f64 * NAME;
+    let (width, height) = (WIDTH * columns as f64, row_height * rows as f64 + 20.0);
     let background = Rectangle::new().set("width", width).set("height", height).set("fill", "#ffffff");
     let mut document = Document::new()
         .set("viewBox", (0, 0, width as i64, height as i64))
@@ -94,7 +99,7 @@ pub(crate) fn draw(charts: &[Chart], footer: &str) -> String {
         .set("font-size", 11)
         .add(background);
     for (at, chart) in charts.iter().enumerate() {
-        let (x, y) = ((at % COLUMNS) as f64 * WIDTH, (at / COLUMNS) as f64 * HEIGHT);
+        let (x, y) = ((at % COLUMNS) as f64 * WIDTH, (at / COLUMNS) as f64 * row_height);
         document = document.add(chart.group().set("transform", format!("translate({x} {y})")));
     }
     let footer = text(footer, 10.0, height - 8.0, "start").set("fill", "#666666").set("font-size", 10);
@@ -194,10 +199,10 @@ impl Chart {
         group.add(self.legend())
     }
 
-    /// Two names in a row, and no more than three rows of them.
+    /// Two names in a row.
     fn legend(&self) -> Group {
         let mut group = Group::new();
-        let (first, step) = if self.series.len() > 4 { (30.0, 12.0) } else { (26.0, 14.0) };
+        let (first, step) = if self.series.len() > 4 { (30.0, NAME) } else { (26.0, 14.0) };
         for (at, series) in self.series.iter().enumerate() {
             let x = LEFT + (at % 2) as f64 * (WIDTH - LEFT) / 2.0;
             let y = HEIGHT - first + (at / 2) as f64 * step;

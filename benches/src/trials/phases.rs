@@ -1,5 +1,6 @@
 //! What the clients noticed, and what the processes used, in each phase of catching up.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -45,6 +46,20 @@ impl Step {
             Step::Log => "log",
             Step::Done => "done",
             Step::QuietAgain => "quiet again, all nodes",
+        }
+    }
+
+    /// With which phase it shares a line of the picture: there are six colours.
+    fn line(self) -> Step {
+        if self == Step::Log { Step::Restoring } else { self }
+    }
+
+    fn line_name(self) -> &'static str {
+        match self {
+            Step::Starting => "making the snapshot",
+            Step::Restoring | Step::Log => "restoring, log",
+            Step::QuietAgain => "quiet again",
+            other => other.name(),
         }
     }
 }
@@ -152,10 +167,10 @@ impl Recorder {
 
     /// Puts the time line into the outcome.
     pub(super) fn chart(&self, outcome: &mut Outcome) {
-        let steps: std::collections::BTreeSet<Step> = self.moments.iter().map(|moment| moment.step).collect();
+        let steps: BTreeSet<Step> = self.moments.iter().map(|moment| moment.step.line()).collect();
         let latencies = steps.iter().enumerate().map(|(color, step)| {
-            let of_step = self.moments.iter().filter(|moment| moment.step == *step);
-            Series::new(step.name(), color, of_step.map(|moment| (moment.at, moment.p99_ms)))
+            let of_step = self.moments.iter().filter(|moment| moment.step.line() == *step);
+            Series::new(step.line_name(), color, of_step.map(|moment| (moment.at, moment.p99_ms)))
         });
         let seconds = || Axis::new("seconds", Scale::Linear);
         outcome.chart("p99 of the writes of each second", seconds(), Axis::new("ms", Scale::Log), latencies.collect());
