@@ -87,12 +87,12 @@ impl Holds {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use raft_core::{Instant, MemberRole, SnapshotStatus};
 
     use super::*;
 
-    fn follower(id: u64, at: u64, is_sent: bool) -> FollowerStatus {
+    pub(in crate::snapshot) fn follower(id: u64, at: u64, is_sent: bool) -> FollowerStatus {
         FollowerStatus {
             id: NodeId(id),
             member: MemberRole::Voter,

@@ -241,28 +241,13 @@ impl Drop for Manager {
 
 #[cfg(test)]
 mod tests {
-    use raft_core::{GroupId, MemberRole, NodeId};
+    use raft_core::{GroupId, NodeId};
 
+    use super::super::holds::tests::follower;
     use super::super::policy::SnapshotPolicy;
     use super::*;
     use crate::inbox::{Inbox, Life};
     use crate::pace::Pace;
-
-    fn follower(at: u64) -> FollowerStatus {
-        FollowerStatus {
-            id: NodeId(2),
-            member: MemberRole::Voter,
-            match_index: LogIndex(at),
-            next_index: LogIndex(at + 1),
-            probing: false,
-            inflight_appends: 0,
-            inflight_bytes: 0,
-            snapshot: None,
-            missing_entries: 0,
-            missing_bytes: 0,
-            missing_is_exact: true,
-        }
-    }
 
     #[test]
     fn a_compaction_that_was_put_off_is_made_up_for_without_another_write() {
@@ -279,7 +264,7 @@ mod tests {
         assert_eq!(manager.task(), Some(Task::Persist));
 
         let mut compact = |at: Duration, start: u64, matched: u64| {
-            manager.compact(Instant(0) + at, LogIndex(100), LogIndex(start), || vec![follower(matched)])
+            manager.compact(Instant(0) + at, LogIndex(100), LogIndex(start), || vec![follower(2, matched, false)])
         };
         assert_eq!(compact(Duration::ZERO, 0, 40), Some(LogIndex(40)), "as far as it can go");
         assert_eq!(compact(LOOK_AGAIN / 2, 40, 100), None, "nobody looks yet");
