@@ -26,8 +26,8 @@ pub(crate) fn offer() {
 /// Bytes between two offers.
 pub(crate) const BIT: usize = 16 << 10;
 
-/// Bytes between two rests, and between two syncs of what is written: what waits for one piece waits for as long as that takes, so it is small. With four times as many, a
-/// sync of the log beside it took up to a millisecond longer, where it takes half of one otherwise.
+/// Bytes between two rests, and between two syncs of what is written: what waits for one piece waits for as long as that takes, so it is small. With four times as many, and
+/// 32 MB a second of them, the p99 of the log's syncs was 0.75 ms instead of 0.45 on a calm machine; what these make of it has not been measured on one.
 pub(crate) const PIECE: usize = 64 << 10;
 /// Longest rest because of the work itself.
 const LONGEST: Duration = Duration::from_millis(50);

@@ -112,7 +112,7 @@ pub(super) enum Trial {
         #[command(flatten)]
         common: Common,
     },
-    /// Has a follower catch up by a snapshot while clients write: rate, time, latency of the writes (2 minutes for a GiB)
+    /// Has a follower catch up by a snapshot while clients write: rate, time, latency of the writes (4 to 8 minutes for a GiB)
     Catchup {
         /// Size of the state in GiB; needs ten times as much on the disk
         #[arg(long, default_value_t = 1.0)]
@@ -183,7 +183,7 @@ impl Trial {
             Trial::Transfer { transfers, .. } => f64::from(*transfers) * 0.012,
             Trial::Stall { stalls, .. } => f64::from(*stalls) * 0.2,
             Trial::Restart { logs, .. } => logs.split(',').map(minutes_of_log).sum(),
-            Trial::Catchup { gib, .. } => 0.5 + gib * 1.5,
+            Trial::Catchup { gib, .. } => 2.0 + gib * 5.0,
         }
     }
 
