@@ -75,20 +75,11 @@ pub(crate) fn ensure() -> Result<()> {
 ///
 /// When it is missing and cannot be installed from here; the message holds the line to type.
 pub(crate) fn ensure_etcd() -> Result<()> {
-    const PACKAGES: [&str; 1] = ["etcd-server"];
-    if workspace::on_path("etcd") {
-        return Ok(());
+    if ensure_programs(&["etcd"], "etcd-server", "")? {
+        eprintln!(
+            "note: the package may have started an etcd of its own; it is not used: `systemctl disable --now etcd` ends it"
+        );
     }
-    if !workspace::on_path("apt-get") {
-        bail!("please install etcd, so that the program `etcd` is on the PATH, and try again");
-    }
-    let Some(rights) = Rights::of_this_user() else {
-        bail!("etcd is missing. Type this and try again:\n\n  {}\n", debian_line(&PACKAGES));
-    };
-    rights.install(&PACKAGES)?;
-    eprintln!(
-        "note: the package may have started an etcd of its own; it is not used: `systemctl disable --now etcd` ends it"
-    );
     Ok(())
 }
 
@@ -98,18 +89,8 @@ pub(crate) fn ensure_etcd() -> Result<()> {
 ///
 /// When it is missing and cannot be installed from here; the message holds the line to type.
 pub(crate) fn ensure_perf() -> Result<()> {
-    const PACKAGES: [&str; 1] = ["linux-perf"];
-    if workspace::on_path("perf") {
-        return Ok(());
-    }
-    let others = "Ubuntu's package is `linux-tools-generic`, Fedora's and Arch's `perf`; there is none but for Linux";
-    if !workspace::on_path("apt-get") {
-        bail!("please install perf, so that the program `perf` is on the PATH, and try again. {others}");
-    }
-    let Some(rights) = Rights::of_this_user() else {
-        bail!("perf is missing. Type this and try again ({others}):\n\n  {}\n", debian_line(&PACKAGES));
-    };
-    rights.install(&PACKAGES).context(others)
+    let others = ". Ubuntu's package is `linux-tools-generic`, Fedora's and Arch's `perf`; there is none but for Linux";
+    ensure_programs(&["perf"], "linux-perf", others).map(drop)
 }
 
 /// Looks for `ip` and `tc`, with which a benchmark makes a network of its own, and installs them when they are missing.
@@ -118,19 +99,23 @@ pub(crate) fn ensure_perf() -> Result<()> {
 ///
 /// When they are missing and cannot be installed from here; the message holds the line to type.
 pub(crate) fn ensure_iproute() -> Result<()> {
-    const PACKAGES: [&str; 1] = ["iproute2"];
-    if ["ip", "tc"].into_iter().all(workspace::on_path) {
-        return Ok(());
+    ensure_programs(&["ip", "tc"], "iproute2", ". There is none but for Linux").map(drop)
+}
+
+/// Installs Debian's `package` when one of its `programs` is missing; says whether it did. `others` is about other systems.
+fn ensure_programs(programs: &[&str], package: &str, others: &str) -> Result<bool> {
+    if programs.iter().all(|program| workspace::on_path(program)) {
+        return Ok(false);
     }
+    let names = programs.join("` and `");
     if !workspace::on_path("apt-get") {
-        bail!(
-            "please install iproute2, so that `ip` and `tc` are on the PATH, and try again; there is none but for Linux"
-        );
+        bail!("please install what brings `{names}`, so that it is on the PATH, and try again{others}");
     }
     let Some(rights) = Rights::of_this_user() else {
-        bail!("iproute2 is missing. Type this and try again:\n\n  {}\n", debian_line(&PACKAGES));
+        bail!("`{names}` is missing{others}. Type this and try again:\n\n  {}\n", debian_line(&[package]));
     };
-    rights.install(&PACKAGES)
+    rights.install(&[package]).with_context(|| format!("`{names}` is missing{others}"))?;
+    Ok(true)
 }
 
 fn missing() -> Vec<&'static Prerequisite> {
