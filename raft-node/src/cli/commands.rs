@@ -111,13 +111,26 @@ pub(super) fn transfer(args: &TransferArgs) -> Result<Done> {
 
 pub(super) fn snapshot(args: &SnapshotArgs) -> Result<Done> {
     with_client(&args.client, false, async |client| {
-        let nodes = args.node.map_or_else(|| client.nodes(), |id| vec![NodeId(id)]);
+        let nodes = match args.node {
+            Some(id) => vec![NodeId(id)],
+            // Members that the configuration does not name are found by their answers.
+            None => client.status_of_all().await.into_keys().collect(),
+        };
+        let mut failure = None;
         for node in nodes {
-            let index = client.snapshot(node).await?;
-            let text = format!("node {node}: everything up to index {index}");
-            output::line(&args.client, &json!({ "node": node.0, "index": index }), &text)?;
+            match client.snapshot(node).await {
+                Ok(index) => {
+                    let text = format!("node {node}: everything up to index {index}");
+                    output::line(&args.client, &json!({ "node": node.0, "index": index }), &text)?;
+                }
+                // The others are to have theirs all the same.
+                Err(error) => failure = failure.or(Some((node, error))),
+            }
         }
-        Ok(Done::Ok)
+        match failure {
+            None => Ok(Done::Ok),
+            Some((node, error)) => Err(anyhow::Error::new(error).context(format!("no snapshot at node {node}"))),
+        }
     })
 }
 

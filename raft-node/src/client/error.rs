@@ -74,6 +74,8 @@ pub enum Missing {
     Leader,
     /// A node took the request, but did not get to it in time: it is busy, stands still, or leads without a majority.
     Answer,
+    /// The one node that was to be asked could not be reached, or did not answer.
+    Node,
 }
 
 impl fmt::Display for Missing {
@@ -82,6 +84,7 @@ impl fmt::Display for Missing {
             Missing::Nodes => "no node could be reached",
             Missing::Leader => "no leader was found (is there a majority of nodes?)",
             Missing::Answer => "no answer came (is there a majority of nodes?)",
+            Missing::Node => "the node did not answer",
         })
     }
 }

@@ -205,25 +205,39 @@ impl Client {
             Attempt::NotSent(why) | Attempt::MaybeSent(why) => why,
         };
         let nodes = Complaints([(node, why)].into());
-        Err(Error::Timeout { waited: start.elapsed(), reason: Missing::Answer, nodes })
+        Err(Error::Timeout { waited: start.elapsed(), reason: Missing::Node, nodes })
     }
 
-    /// Asks every node about itself, all at the same time.
+    /// Asks every node about itself, all at the same time; and then those of which only their answers tell: members that were added since this client was
+    /// configured.
     pub async fn status_of_all(&self) -> BTreeMap<NodeId, Result<NodeStatus, Error>> {
-        let asked: Vec<_> = self
-            .nodes()
-            .into_iter()
-            .map(|node| {
-                let client = self.clone();
-                (node, tokio::spawn(async move { client.status(node).await }))
-            })
-            .collect();
         let mut all = BTreeMap::new();
-        for (node, answer) in asked {
-            let answer = answer.await.unwrap_or_else(|e| Err(Error::BadAnswer(e.to_string())));
-            all.insert(node, answer);
+        loop {
+            let unasked = self.nodes().into_iter().filter(|node| !all.contains_key(node));
+            let asked: Vec<_> = unasked
+                .map(|node| {
+                    let client = self.clone();
+                    (node, tokio::spawn(async move { client.status(node).await }))
+                })
+                .collect();
+            if asked.is_empty() {
+                return all;
+            }
+            for (node, answer) in asked {
+                let answer = answer.await.unwrap_or_else(|e| Err(Error::BadAnswer(e.to_string())));
+                if let Ok(status) = &answer {
+                    self.learn_members(status);
+                }
+                all.insert(node, answer);
+            }
         }
-        all
+    }
+
+    /// Remembers where the members are of which a node tells.
+    fn learn_members(&self, status: &NodeStatus) {
+        for (&node, member) in status.members.iter().filter(|(_, member)| !member.address.is_empty()) {
+            self.add_node(node, member.address.clone());
+        }
     }
 
     /// Says where another node is; of no effect if one of this id is known already.

@@ -221,3 +221,34 @@ async fn a_snapshot_can_be_asked_for() {
     let (code, _, text) = run(cluster.command("snapshot").args(["--node", "9"]));
     assert_eq!((code, text.contains("node 9")), (4, true), "{text}");
 }
+
+/// The configuration of a client is seldom changed when a node is added.
+#[tokio::test]
+async fn members_that_the_configuration_does_not_name_are_found() {
+    let mut cluster = Cluster::prepare_to_grow(1, 2, "");
+    cluster.spawn(NodeId(1));
+    cluster.leader().await;
+    cluster.restart(NodeId(2)).await;
+    let mut add = program();
+    add.args(["member", "add", "2", &cluster.address(NodeId(2)), "--learner", "--config"]);
+    let (code, _, error) = run(add.arg(cluster.dir().join("client.toml")));
+    assert_eq!(code, 0, "{error}");
+
+    let text = fs::read_to_string(cluster.dir().join("client.toml")).expect("it is there");
+    let without = |line: &&str| !line.starts_with("2 = ");
+    let few = cluster.dir().join("few.toml");
+    fs::write(&few, text.lines().filter(without).collect::<Vec<_>>().join("\n")).expect("writable");
+    let command = |name: &str| {
+        let mut command = program();
+        command.arg(name).arg("--config").arg(&few);
+        command
+    };
+    let (code, status) = run_json(&mut command("status"));
+    assert_eq!((code, &status["nodes"][1]["node"], &status["nodes"][1]["reachable"]), (0, &json!(2), &json!(true)));
+
+    // One that cannot be asked does not keep the others from it.
+    cluster.kill(NodeId(2));
+    let (code, made, error) = run(command("snapshot").args(["--timeout", "2s"]));
+    assert!(code == 4 && made.contains("node 1: everything up to index"), "{code} {made} {error}");
+    assert!(error.contains("no snapshot at node 2") && error.contains("did not answer"), "{error}");
+}

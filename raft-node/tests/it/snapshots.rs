@@ -192,6 +192,9 @@ async fn a_snapshot_arrives_though_either_end_is_killed_in_the_middle() {
     let progress = |id: NodeId| format!("snapshot.to.{id}.bytes");
     let resumed = || async { metric(&client, leader, &progress(away)).await >= before };
     wait(resumed, "the leader's status shows how far it is").await;
+    wait(|| async { arrivals(&cluster.log(away)).len() >= 3 }, "it arrives for the third time").await;
+    let offsets = arrivals(&cluster.log(away));
+    assert!(offsets[0] == 0 && offsets.is_sorted_by(|a, b| a < b), "begun anew: {offsets:?}");
 
     // The sender is killed, too: another one has to begin anew.
     cluster.kill(leader);
@@ -203,6 +206,12 @@ async fn a_snapshot_arrives_though_either_end_is_killed_in_the_middle() {
         let found = alone(&cluster, away).get(key.as_bytes(), Consistency::Stale).await.expect("it answers");
         assert_eq!(found.map(|found| found.value.len()), Some(16 << 10), "{key}");
     }
+}
+
+/// Where in the file each transfer to a node has begun, by what it has logged.
+fn arrivals(log: &str) -> Vec<u64> {
+    let lines = log.lines().filter(|line| line.contains("a snapshot arrives"));
+    lines.filter_map(|line| line.split_once("offset=")?.1.split_whitespace().next()?.parse().ok()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
