@@ -82,6 +82,7 @@
 //! thesis" is Ongaro, *Consensus: Bridging Theory and Practice*, 2014.
 #![forbid(unsafe_code)]
 
+mod cache;
 mod change;
 mod config;
 pub mod driver;

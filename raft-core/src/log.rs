@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use crate::cache::Cache;
 use crate::entries::{Entries, Segment};
 use crate::types::{LogId, LogIndex, Term};
 
@@ -26,8 +27,7 @@ pub(crate) struct Log {
     start: LogId,
     runs: Vec<LogId>,
     last: LogIndex,
-    cache: VecDeque<Segment>,
-    cached_bytes: usize,
+    cache: Cache,
     /// Highest entry known to be committed. Moved by the commit rule (leader) or by the leader's word (follower); never back.
     pub(crate) commit: LogIndex,
     /// Highest entry handed to the state machine. Bounded by `commit` and by what is durable here.
@@ -43,8 +43,7 @@ impl Log {
             start,
             runs,
             last,
-            cache: VecDeque::new(),
-            cached_bytes: 0,
+            cache: Cache::default(),
             commit: applied,
             applying: applied,
             applied,
@@ -127,7 +126,6 @@ impl Log {
         let bytes = segment.byte_len();
         self.last = segment.last_index();
         self.ledger.push(segment.first_index(), self.last, bytes);
-        self.cached_bytes += bytes;
         self.cache.push_back(segment);
     }
 
@@ -141,18 +139,7 @@ impl Log {
     /// Forgets `from` and everything after it. The caller has checked that it is not committed.
     pub(crate) fn truncate(&mut self, from: LogIndex) {
         debug_assert!(from > self.commit, "a committed entry is never truncated");
-        while let Some(back) = self.cache.back() {
-            if back.last_index() < from {
-                break;
-            }
-            self.cached_bytes -= back.byte_len();
-            let kept = back.slice(LogIndex::ZERO, from.prev());
-            self.cache.pop_back();
-            if let Some(kept) = kept {
-                self.cached_bytes += kept.byte_len();
-                self.cache.push_back(kept);
-            }
-        }
+        self.cache.truncate(from);
         self.last = self.last.min(from.prev());
         let end = self.runs.partition_point(|run| run.index < from);
         self.runs.truncate(end);
@@ -174,8 +161,7 @@ impl Log {
         }
         self.runs.drain(..gone);
         self.start = to;
-        let gone = self.cache.partition_point(|segment| segment.last_index() <= to.index);
-        self.cached_bytes -= self.cache.drain(..gone).map(|segment| segment.byte_len()).sum::<usize>();
+        self.cache.purge(to.index);
     }
 
     /// Forgets everything: the log begins, and ends, after `start`, which a snapshot holds and the state machine has taken over.
@@ -212,23 +198,23 @@ impl Log {
         (self.ledger.uncommitted, self.ledger.unapplied)
     }
 
-    /// Bytes of the entries after `index` that are in memory, and whether that is all of them. Takes time in proportion to their segments.
+    /// Bytes of the entries after `index`, and whether that is known: of those that are not in memory it is guessed, by the size of those that are. Without
+    /// any there is no guess, and nothing is counted.
     pub(crate) fn bytes_after(&self, index: LogIndex) -> (usize, bool) {
-        let mut bytes = 0;
-        for segment in self.cache.iter().rev() {
-            if segment.first_index() > index {
-                bytes += segment.byte_len();
-            } else {
-                bytes += segment.slice(index.next(), segment.last_index()).map_or(0, |part| part.byte_len());
-                return (bytes, true);
-            }
+        let next = index.next();
+        let first = self.cached_from().unwrap_or(self.last.next());
+        let held = self.cache.bytes_from(next);
+        if index >= self.last || first <= next {
+            return (held, true);
         }
-        (bytes, index >= self.last || self.cached_from().is_some_and(|first| first <= index.next()))
+        let (unknown, known) = (first.0 - next.0, self.last.next().0 - first.0);
+        let guess = u128::from(unknown) * held as u128 / u128::from(known.max(1));
+        (held.saturating_add(usize::try_from(guess).unwrap_or(usize::MAX)), false)
     }
 
     /// First index in memory, if any is.
     pub(crate) fn cached_from(&self) -> Option<LogIndex> {
-        self.cache.front().map(Segment::first_index)
+        self.cache.first_index()
     }
 
     /// Entries `from ..= to` of at most `max_bytes` (but at least one), if `from` is in memory.
@@ -266,8 +252,7 @@ impl Log {
         }
         let mut entries = Entries::new();
         let mut room = max_bytes;
-        let begin = self.position(from);
-        for segment in self.cache.range(begin..) {
+        for segment in self.cache.from(from) {
             let Some(part) = segment.slice(from, to) else { break };
             let fits = part.byte_len() <= room;
             if !fits && !entries.is_empty() && part.prefix(1).byte_len() > room {
@@ -284,27 +269,16 @@ impl Log {
         Some(entries)
     }
 
-    /// Position in the cache of the segment that holds `index`, which must be in memory. Nearly always it is one of the newest: those are
-    /// looked at first, because a binary search over many small segments walks cold memory.
-    fn position(&self, index: LogIndex) -> usize {
-        let near = self.cache.iter().rev().take(16).position(|segment| segment.first_index() <= index);
-        match near {
-            Some(back) => self.cache.len() - 1 - back,
-            None => self.cache.partition_point(|segment| segment.last_index() < index),
-        }
-    }
-
     /// Drops the oldest segments from memory beyond `max_bytes`: those that are durable and applied; and, when even
     /// `max_bytes + extra` is exceeded, those that are merely durable. They can be fetched.
     #[inline]
     pub(crate) fn evict(&mut self, durable: LogIndex, max_bytes: usize, extra: usize) {
-        while self.cached_bytes > max_bytes {
+        while self.cache.bytes() > max_bytes {
             let Some(front) = self.cache.front() else { break };
-            let needed = front.last_index() > self.applied && self.cached_bytes <= max_bytes.saturating_add(extra);
+            let needed = front.last_index() > self.applied && self.cache.bytes() <= max_bytes.saturating_add(extra);
             if front.last_index() > durable || needed {
                 break;
             }
-            self.cached_bytes -= front.byte_len();
             self.cache.pop_front();
         }
     }
@@ -320,14 +294,9 @@ impl Log {
         assert!(self.runs.windows(2).all(ascending), "runs do not ascend: {self:?}");
         assert!(self.runs.first().is_none_or(|run| run.index > self.start.index), "run in the snapshot: {self:?}");
         assert!(self.runs.last().is_none_or(|run| run.index <= self.last), "run beyond the end: {self:?}");
-        let mut next = self.cached_from().unwrap_or(self.last.next());
-        assert!(next <= held.next(), "an entry is neither durable nor in memory: {self:?} {durable}");
-        for segment in &self.cache {
-            assert_eq!(segment.first_index(), next, "gap in the cache: {self:?}");
-            next = segment.last_index().next();
-        }
-        assert_eq!(next, self.last.next(), "the cache does not reach the end: {self:?}");
-        assert_eq!(self.cached_bytes, self.cache.iter().map(Segment::byte_len).sum::<usize>());
+        let first = self.cached_from().unwrap_or(self.last.next());
+        assert!(first <= held.next(), "an entry is neither durable nor in memory: {self:?} {durable}");
+        self.cache.check(self.last.next());
     }
 }
 
@@ -469,11 +438,11 @@ mod tests {
     #[test]
     fn truncation_cuts_within_a_segment_and_keeps_count() {
         let mut log = log(&[(1, 4), (2, 4)]);
-        let each = log.cached_bytes / 8;
+        let each = log.cache.bytes() / 8;
         log.truncate(LogIndex(7));
-        assert_eq!((log.last, log.cached_bytes, log.last_id().term), (LogIndex(6), 6 * each, Term(2)));
+        assert_eq!((log.last, log.cache.bytes(), log.last_id().term), (LogIndex(6), 6 * each, Term(2)));
         log.truncate(LogIndex(3));
-        assert_eq!((log.last, log.runs.len(), log.cached_bytes), (LogIndex(2), 1, 2 * each));
+        assert_eq!((log.last, log.runs.len(), log.cache.bytes()), (LogIndex(2), 1, 2 * each));
         log.append(segment(3, 5, 2));
         log.check(LogIndex(0));
         log.commit_to(LogIndex(4));
@@ -537,16 +506,20 @@ mod tests {
     }
 
     #[test]
-    fn what_a_follower_lacks_is_counted_as_far_as_it_is_in_memory() {
+    fn what_a_follower_lacks_is_counted_and_what_is_not_in_memory_guessed() {
         let mut log = log(&[(1, 3), (1, 3), (2, 3)]);
-        let each = log.cached_bytes / 9;
+        let each = log.cache.bytes() / 9;
         for index in 0..=9 {
             assert_eq!(log.bytes_after(LogIndex(index)), ((9 - index as usize) * each, true), "after {index}");
         }
         log.commit_to(LogIndex(9));
         (log.applying, log.applied) = (LogIndex(9), LogIndex(9));
         log.evict(LogIndex(9), 5 * each, 0);
-        assert_eq!(log.bytes_after(LogIndex(4)), (3 * each, false), "6 and those before it are gone");
+        assert_eq!(
+            log.bytes_after(LogIndex(4)),
+            (5 * each, false),
+            "5 and 6 are gone, and taken to be like the others"
+        );
         assert_eq!(log.bytes_after(LogIndex(6)), (3 * each, true));
         log.evict(LogIndex(9), 0, 0);
         assert_eq!((log.bytes_after(LogIndex(8)), log.bytes_after(LogIndex(9))), ((0, false), (0, true)));
@@ -555,7 +528,7 @@ mod tests {
     #[test]
     fn reads_from_memory_respect_the_limit() {
         let mut log = log(&[(1, 3), (1, 3), (2, 3)]);
-        let each = log.cached_bytes / 9;
+        let each = log.cache.bytes() / 9;
         let all = log.cached(LogIndex(2), LogIndex(8), usize::MAX).unwrap();
         assert_eq!((all.first_index(), all.last_index()), (Some(LogIndex(2)), Some(LogIndex(8))));
         let some = log.cached(LogIndex(2), LogIndex(9), 4 * each).unwrap();

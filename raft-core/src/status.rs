@@ -75,9 +75,9 @@ pub struct FollowerStatus {
     pub snapshot: Option<SnapshotStatus>,
     /// Entries of the leader's log that are not known to be on its disk.
     pub missing_entries: u64,
-    /// Bytes of those entries, as far as they are in the leader's memory.
+    /// Bytes of those entries. Those that are not in the leader's memory any more are taken to be as large as those that are; if none is, this is 0.
     pub missing_bytes: usize,
-    /// Whether all of them are: otherwise it lacks more than [`missing_bytes`](Self::missing_bytes).
+    /// Whether all of them are: otherwise [`missing_bytes`](Self::missing_bytes) is a guess.
     pub missing_is_exact: bool,
 }
 

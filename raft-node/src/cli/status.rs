@@ -127,10 +127,11 @@ fn note(status: &NodeStatus) -> String {
 fn lacks(lag: &Lag) -> String {
     match *lag {
         Lag { entries: 0, .. } => "has everything".to_owned(),
-        Lag { entries, bytes: 0, at_least: true, .. } => format!("lacks {entries} entries"),
-        Lag { entries, bytes, at_least, .. } => {
-            let (plural, more) = (if entries == 1 { "entry" } else { "entries" }, if at_least { "over " } else { "" });
-            format!("lacks {entries} {plural} ({more}{})", size(bytes))
+        Lag { entries, bytes: 0, is_guess: true, .. } => format!("lacks {entries} entries"),
+        Lag { entries, bytes, is_guess, .. } => {
+            let (plural, about) =
+                (if entries == 1 { "entry" } else { "entries" }, if is_guess { "about " } else { "" });
+            format!("lacks {entries} {plural} ({about}{})", size(bytes))
         }
     }
 }
@@ -178,8 +179,8 @@ mod tests {
             followers: [(NodeId(2), 117)].into(),
             lags: [
                 (NodeId(2), Lag { entries: 4, bytes: 512, ..Lag::default() }),
-                (NodeId(3), Lag { entries: 9000, bytes: 32 << 20, at_least: true, needs_snapshot: true }),
-                (NodeId(4), Lag { entries: 121, at_least: true, needs_snapshot: true, ..Lag::default() }),
+                (NodeId(3), Lag { entries: 9000, bytes: 32 << 20, is_guess: true, needs_snapshot: true }),
+                (NodeId(4), Lag { entries: 121, is_guess: true, needs_snapshot: true, ..Lag::default() }),
                 (NodeId(5), Lag::default()),
             ]
             .into(),
@@ -198,7 +199,7 @@ mod tests {
         let expected = "\
 NODE  ROLE         TERM  LEADER  START  COMMIT  APPLIED  DURABLE  LAST  NOTE
 1     leader       3     1       100    120     119      121      121   not ready: it hands over, node 2 lacks 4 entries (512 B), \
-node 3 lacks 9000 entries (over 32 MiB), node 4 lacks 121 entries and waits for a snapshot, node 5 has everything, \
+node 3 lacks 9000 entries (about 32 MiB), node 4 lacks 121 entries and waits for a snapshot, node 5 has everything, \
 snapshot to node 3: 25 % of 20 MiB
 2     unreachable                                                       no answer
 ";

@@ -206,10 +206,10 @@ pub struct NodeStatus {
 pub struct Lag {
     /// So many entries.
     pub entries: u64,
-    /// So many bytes of them.
+    /// So many bytes of them; 0 if the leader cannot even guess.
     pub bytes: u64,
-    /// The leader has not all of them in memory: there are more bytes.
-    pub at_least: bool,
+    /// The leader has not all of them in memory: it takes the others to be as large as those that it has.
+    pub is_guess: bool,
     /// It gets a snapshot, because the log does not hold (any more) what it lacks.
     pub needs_snapshot: bool,
 }

@@ -72,7 +72,7 @@ pub(super) fn lags(status: &Status) -> BTreeMap<NodeId, Lag> {
     let lag = |follower: &raft_core::FollowerStatus| Lag {
         entries: follower.missing_entries,
         bytes: follower.missing_bytes as u64,
-        at_least: !follower.missing_is_exact,
+        is_guess: !follower.missing_is_exact,
         needs_snapshot: follower.snapshot.is_some(),
     };
     status.followers.iter().map(|follower| (follower.id, lag(follower))).collect()
