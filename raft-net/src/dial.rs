@@ -13,11 +13,15 @@ use crate::identity::CertifiedName;
 use crate::link::Link;
 use crate::metrics::bump;
 use crate::quic::Shared;
-use crate::session;
+use crate::refusal::{Refusal, harmless};
+use crate::session::{self, Outcome};
 
 /// A handshake with a peer that is up takes a few round trips. One that is not up does not answer at all, and
 /// retransmissions grow further and further apart: so begin anew after this time, and be patient only little by little.
 const FIRST_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// After so many failures the wait is at its longest, for limits that make sense.
+const HOPELESS: u32 = 17;
 
 /// One attempt to connect.
 pub(crate) struct Dial {
@@ -67,27 +71,66 @@ pub(crate) async fn keep_dialling(shared: Arc<Shared>, link: Arc<Link>) {
             () = link.stopped() => return,
             result = shared.dial(&link).connect(failures as usize, timeout) => result,
         };
-        let accepted = match connected {
+        let outcome = match connected {
             Ok(connection) => session::run(&shared, &link, connection).await,
             Err(error) => {
                 bump(&shared.metrics.dial_failures, 1);
+                let error = harmless(&error.to_string());
                 // A peer that is down is no news after the first time.
                 if failures == 0 {
-                    tracing::info!(peer = %link.peer, %error, "cannot connect; will keep trying");
+                    tracing::info!(peer = %link.peer, error, "cannot connect; will keep trying");
                 } else {
-                    tracing::debug!(peer = %link.peer, %error, failures, "cannot connect");
+                    tracing::debug!(peer = %link.peer, error, failures, "cannot connect");
                 }
-                false
+                Outcome::Lost
             }
         };
-        failures = if accepted { 0 } else { failures.saturating_add(1) };
+        failures = match outcome {
+            Outcome::Served => 0,
+            Outcome::Lost => failures.saturating_add(1),
+            Outcome::Refused => failures.saturating_add(1).max(HOPELESS),
+        };
         let wait = backoff(limits.dial_backoff_min, limits.dial_backoff_max, failures);
+        tokio::select! {
+            biased;
+            () = link.stopped() => return,
+            () = link.knocked() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// Asks `link`'s peer, which is the one that dials, why it does not: a node that has been removed while it was down is dialled by nobody, and would never hear of it. The
+/// answer is always that we are not to dial; but a peer to which we are one makes haste to dial then, and any other says that it does not know us.
+pub(crate) async fn keep_knocking(shared: Arc<Shared>, link: Arc<Link>) {
+    let limits = &shared.limits;
+    for attempt in 0.. {
+        // A peer that is up has dialled by then.
+        let wait = (limits.dial_backoff_max + backoff(limits.dial_backoff_min, limits.dial_backoff_max, HOPELESS)) / 2;
         tokio::select! {
             biased;
             () = link.stopped() => return,
             () = tokio::time::sleep(wait) => {}
         }
+        if link.connection().is_some() {
+            continue;
+        }
+        let answer = tokio::select! {
+            biased;
+            () = link.stopped() => return,
+            answer = knock(&shared, &link, attempt) => answer,
+        };
+        // Unless the peer has come by itself meanwhile.
+        if let Some(refusal) = answer.filter(|_| link.connection().is_none()) {
+            shared.refused(&link, refusal).await;
+        }
     }
+}
+
+async fn knock(shared: &Shared, link: &Link, attempt: usize) -> Option<Refusal> {
+    let timeout = shared.limits.handshake_timeout;
+    let connection = shared.dial(link).connect(attempt, timeout).await.ok()?;
+    Refusal::of(&tokio::time::timeout(timeout, connection.closed()).await.ok()?)
 }
 
 /// Full jitter: anything from zero to the bound, which doubles with each failure. So nodes that lost each other at the
@@ -109,5 +152,12 @@ mod tests {
             let bound = if failures < 2 { min } else { max };
             assert!(longest <= bound && longest > Duration::ZERO, "{failures}: {longest:?}");
         }
+    }
+
+    #[test]
+    fn who_is_refused_waits_as_long_as_anybody() {
+        let (min, max) = (Duration::from_millis(50), Duration::from_secs(2));
+        let longest = (0..200).map(|_| backoff(min, max, HOPELESS)).max().unwrap();
+        assert!(longest > max / 2, "{longest:?}");
     }
 }

@@ -111,7 +111,7 @@ pub enum CloseCode {
     WrongCluster = 16,
     /// A client spoke the node protocol, or a node the client protocol.
     WrongRole = 17,
-    /// The certificate's node is not a peer, or not one that dials us.
+    /// The certificate's node is not a peer.
     WrongNode = 18,
     /// The certificate names neither a node nor a client.
     Unnamed = 19,
@@ -123,9 +123,51 @@ pub enum CloseCode {
     Misaddressed = 22,
     /// The peer's data directory is not the one that is known under its id.
     WrongIncarnation = 23,
+    /// The peer is one that is dialled, and does not dial.
+    WrongDirection = 24,
 }
 
 impl CloseCode {
+    const ALL: [CloseCode; 13] = [
+        CloseCode::Shutdown,
+        CloseCode::Replaced,
+        CloseCode::Removed,
+        CloseCode::Busy,
+        CloseCode::WrongCluster,
+        CloseCode::WrongRole,
+        CloseCode::WrongNode,
+        CloseCode::Unnamed,
+        CloseCode::FrameTooLarge,
+        CloseCode::Malformed,
+        CloseCode::Misaddressed,
+        CloseCode::WrongIncarnation,
+        CloseCode::WrongDirection,
+    ];
+
+    /// The code with this number.
+    pub(crate) fn of(number: u64) -> Option<Self> {
+        CloseCode::ALL.into_iter().find(|code| *code as u64 == number)
+    }
+
+    /// Whether it says that the other end is not whom this one deals with: then nothing that the other sends will help.
+    pub(crate) fn concerns_identity(self) -> bool {
+        match self {
+            CloseCode::Removed
+            | CloseCode::WrongCluster
+            | CloseCode::WrongRole
+            | CloseCode::WrongNode
+            | CloseCode::Unnamed
+            | CloseCode::WrongIncarnation => true,
+            CloseCode::Shutdown
+            | CloseCode::Replaced
+            | CloseCode::Busy
+            | CloseCode::FrameTooLarge
+            | CloseCode::Malformed
+            | CloseCode::Misaddressed
+            | CloseCode::WrongDirection => false,
+        }
+    }
+
     /// Whether the other end has closed the connection because of who or what we are, or of what we sent.
     pub(crate) fn is_refusal(reason: &quinn::ConnectionError) -> bool {
         match reason {

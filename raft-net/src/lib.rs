@@ -17,6 +17,8 @@
 //!   through, also in one direction only, and when one of the two has died or was restarted, whoever is up hears of it within a bounded
 //!   time. A connection on which nothing is said is kept alive ([`Limits::keep_alive`]), and one on which nothing arrives is lost after
 //!   [`Limits::idle_timeout`]; where only one end hears nothing, the other notices when the first has fallen silent, after at most twice that.
+//! - **Refusals are told.** Who is let in is judged by both ends. [`Inbound::Accepted`] says that a peer has let this node in, [`Inbound::Refused`] that it has not, and
+//!   why. A peer of which nothing is heard is asked by either end, also by the one that is otherwise dialled, so that a node that was removed learns of it.
 //! - **Bounded memory**, against a slow peer (queues in bytes) and a hostile one (nothing is allocated for a length
 //!   that was only claimed).
 //!
@@ -63,8 +65,10 @@
 //! node_1.send(GroupId::FIRST, &mut vec![hello.clone()]);
 //!
 //! assert_eq!(inbox_2.recv().await, Some(Inbound::LinkReset { peer: one }));
-//! let messages = vec![hello];
-//! assert_eq!(inbox_2.recv().await, Some(Inbound::Messages { group: GroupId::FIRST, messages }));
+//! let messages = Inbound::Messages { group: GroupId::FIRST, messages: vec![hello] };
+//! // And that node 1 has let it in.
+//! let two_more = [inbox_2.recv().await, inbox_2.recv().await];
+//! assert!(two_more.contains(&Some(messages)) && two_more.contains(&Some(Inbound::Accepted { peer: one })));
 //! node_1.close().await;
 //! node_2.close().await;
 //! # Ok(())
@@ -88,6 +92,7 @@ pub mod memory;
 mod metrics;
 pub mod pki;
 mod quic;
+mod refusal;
 mod session;
 pub mod snapshot;
 mod socket;
@@ -126,6 +131,22 @@ pub enum Inbound {
     LinkReset {
         /// Which peer.
         peer: NodeId,
+    },
+    /// `peer` has let this node in: it was reached, and knows this node as the one that is meant by its id. Comes after the [`LinkReset`](Self::LinkReset) of a
+    /// connection; messages on the control channel may have come before it. What the peer [refused](Self::Refused) before is over.
+    Accepted {
+        /// Which peer.
+        peer: NodeId,
+    },
+    /// `peer` will have nothing to do with this node, because of who it is. It is asked again, within [`Limits::dial_backoff_max`] and a handshake, as long as it is a
+    /// peer; each time this is said again.
+    Refused {
+        /// Which peer.
+        peer: NodeId,
+        /// What is wrong with this node.
+        code: CloseCode,
+        /// In the peer's words, for people: a few hundred printable ASCII characters at most, whatever it has sent. Not to be relied on.
+        reason: String,
     },
 }
 

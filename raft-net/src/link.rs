@@ -23,12 +23,23 @@ pub(crate) struct Link {
     /// The session that is used for sending. A newer one replaces it, never the other way round.
     session: Mutex<Option<Arc<Session>>>,
     stopped: watch::Sender<bool>,
+    /// Why the peer has refused us last, until it lets us in.
+    refused: Mutex<Option<CloseCode>>,
+    /// The peer, which is to be dialled, asks why nobody does.
+    knocked: Notify,
 }
 
 impl Link {
     pub(crate) fn new(peer: NodeId, address: String) -> Self {
         let (stopped, _) = watch::channel(false);
-        Link { peer, address: Mutex::new(address), session: Mutex::new(None), stopped }
+        Link {
+            peer,
+            address: Mutex::new(address),
+            session: Mutex::new(None),
+            stopped,
+            refused: Mutex::new(None),
+            knocked: Notify::new(),
+        }
     }
 
     pub(crate) fn address(&self) -> String {
@@ -70,6 +81,28 @@ impl Link {
         is_current
     }
 
+    /// The peer has refused us, or has let us in: returns what it said before.
+    pub(crate) fn note_refusal(&self, code: Option<CloseCode>) -> Option<CloseCode> {
+        std::mem::replace(&mut *lock(&self.refused), code)
+    }
+
+    /// Whether the peer refuses us, as far as is known.
+    pub(crate) fn is_refused(&self) -> bool {
+        lock(&self.refused).is_some()
+    }
+
+    /// The peer would like to be dialled.
+    pub(crate) fn knock(&self) {
+        if self.connection().is_none() {
+            self.knocked.notify_one();
+        }
+    }
+
+    /// Resolves when the peer has knocked.
+    pub(crate) async fn knocked(&self) {
+        self.knocked.notified().await;
+    }
+
     /// Ends the session and all dialling, for good.
     pub(crate) fn stop(&self, code: CloseCode, reason: &str) {
         self.stopped.send_replace(true);
@@ -99,8 +132,10 @@ pub(crate) struct Stopped;
 pub(crate) struct Session {
     pub(crate) connection: Connection,
     lanes: [Lane; 2],
-    /// The peer has sent a valid preface: it has accepted us, not only finished the handshake.
+    /// The peer has sent a valid preface: it knows us by name, not only has it finished the handshake.
     proven: AtomicBool,
+    /// We have judged the peer, and let it in. It is told by our stream for entries, which is opened only then.
+    let_in: Notify,
     /// Channels for which the peer has opened a stream, a bit each.
     opened: AtomicU8,
 }
@@ -112,6 +147,7 @@ impl Session {
             connection,
             lanes: [lane(Channel::Control), lane(Channel::Append)],
             proven: AtomicBool::new(false),
+            let_in: Notify::new(),
             opened: AtomicU8::new(0),
         }
     }
@@ -120,15 +156,21 @@ impl Session {
         &self.lanes[channel.index()]
     }
 
-    /// Notes that the peer opened its stream for `channel`; false when it had one already.
+    /// Notes that the peer, which has passed our check, opened its stream for `channel`; false when it had one already.
     pub(crate) fn open(&self, channel: Channel) -> bool {
         self.proven.store(true, Ordering::Relaxed);
+        self.let_in.notify_one();
         let bit = 1 << channel.index();
         self.opened.fetch_or(bit, Ordering::Relaxed) & bit == 0
     }
 
     pub(crate) fn is_proven(&self) -> bool {
         self.proven.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when the peer has been let in; for one that waits.
+    pub(crate) async fn let_in(&self) {
+        self.let_in.notified().await;
     }
 
     /// Number of messages that wait in vain.

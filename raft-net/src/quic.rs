@@ -15,11 +15,12 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 
 use crate::config::{Limits, NetConfig, PeerCheck};
-use crate::dial::{Dial, keep_dialling};
+use crate::dial::{Dial, keep_dialling, keep_knocking};
 use crate::error::{CloseCode, NetError};
 use crate::identity::{CertifiedName, PeerIdentity};
 use crate::link::{Link, lock};
 use crate::metrics::{NetMetrics, Reject, bump};
+use crate::refusal::{Refusal, TurnedAway, harmless};
 use crate::snapshot::{OutgoingSnapshot, SnapshotError, SnapshotReceiver};
 use crate::tls::{ALPN_CLIENT, ALPN_NODE, TlsIdentity};
 use crate::{Inbound, Transport, session, socket, transfer};
@@ -51,6 +52,7 @@ pub(crate) struct Shared {
     clients: mpsc::Sender<ClientConnection>,
     links: Mutex<BTreeMap<NodeId, Arc<Link>>>,
     handshakes: AtomicUsize,
+    pub(crate) turned_away: Mutex<TurnedAway>,
     /// Snapshots that may yet be sent, and received.
     pub(crate) sending: Semaphore,
     pub(crate) receiving: Arc<Semaphore>,
@@ -68,6 +70,44 @@ impl Shared {
         self.metrics.reject(reason);
         tracing::warn!(address = %connection.remote_address(), ?reason, detail, "connection refused");
         code.close(connection, detail);
+    }
+
+    /// The same for a node, of this cluster or another: it comes back soon, and the second time is no news.
+    pub(crate) fn reject_node(
+        &self,
+        connection: &Connection,
+        (cluster, node): (&str, NodeId),
+        reason: Reject,
+        code: CloseCode,
+        detail: &str,
+    ) {
+        if lock(&self.turned_away).note(cluster, node, code) {
+            return self.reject(connection, reason, code, detail);
+        }
+        self.metrics.reject(reason);
+        tracing::debug!(address = %connection.remote_address(), ?reason, detail, "connection refused again");
+        code.close(connection, detail);
+    }
+
+    /// `link`'s peer has refused us. The first time that is worth a warning.
+    pub(crate) async fn refused(&self, link: &Link, Refusal { code, reason }: Refusal) {
+        let peer = link.peer;
+        if link.note_refusal(Some(code)) == Some(code) {
+            tracing::debug!(%peer, ?code, reason, "refused again");
+        } else {
+            tracing::warn!(%peer, ?code, reason, "the peer refuses this node; will ask again");
+        }
+        // An error means that nobody listens any more.
+        let _ = self.inbound.send(Inbound::Refused { peer, code, reason }).await;
+    }
+
+    /// `link`'s peer has let us in.
+    pub(crate) async fn accepted(&self, link: &Link) {
+        let peer = link.peer;
+        if link.note_refusal(None).is_some() {
+            tracing::info!(%peer, "the peer does not refuse this node any more");
+        }
+        let _ = self.inbound.send(Inbound::Accepted { peer }).await;
     }
 }
 
@@ -117,6 +157,7 @@ impl QuicTransport {
             clients,
             links: Mutex::new(BTreeMap::new()),
             handshakes: AtomicUsize::new(0),
+            turned_away: Mutex::default(),
         });
         let accepting = runtime.spawn(accept(shared.clone())).abort_handle();
         let mut transport = QuicTransport { shared, links: BTreeMap::new(), runtime, accepting };
@@ -204,6 +245,8 @@ impl Transport for QuicTransport {
             // One of the two has to dial: the lower id does.
             if own < id {
                 self.runtime.spawn(keep_dialling(self.shared.clone(), link));
+            } else {
+                self.runtime.spawn(keep_knocking(self.shared.clone(), link));
             }
         }
         lock(&self.shared.links).clone_from(&self.links);
@@ -275,7 +318,7 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, handshake: Handshake) {
         Ok(Err(ConnectionError::LocallyClosed)) => return,
         Ok(Err(error)) => {
             let reason = handshake_reject(&error);
-            tracing::warn!(%address, ?reason, %error, "handshake failed");
+            tracing::warn!(%address, ?reason, error = harmless(&error.to_string()), "handshake failed");
             return shared.metrics.reject(reason);
         }
         Err(_) => {
@@ -289,7 +332,12 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, handshake: Handshake) {
             session::run(&shared, &link, connection).await;
         }
         Ok(Admitted::Client(name)) => serve_client(&shared, connection, name).await,
-        Err((reason, code, detail)) => shared.reject(&connection, reason, code, &detail),
+        Err((reason, code, detail)) => match certified_name(&connection) {
+            Ok(CertifiedName { cluster, identity: PeerIdentity::Node(id) }) => {
+                shared.reject_node(&connection, (&cluster, id), reason, code, &detail);
+            }
+            _ => shared.reject(&connection, reason, code, &detail),
+        },
     }
 }
 
@@ -324,7 +372,10 @@ fn admit(shared: &Shared, connection: &Connection) -> Result<Admitted, (Reject, 
     match (alpn.as_slice(), name.identity) {
         (ALPN_NODE, PeerIdentity::Node(id)) => match lock(&shared.links).get(&id) {
             Some(link) if id < shared.node => Ok(Admitted::Peer(link.clone())),
-            Some(_) => Err((Reject::WrongNode, CloseCode::WrongNode, format!("node {id} must be dialled, not dial"))),
+            Some(link) => {
+                link.knock();
+                Err((Reject::WrongNode, CloseCode::WrongDirection, format!("node {id} must be dialled, not dial")))
+            }
             None => Err((Reject::WrongNode, CloseCode::WrongNode, format!("node {id} is not a peer"))),
         },
         (ALPN_CLIENT, PeerIdentity::Client { name }) => Ok(Admitted::Client(name)),

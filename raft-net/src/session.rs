@@ -10,17 +10,29 @@ use crate::Inbound;
 use crate::codec::Channel;
 use crate::error::CloseCode;
 use crate::frame::FrameError;
-use crate::link::{Link, Session, Stopped};
+use crate::link::{Link, Session, Stopped, lock};
 use crate::metrics::{Reject, bump};
 use crate::quic::Shared;
+use crate::refusal::{Refusal, harmless};
 use crate::stream::{Batches, StreamReader, Violation};
 use crate::transfer;
 
 /// Pieces of a stream that are looked at in one go. QUIC delivers one for each packet.
 const PIECES: usize = 64;
 
-/// Serves an authenticated connection to `link`'s peer until it ends. Returns whether the two had accepted each other.
-pub(crate) async fn run(shared: &Arc<Shared>, link: &Arc<Link>, connection: Connection) -> bool {
+/// What became of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The two had accepted each other.
+    Served,
+    /// It was lost before they had.
+    Lost,
+    /// One of the two has found fault with the other: trying again at once would end the same way.
+    Refused,
+}
+
+/// Serves an authenticated connection to `link`'s peer until it ends.
+pub(crate) async fn run(shared: &Arc<Shared>, link: &Arc<Link>, connection: Connection) -> Outcome {
     let metrics = &shared.metrics;
     let session = Arc::new(Session::new(connection.clone(), shared.node, shared.incarnation, link.peer));
     match link.install(&session) {
@@ -31,12 +43,16 @@ pub(crate) async fn run(shared: &Arc<Shared>, link: &Arc<Link>, connection: Conn
         Ok(None) => bump(&metrics.peers_connected, 1),
         Err(Stopped) => {
             CloseCode::Removed.close(&connection, "no longer a peer");
-            return false;
+            return Outcome::Lost;
         }
     }
     metrics.add_peer(&connection);
     bump(&metrics.connects, 1);
-    tracing::info!(peer = %link.peer, address = %connection.remote_address(), "connected");
+    if link.is_refused() {
+        tracing::debug!(peer = %link.peer, address = %connection.remote_address(), "connected");
+    } else {
+        tracing::info!(peer = %link.peer, address = %connection.remote_address(), "connected");
+    }
     // An error means that nobody listens any more: the node is going down.
     let _ = shared.inbound.send(Inbound::LinkReset { peer: link.peer }).await;
 
@@ -67,20 +83,35 @@ pub(crate) async fn run(shared: &Arc<Shared>, link: &Arc<Link>, connection: Conn
     let was_current = link.uninstall(&session);
     bump(&metrics.dropped_disconnected, session.stranded());
     metrics.retire(&connection);
-    // Either of the two has found fault with the other: trying again at once would end the same way.
-    let refused = reason == ConnectionError::LocallyClosed || CloseCode::is_refusal(&reason);
+    let refusal = Refusal::of(&reason);
     if was_current {
-        tracing::info!(peer = %link.peer, %reason, "disconnected");
         bump(&metrics.disconnects, 1);
         metrics.peers_connected.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+        if refusal.is_none() {
+            tracing::info!(peer = %link.peer, reason = harmless(&reason.to_string()), "disconnected");
+        }
         let _ = shared.inbound.send(Inbound::LinkReset { peer: link.peer }).await;
+        if let Some(refusal) = refusal {
+            shared.refused(link, refusal).await;
+        }
     }
-    session.is_proven() && !refused
+    if reason == ConnectionError::LocallyClosed || CloseCode::is_refusal(&reason) {
+        Outcome::Refused
+    } else if session.is_proven() {
+        Outcome::Served
+    } else {
+        Outcome::Lost
+    }
 }
 
 /// Writes what the lane of `channel` collects. Ends with the connection.
+///
+/// The stream for entries is opened when the peer has passed our check: so that stream tells the peer that it is welcome.
 async fn write(shared: Arc<Shared>, session: Arc<Session>, channel: Channel) {
     let lane = session.lane(channel);
+    if channel == Channel::Append {
+        session.let_in().await;
+    }
     let Ok(mut stream) = session.connection.open_uni().await else { return };
     // Heartbeats, votes and acknowledgements go ahead of entries; snapshots will come last.
     let _ = stream.set_priority(match channel {
@@ -124,7 +155,7 @@ async fn read_or_cut_off(shared: Arc<Shared>, link: Arc<Link>, session: Arc<Sess
             (Reject::Misaddressed, CloseCode::Misaddressed, "message from or for somebody else".to_owned())
         }
     };
-    shared.reject(&session.connection, reject, code, &detail);
+    shared.reject_node(&session.connection, (&shared.cluster, link.peer), reject, code, &detail);
 }
 
 /// Reads one stream until the connection ends.
@@ -139,12 +170,17 @@ async fn read(shared: &Shared, link: &Link, session: &Session, mut stream: RecvS
             Ok(None) | Err(_) => return Err(FrameError::Ended.into()),
         };
         let mut batches = Batches::default();
+        let before = reader.channel();
         for piece in &mut pieces[..count] {
             reader.push(std::mem::take(piece), &mut batches, |preface| {
                 (shared.peer_check.0)(link.peer, preface.incarnation).map_err(Violation::WrongIncarnation)?;
+                lock(&shared.turned_away).forget(&shared.cluster, link.peer);
                 let first = session.open(preface.channel);
                 first.then_some(()).ok_or(Violation::Stream("a second stream for one channel"))
             })?;
+        }
+        if before.is_none() && reader.channel() == Some(Channel::Append) {
+            shared.accepted(link).await;
         }
         if let Some(channel) = reader.channel() {
             shared.metrics.flow_in(channel).add(batches.frames, batches.bytes);

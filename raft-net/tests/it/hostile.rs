@@ -72,7 +72,7 @@ async fn a_node_that_is_no_peer() {
 
 #[tokio::test]
 async fn a_peer_that_should_wait_to_be_dialled() {
-    refused(|pki| pki.node(CLUSTER, 3), ALPN_NODE, Reject::WrongNode, CloseCode::WrongNode).await;
+    refused(|pki| pki.node(CLUSTER, 3), ALPN_NODE, Reject::WrongNode, CloseCode::WrongDirection).await;
 }
 
 #[tokio::test]

@@ -8,5 +8,6 @@ mod frugal;
 mod fuzz;
 mod golden;
 mod hostile;
+mod refusals;
 mod snapshots;
 mod support;
