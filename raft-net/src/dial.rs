@@ -105,8 +105,9 @@ pub(crate) async fn keep_dialling(shared: Arc<Shared>, link: Arc<Link>) {
 pub(crate) async fn keep_knocking(shared: Arc<Shared>, link: Arc<Link>) {
     let limits = &shared.limits;
     for attempt in 0.. {
-        // A peer that is up has dialled by then.
-        let wait = (limits.dial_backoff_max + backoff(limits.dial_backoff_min, limits.dial_backoff_max, HOPELESS)) / 2;
+        // A peer that is up has dialled by then, unless it was told a moment ago that it is no peer.
+        let max = limits.dial_backoff_max;
+        let wait = if attempt == 0 { max / 4 } else { (max + backoff(limits.dial_backoff_min, max, HOPELESS)) / 2 };
         tokio::select! {
             biased;
             () = link.stopped() => return,

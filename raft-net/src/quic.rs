@@ -81,11 +81,12 @@ impl Shared {
         code: CloseCode,
         detail: &str,
     ) {
-        if lock(&self.turned_away).note(cluster, node, code) {
+        // Whoever knocks only asks.
+        if code != CloseCode::WrongDirection && lock(&self.turned_away).note(cluster, node, code) {
             return self.reject(connection, reason, code, detail);
         }
         self.metrics.reject(reason);
-        tracing::debug!(address = %connection.remote_address(), ?reason, detail, "connection refused again");
+        tracing::debug!(address = %connection.remote_address(), ?reason, detail, "connection refused, as before");
         code.close(connection, detail);
     }
 

@@ -16,6 +16,7 @@ use crate::handover::Handover;
 use crate::inbox::{Fatal, Inbox, Internal, Life};
 use crate::ports::{Desk, Outlets, Own};
 use crate::reply::Responder;
+use crate::standing::Entry;
 use crate::timings::Probe;
 
 /// A group that is open on this node.
@@ -34,6 +35,8 @@ pub(crate) struct Group {
     /// Measures where the time goes, if it is to.
     pub(crate) probe: Probe,
     pub(crate) commits: Commits,
+    /// Whether this node takes part in it.
+    pub(crate) entry: Entry,
     /// The handle, for those who ask for one.
     pub(crate) raft: Raft,
     pub(crate) alarm: Alarm,
@@ -55,7 +58,7 @@ impl Group {
 
     /// When it is to be looked at, whether something happens or not.
     pub(crate) fn deadline(&self) -> Instant {
-        self.handover.deadline(self.driver.deadline())
+        self.handover.deadline(self.entry.deadline(|| self.driver.deadline()))
     }
 
     /// Takes in what a thread has done.
@@ -139,7 +142,7 @@ impl Group {
     /// younger than it is.
     pub(crate) fn turn<T: Transport>(&mut self, now: Instant, node: &mut Outlets<T>) {
         // As long as messages keep coming, nobody else looks at the clock.
-        if now >= self.deadline() {
+        if self.entry.is_free() && now >= self.deadline() {
             self.driver.step(now, Input::Wake);
         }
         self.hear_progress(now);

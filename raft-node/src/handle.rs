@@ -12,6 +12,7 @@ use crate::inbox::{Fatal, Life};
 use crate::node::{Control, Metrics};
 use crate::reply::{Applied, OneShot, RequestError, Responder};
 use crate::snapshot::SnapshotError;
+use crate::standing::Standing;
 
 /// How fresh a read must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -120,6 +121,7 @@ pub(crate) struct Links {
     pub(crate) requests: mpsc::UnboundedSender<Asked>,
     pub(crate) leader: watch::Receiver<Option<NodeId>>,
     pub(crate) addresses: watch::Receiver<BTreeMap<NodeId, String>>,
+    pub(crate) standing: watch::Receiver<Standing>,
     pub(crate) stopped: watch::Receiver<Stopped>,
 }
 
@@ -162,6 +164,11 @@ impl Raft {
     /// Where the members of the cluster are (`host:port`), as far as this node knows, as it changes.
     pub fn addresses(&self) -> watch::Receiver<BTreeMap<NodeId, String>> {
         self.links.addresses.clone()
+    }
+
+    /// How the other nodes take this one, as it changes: who refuses it, because its disk was lost perhaps or because it was removed.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.links.standing.clone()
     }
 
     /// Waits until the group has stopped, and nothing works for it any more; its state machine has been dropped. If it was started by [`Raft::builder`], waits until

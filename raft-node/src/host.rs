@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use raft_core::{GroupId, Input, Instant, NodeId};
-use raft_net::{Inbound, Transport};
+use raft_net::{CloseCode, Inbound, Transport};
 use tokio::sync::{mpsc as queue, watch};
 
 use crate::alarms::Alarms;
@@ -22,6 +22,7 @@ use crate::inbox::{Fatal, Internal, Life, News};
 use crate::node::{Control, GroupError, GroupStatus};
 use crate::open::{Opened, Reservation, Tools};
 use crate::ports::Outlets;
+use crate::standing::{Entry, Reception, is_blank};
 use crate::writer::Order;
 
 /// Most inputs taken in before their consequences are carried out.
@@ -67,6 +68,7 @@ pub(crate) struct Host<T> {
     inlets: Inlets,
     outlets: Outlets<T>,
     tools: Tools,
+    reception: Reception,
     /// The node ends with this group; and how that has ended, when all work for it is done.
     sole: Option<(GroupId, watch::Receiver<Stopped>)>,
     /// Someone asked the node to stop.
@@ -79,7 +81,13 @@ pub(crate) struct Host<T> {
 }
 
 impl<T: Transport> Host<T> {
-    pub(crate) fn new(inlets: Inlets, outlets: Outlets<T>, tools: Tools, strays: Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(
+        inlets: Inlets,
+        outlets: Outlets<T>,
+        tools: Tools,
+        reception: Reception,
+        strays: Arc<AtomicU64>,
+    ) -> Self {
         Host {
             groups: BTreeMap::new(),
             taken: HashSet::new(),
@@ -88,6 +96,7 @@ impl<T: Transport> Host<T> {
             inlets,
             outlets,
             tools,
+            reception,
             sole: None,
             stopping: false,
             ended: None,
@@ -166,6 +175,10 @@ impl<T: Transport> Host<T> {
             }
             let Some(group) = self.groups.get_mut(&id) else { continue };
             group.active = false;
+            if !group.entry.is_free() {
+                let pause = pause(group);
+                self.reception.look(now, &mut group.entry, pause);
+            }
             group.turn(now, &mut self.outlets);
             if group.over {
                 self.end(id, Ok(()));
@@ -211,6 +224,8 @@ impl<T: Transport> Host<T> {
             Happened::Internal(News::Gone(group)) => drop(self.taken.remove(&group)),
             Happened::Internal(News::Fatal(fatal)) => return Err(fatal),
             Happened::Network(Inbound::Messages { group, messages }) => match self.groups.get_mut(&group) {
+                // Whoever meant it sends it again.
+                Some(group) if !group.entry.is_free() => {}
                 Some(group) => {
                     activate(&mut self.active, group);
                     // At a leader only proposals begin a write: an answer that comes beside one must not pass for its beginning.
@@ -228,6 +243,8 @@ impl<T: Transport> Host<T> {
                 }
             },
             Happened::Network(Inbound::LinkReset { peer }) => self.link_reset(now, peer),
+            Happened::Network(Inbound::Accepted { peer }) => self.accepted(peer),
+            Happened::Network(Inbound::Refused { peer, code, reason }) => self.refused(peer, code, reason),
             Happened::Network(_) => tracing::debug!("the network has news of an unknown kind"),
             Happened::Request(Asked::Group(life, request)) => match find(&mut self.groups, life) {
                 Some(group) => {
@@ -260,9 +277,29 @@ impl<T: Transport> Host<T> {
     /// Every group that has to do with this peer hears of it.
     fn link_reset(&mut self, now: Instant, peer: NodeId) {
         for (id, group) in &mut self.groups {
-            if self.outlets.roster.concerns(*id, peer) {
+            if group.entry.is_free() && self.outlets.roster.concerns(*id, peer) {
                 activate(&mut self.active, group);
                 group.driver.step(now, Input::LinkReset(peer));
+            }
+        }
+    }
+
+    fn accepted(&mut self, peer: NodeId) {
+        self.reception.accepted(peer);
+        for group in self.groups.values_mut().filter(|group| !group.entry.is_free()) {
+            activate(&mut self.active, group);
+        }
+    }
+
+    fn refused(&mut self, peer: NodeId, code: CloseCode, reason: String) {
+        if !self.reception.refused(peer, code, reason) {
+            return;
+        }
+        for (id, group) in &mut self.groups {
+            if is_blank(group.driver.core()) {
+                group.entry = Entry::Barred;
+                activate(&mut self.active, group);
+                tracing::error!(group = %id, %peer, "nothing is on the disk, and the peer knows this node with another data directory: it takes no part");
             }
         }
     }
@@ -311,6 +348,7 @@ impl<T: Transport> Host<T> {
         let Opened { mut group, shelf, published, reservation } = opened;
         let id = reservation.keep().group;
         self.taken.remove(&id);
+        group.entry = self.reception.entry(self.tools.now(), group.driver.core());
         if shelf.directory.is_some() {
             self.outlets.incoming.add(id, shelf);
         }
@@ -352,6 +390,11 @@ impl<T: Transport> Host<T> {
 
 fn find(groups: &mut BTreeMap<GroupId, Group>, life: Life) -> Option<&mut Group> {
     groups.get_mut(&life.group).filter(|group| group.life() == life)
+}
+
+/// Drawn at random, as long as an election timeout may take.
+fn pause(group: &Group) -> Duration {
+    group.driver.core().config().election_timeout.mul_f64(rand::random::<f64>())
 }
 
 fn activate(active: &mut Vec<GroupId>, group: &mut Group) {

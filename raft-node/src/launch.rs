@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use raft_core::{Config, GroupId, NodeId};
+use raft_core::{Config, GroupId, HardState, LogIndex, NodeId};
 use raft_net::{ClientConnection, Inbound, NetConfig, QuicTransport, TlsIdentity, Transport};
 use raft_storage::{Identity, Storage, StorageError, Store, StoreOptions};
 use tokio::runtime::Handle;
@@ -30,6 +30,7 @@ use crate::reply::Flusher;
 use crate::roster::Roster;
 use crate::snapshot::incoming::Incoming;
 use crate::snapshot::keeper;
+use crate::standing::Reception;
 use crate::timings::Timings;
 use crate::{reader, writer};
 
@@ -130,6 +131,8 @@ pub(crate) struct Parts<S, T> {
     incarnation: u128,
     doorkeeper: Doorkeeper,
     room: Room,
+    /// How long to wait for each of the others, when nothing was ever written here: see [`Reception`].
+    patience: Option<Duration>,
 }
 
 /// Opens a node's parts, on its thread.
@@ -173,7 +176,11 @@ impl Start {
         let open = move || {
             let owner = Identity { cluster: cluster.clone(), node: id };
             let mut storage = Store::open(data_dir.join("log"), &owner, &options)?;
-            let dormant = members_on_disk(&mut storage)?;
+            let (dormant, is_blank) = members_on_disk(&mut storage)?;
+            // A peer that is up and can be reached has been met by then, whoever of the two dials: its last attempt has ended, or its connection to a former life of this
+            // node, and it has tried again.
+            let patience = limits.handshake_timeout.max(limits.idle_timeout) + limits.dial_backoff_max;
+            let patience = is_blank.then_some(patience);
             let doorkeeper = Doorkeeper::new(storage.known_peers(GroupId::FIRST)?, dormant);
             let incarnation = storage.incarnation();
             let (inbound, network) = mpsc::channel(INBOUND_QUEUE);
@@ -188,7 +195,7 @@ impl Start {
             let metrics =
                 Metrics { storage: Some(storage.metrics()), net: Some(transport.metrics()), ..Metrics::default() };
             let clients = Some(clients);
-            Ok(Parts { storage, transport, network, clients, address, metrics, incarnation, doorkeeper, room })
+            Ok(Parts { storage, transport, network, clients, address, metrics, incarnation, doorkeeper, room, patience })
         };
         Ok((site, Box::new(open)))
     }
@@ -215,17 +222,19 @@ impl Start {
                 incarnation: rand::random(),
                 doorkeeper: Doorkeeper::default(),
                 room: Room { frame: usize::MAX, queue: usize::MAX },
+                patience: None,
             })
         };
         Ok((self.site()?, Box::new(open)))
     }
 }
 
-/// Who belongs to the groups that the log has something of.
-fn members_on_disk(storage: &mut Store) -> Result<BTreeMap<GroupId, Vec<NodeId>>, StorageError> {
-    let mut all = BTreeMap::new();
+/// Who belongs to the groups that the log has something of; and whether nothing was ever written in any of them.
+fn members_on_disk(storage: &mut Store) -> Result<(BTreeMap<GroupId, Vec<NodeId>>, bool), StorageError> {
+    let (mut all, mut is_blank) = (BTreeMap::new(), true);
     for group in Storage::groups(storage) {
         let log = storage.recover(group)?;
+        is_blank &= log.hard_state == HardState::default() && log.last_index == LogIndex::ZERO;
         let known = log.changes.last().map(|(_, membership)| membership).or(log.membership.as_ref());
         let members = match known {
             Some(membership) => membership.members(),
@@ -233,7 +242,7 @@ fn members_on_disk(storage: &mut Store) -> Result<BTreeMap<GroupId, Vec<NodeId>>
         };
         all.insert(group, members);
     }
-    Ok(all)
+    Ok((all, is_blank))
 }
 
 /// Starts a node on a thread of its own. `begin` makes the handle, and opens what is to be open from the beginning.
@@ -290,7 +299,9 @@ fn wire<S: Storage, T: Transport, H>(
     begin: impl FnOnce(&mut Host<T>, Ends) -> Result<H, StartError>,
 ) -> Result<WiredNode<T, H>, StartError> {
     let Site { id, configured, data_dir, applier_threads, timings } = site;
-    let Parts { storage, mut transport, network, clients, address, mut metrics, incarnation, doorkeeper, room } = parts;
+    let Parts { storage, mut transport, network, clients, address, mut metrics, .. } = parts;
+    let Parts { incarnation, doorkeeper, room, patience, .. } = parts;
+    let reception = Reception::new(patience);
     metrics.timings.clone_from(&timings);
     let (inbox, internal) = Inbox::new();
     let (requests, asked) = mpsc::unbounded_channel();
@@ -317,6 +328,7 @@ fn wire<S: Storage, T: Transport, H>(
         requests: requests.clone(),
         address,
         doorkeeper: doorkeeper.clone(),
+        standing: reception.watch(),
         metrics: metrics.clone(),
         pace: pace.clone(),
     };
@@ -332,7 +344,8 @@ fn wire<S: Storage, T: Transport, H>(
     let roster = Roster::new(configured, doorkeeper);
     let flusher = Flusher::default();
     let outlets = Outlets { transport, roster, writer, reader, incoming, lost: None, flusher, timings, pace };
-    let mut host = Host::new(Inlets { internal, network, requests: asked }, outlets, tools, metrics.strays);
+    let inlets = Inlets { internal, network, requests: asked };
+    let mut host = Host::new(inlets, outlets, tools, reception, metrics.strays);
     match begin(&mut host, ends) {
         Ok(handle) => Ok((Wired { host, threads, stopped }, handle, clients)),
         Err(error) => {

@@ -35,6 +35,7 @@ use crate::snapshot::keeper::{self, Shelf};
 use crate::snapshot::manager::Manager;
 use crate::snapshot::policy::Ledger;
 use crate::snapshot::{SnapshotFileError, SnapshotPolicy};
+use crate::standing::{Entry, Standing};
 use crate::state_machine::StateMachine;
 use crate::timings::{Probe, Pulse};
 use crate::writer::{Found, Open, Order};
@@ -59,6 +60,7 @@ pub(crate) struct Tools {
     pub(crate) requests: UnboundedSender<Asked>,
     pub(crate) address: Option<SocketAddr>,
     pub(crate) doorkeeper: Doorkeeper,
+    pub(crate) standing: watch::Receiver<Standing>,
     /// Those of the node; each group has its own of snapshots.
     pub(crate) metrics: Metrics,
     /// Of work in the background.
@@ -196,7 +198,13 @@ pub(crate) fn open<M: StateMachine>(
     let (leader, leader_seen) = watch::channel(None);
     let (stopped, stopped_seen) = watch::channel(Stopped::default());
     let (published, addresses) = watch::channel(BTreeMap::new());
-    let links = Links { requests: tools.requests.clone(), leader: leader_seen, addresses, stopped: stopped_seen };
+    let links = Links {
+        requests: tools.requests.clone(),
+        leader: leader_seen,
+        addresses,
+        standing: tools.standing.clone(),
+        stopped: stopped_seen,
+    };
     let group = Group {
         driver: Driver::new(core),
         own,
@@ -208,6 +216,8 @@ pub(crate) fn open<M: StateMachine>(
         stopped,
         probe: Probe::new(marker),
         commits: Commits::default(),
+        // Until it is installed.
+        entry: Entry::Barred,
         raft: Raft::new(tools.id, life, tools.address, metrics, links),
         alarm: Alarm::default(),
         active: false,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use raft_core::NodeId;
-use raft_node::client::protocol::{MemberChange, NodeStatus};
+use raft_node::client::protocol::{Member, MemberChange, NodeStatus};
 use raft_node::client::{Client, Error};
 use serde_json::json;
 
@@ -142,23 +142,52 @@ async fn list(args: &ClientArgs, client: &Client) -> Result<Done> {
     Ok(if status.role == "leader" { Done::Ok } else { Done::NoLeader })
 }
 
+/// Why this node cannot be added, whatever the leader says: `known` is the member of its id, `found` what answers at its address.
+fn obstacle(id: NodeId, known: Option<&Member>, found: Option<&NodeStatus>) -> Option<String> {
+    if let (Some(member), Some(found)) = (known, found)
+        && found.identity != member.identity
+    {
+        return Some(format!(
+            "the node that answers has another data directory than node {id}, which is a member ({}): \
+             remove that first: `raft-node member remove {id}`",
+            member.role
+        ));
+    }
+    if let Some(member) = known.filter(|member| member.role != "learner") {
+        return Some(format!(
+            "node {id} is a member already: {}. If its disk was lost, remove it first: `raft-node member remove {id}`, \
+             and start it with an empty directory and --join",
+            member.role
+        ));
+    }
+    // It would begin a cluster of its own, or has forgotten that it has belonged to this one.
+    let is_founder = found.is_some_and(|found| found.identity == 0 && found.term == 0 && !found.members.is_empty());
+    is_founder.then(|| {
+        format!(
+            "node {id} has an empty data directory and was not started to join: start it again with an empty directory and --join"
+        )
+    })
+}
+
 async fn add(args: &AddArgs, client: &Client) -> Result<Done> {
     let id = NodeId(args.id);
     let known = newest(client).await.and_then(|status| status.members.get(&id).cloned());
-    let index = match known {
-        Some(member) if member.role == "learner" && member.address == args.address => None,
-        Some(member) if member.role != "learner" => bail!("node {id} is a member already: {}", member.role),
-        _ => {
-            // Whoever has the id now is meant, and nobody who had it before.
-            client.add_node(id, &args.address);
-            let status = client.status(id).await.with_context(|| {
-                format!("node {id} does not answer at {}: start it first, with `raft-node serve --join`", args.address)
-            })?;
-            let identities = vec![(id, status.identity)];
-            let addresses = vec![(id, args.address.clone())];
-            let change = MemberChange { learners: vec![id], addresses, identities, ..MemberChange::default() };
-            Some(client.change_membership(change).await?)
-        }
+    // Whoever has the id now is meant, and nobody who had it before.
+    client.add_node(id, &args.address);
+    let answer = client.status(id).await;
+    if let Some(why) = obstacle(id, known.as_ref(), answer.as_ref().ok()) {
+        bail!(why);
+    }
+    let index = if known.is_some_and(|member| member.address == args.address) {
+        None
+    } else {
+        let status = answer.with_context(|| {
+            format!("node {id} does not answer at {}: start it first, with `raft-node serve --join`", args.address)
+        })?;
+        let identities = vec![(id, status.identity)];
+        let addresses = vec![(id, args.address.clone())];
+        let change = MemberChange { learners: vec![id], addresses, identities, ..MemberChange::default() };
+        Some(client.change_membership(change).await?)
     };
     if args.learner {
         return report(&args.client, args.id, "learner", index.unwrap_or_default());
@@ -183,5 +212,31 @@ async fn add(args: &AddArgs, client: &Client) -> Result<Done> {
             }
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_added_must_be_the_one_that_is_meant() {
+        let member = |role: &str, identity| Member { role: role.into(), address: "a:1".into(), identity };
+        let node = |identity, term| NodeStatus { identity, term, ..NodeStatus::default() };
+        let obstacle = |known: Option<Member>, found: Option<NodeStatus>| {
+            super::obstacle(NodeId(4), known.as_ref(), found.as_ref()).unwrap_or_default()
+        };
+        assert_eq!(obstacle(None, Some(node(7, 0))), "");
+        assert_eq!(obstacle(Some(member("learner", 7)), Some(node(7, 3))), "", "it goes on where it was");
+        assert_eq!(obstacle(Some(member("learner", 7)), None), "", "the leader knows more");
+        for role in ["learner", "voter"] {
+            let other = obstacle(Some(member(role, 7)), Some(node(9, 0)));
+            assert!(other.contains("another data directory"), "{other}");
+            assert!(other.ends_with("remove that first: `raft-node member remove 4`"), "{other}");
+        }
+        let voter = obstacle(Some(member("voter", 0)), Some(node(0, 0)));
+        assert!(voter.contains("is a member already: voter") && voter.contains("`raft-node member remove 4`"), "{voter}");
+        let founder = NodeStatus { members: [(NodeId(4), member("voter", 0))].into(), ..NodeStatus::default() };
+        assert!(obstacle(None, Some(founder)).contains("--join"));
     }
 }

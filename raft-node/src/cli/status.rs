@@ -111,6 +111,9 @@ fn timings_table(answers: &Answers) -> String {
 /// What keeps the node from serving; what the followers lack, where it leads; and how far the snapshots are that are under way.
 fn note(status: &NodeStatus) -> String {
     let not_ready = (!status.not_ready.is_empty()).then(|| format!("not ready: {}", status.not_ready));
+    // Where it is not ready, that is told already.
+    let refusals = status.refusals.iter().filter(|_| status.not_ready.is_empty());
+    let refusals = refusals.map(|(id, reason)| format!("refused by node {id}: {reason}"));
     let followers = status.lags.iter().map(|(id, lag)| {
         let waits = lag.needs_snapshot && !status.snapshots.iter().any(|t| t.outgoing && t.peer == *id);
         format!("node {id} {}{}", lacks(lag), if waits { " and waits for a snapshot" } else { "" })
@@ -121,7 +124,7 @@ fn note(status: &NodeStatus) -> String {
         let way = if outgoing { "to" } else { "from" };
         format!("snapshot {way} node {peer}: {percent} % of {}", size(total))
     });
-    not_ready.into_iter().chain(followers).chain(transfers).collect::<Vec<_>>().join(", ")
+    not_ready.into_iter().chain(refusals).chain(followers).chain(transfers).collect::<Vec<_>>().join(", ")
 }
 
 fn lacks(lag: &Lag) -> String {
@@ -187,6 +190,7 @@ mod tests {
             transferring_to: Some(NodeId(2)),
             not_ready: "it hands over".into(),
             snapshots: vec![SnapshotTransfer { peer: NodeId(3), outgoing: true, bytes: 5 << 20, total: 20 << 20 }],
+            refusals: [(NodeId(3), "who are you".into())].into(),
             metrics: [("log.syncs".into(), 9), ("log.start".into(), 100)].into(),
         };
         let nodes = Complaints([(NodeId(2), "no answer".into())].into());
@@ -207,6 +211,15 @@ snapshot to node 3: 25 % of 20 MiB
     }
 
     #[test]
+    fn who_refuses_a_node_is_told_once() {
+        let mut answers = answers();
+        let Some(Ok(status)) = answers.get_mut(&NodeId(1)) else { panic!("it answers") };
+        assert!(!note(status).contains("refused by"), "{}", note(status));
+        status.not_ready.clear();
+        assert!(note(status).starts_with("refused by node 3: who are you, node 2 lacks"), "{}", note(status));
+    }
+
+    #[test]
     fn json_names_who_is_reachable() {
         let json = as_json(&answers());
         let nodes = json["nodes"].as_array().unwrap();
@@ -214,6 +227,7 @@ snapshot to node 3: 25 % of 20 MiB
         assert_eq!((&nodes[0]["lags"]["2"]["bytes"], &nodes[0]["snapshots"][0]["peer"]), (&json!(512), &json!(3)));
         assert_eq!((&nodes[0]["transferring_to"], &nodes[0]["not_ready"]), (&json!(2), &json!("it hands over")));
         assert_eq!((&nodes[0]["reachable"], &nodes[0]["metrics"]["log.syncs"]), (&json!(true), &json!(9)));
+        assert_eq!(nodes[0]["refusals"]["3"], json!("who are you"));
         assert_eq!((&nodes[1]["node"], &nodes[1]["reachable"]), (&json!(2), &json!(false)));
         assert!(nodes[1]["error"].as_str().unwrap().contains("no answer"));
     }

@@ -197,6 +197,8 @@ pub struct NodeStatus {
     pub not_ready: String,
     /// Snapshots that are under way.
     pub snapshots: Vec<SnapshotTransfer>,
+    /// Who refuses to talk to it, and why in the other's words.
+    pub refusals: BTreeMap<NodeId, String>,
     /// Counters since its start, by name.
     pub metrics: BTreeMap<String, u64>,
 }
@@ -234,6 +236,8 @@ pub struct Member {
     pub role: String,
     /// Where the others reach it, `host:port`; empty when that is not known.
     pub address: String,
+    /// Which of the nodes that have had this id is meant: its [`NodeStatus::identity`].
+    pub identity: u64,
 }
 
 /// Why a connection cannot go on.

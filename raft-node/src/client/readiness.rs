@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use raft_core::{NodeId, Role, Status};
+use raft_core::{LogIndex, NodeId, Role, Status, Term};
+use raft_net::CloseCode;
 
 use super::protocol::{Lag, SnapshotTransfer};
 use crate::snapshot::SnapshotStats;
+use crate::standing::{Refusal, Standing};
 
 /// A write that takes longer is worth a word: a disk that works takes milliseconds.
 const SLOW_WRITE: Duration = Duration::from_millis(500);
@@ -14,8 +16,9 @@ const SLOW_WRITE: Duration = Duration::from_millis(500);
 const BACKLOG: u64 = 10_000;
 
 /// Why the node cannot serve clients at present, as far as it knows itself; of several reasons the one that the others follow from.
-pub(super) fn not_ready(status: &Status, snapshots: &SnapshotStats) -> Option<String> {
-    membership(status)
+pub(super) fn not_ready(status: &Status, snapshots: &SnapshotStats, standing: &Standing) -> Option<String> {
+    refused(status, standing)
+        .or_else(|| membership(status))
         .or_else(|| snapshot(status, snapshots))
         .or_else(|| if status.role == Role::Leader { as_leader(status) } else { without_leader(status) })
         .or_else(|| {
@@ -24,13 +27,45 @@ pub(super) fn not_ready(status: &Status, snapshots: &SnapshotStats) -> Option<St
         })
 }
 
+/// What the others say of this node, as long as it has no leader: then nothing else will help.
+fn refused(status: &Status, standing: &Standing) -> Option<String> {
+    let (id, is_joining) = (status.id, status.membership.members().is_empty());
+    let is_blank = status.current_term == Term(0) && status.last_log.index == LogIndex::ZERO;
+    let lost = |peer: &NodeId| {
+        let remedy = if is_joining { "then" } else { "start it with an empty directory and --join, then" };
+        format!(
+            "node {peer} knows node {id} with another data directory: `raft-node member remove {id}`, {remedy} `raft-node member add {id} ADDRESS`"
+        )
+    };
+    if let Some((peer, _)) = standing.barred.as_ref().filter(|_| is_blank && !is_joining) {
+        return Some(lost(peer));
+    }
+    if status.leader.is_some() {
+        return None;
+    }
+    let mut refusals = standing.refusals.iter();
+    if let Some((peer, _)) = refusals.clone().find(|(_, refusal)| refusal.code == CloseCode::WrongIncarnation) {
+        return Some(lost(peer));
+    }
+    let is_no_member = |refusal: &Refusal| matches!(refusal.code, CloseCode::WrongNode | CloseCode::Removed);
+    match refusals.find(|(_, refusal)| !is_joining || !is_no_member(refusal))? {
+        (peer, refusal) if is_no_member(refusal) => Some(format!(
+            "node {peer} says that node {id} is no member: if it was removed from the cluster, it can be stopped, \
+             or come back with an empty directory, --join, and `raft-node member add {id} ADDRESS`"
+        )),
+        (peer, refusal) => Some(format!("node {peer} refuses it: {}", refusal.reason)),
+    }
+}
+
 fn membership(status: &Status) -> Option<String> {
     let (id, membership) = (status.id, &status.membership);
     if membership.members().is_empty() {
         return Some(format!("it belongs to no cluster yet: `raft-node member add {id} ADDRESS`"));
     }
     if !membership.contains(id) {
-        return Some("it is no member of the cluster any more".to_owned());
+        return Some(format!(
+            "it is no member of the cluster any more: it can be stopped, or added again: `raft-node member add {id} ADDRESS`"
+        ));
     }
     (membership.identity(id) != status.identity)
         .then(|| format!("the cluster knows node {id} with another data directory: remove it, empty this one, add it"))
@@ -103,7 +138,47 @@ mod tests {
     }
 
     fn reason(status: &Status) -> String {
-        not_ready(status, &SnapshotStats::default()).unwrap_or_default()
+        not_ready(status, &SnapshotStats::default(), &Standing::default()).unwrap_or_default()
+    }
+
+    #[test]
+    fn what_the_others_say_comes_first_and_with_what_to_do() {
+        let mut status = status();
+        let mut standing = Standing::default();
+        let refusal = |code| Refusal { code, reason: "so it is".into() };
+        let reason = |status: &Status, standing: &Standing| {
+            not_ready(status, &SnapshotStats::default(), standing).unwrap_or_default()
+        };
+        standing.refusals.insert(NodeId(2), refusal(CloseCode::WrongCluster));
+        assert_eq!(reason(&status, &standing), "node 2 refuses it: so it is");
+        standing.refusals.insert(NodeId(2), refusal(CloseCode::WrongNode));
+        assert!(reason(&status, &standing).starts_with("node 2 says that node 1 is no member: if it was removed"));
+        standing.refusals.insert(NodeId(3), refusal(CloseCode::WrongIncarnation));
+        let lost = "node 3 knows node 1 with another data directory: `raft-node member remove 1`, start it with an empty directory";
+        assert!(reason(&status, &standing).starts_with(lost));
+        status.leader = Some(NodeId(2));
+        assert_eq!(reason(&status, &standing), "", "the others suffice");
+        // It takes no part, even if nobody refuses it any more.
+        standing.barred = standing.refusals.remove_entry(&NodeId(3));
+        standing.refusals.clear();
+        assert!(reason(&status, &standing).starts_with(lost));
+        status.current_term = Term(1);
+        assert_eq!(reason(&status, &standing), "");
+    }
+
+    /// It is no member yet, and that the others say so is no news.
+    #[test]
+    fn who_waits_to_be_added_is_told_to_be_removed_first_if_it_is_a_member() {
+        let mut status = status();
+        status.membership = Membership::default().into();
+        let mut standing = Standing::default();
+        let refusal = |code| Refusal { code, reason: String::new() };
+        standing.refusals.insert(NodeId(2), refusal(CloseCode::WrongNode));
+        let reason = not_ready(&status, &SnapshotStats::default(), &standing).unwrap();
+        assert_eq!(reason, "it belongs to no cluster yet: `raft-node member add 1 ADDRESS`");
+        standing.refusals.insert(NodeId(2), refusal(CloseCode::WrongIncarnation));
+        let reason = not_ready(&status, &SnapshotStats::default(), &standing).unwrap();
+        assert!(reason.ends_with("`raft-node member remove 1`, then `raft-node member add 1 ADDRESS`"), "{reason}");
     }
 
     #[test]
@@ -126,7 +201,7 @@ mod tests {
         status.leader = Some(NodeId(2));
         assert_eq!(reason(&status), "");
         let incoming = SnapshotStats { incoming: [(NodeId(2), (1, 4))].into(), ..SnapshotStats::default() };
-        assert_eq!(not_ready(&status, &incoming).unwrap(), "it gets a snapshot from node 2");
+        assert_eq!(not_ready(&status, &incoming, &Standing::default()).unwrap(), "it gets a snapshot from node 2");
         status.commit_index.0 = status.applied_index.0 + BACKLOG + 5;
         assert!(reason(&status).contains("10005 entries behind"));
     }

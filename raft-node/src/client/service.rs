@@ -290,6 +290,7 @@ impl Service {
         let mut metrics = (self.metrics)();
         metrics.insert("log.start".to_owned(), status.log_start.index.0);
         let transfers = self.raft.metrics().snapshots.snapshot();
+        let standing = self.raft.standing().borrow().clone();
         NodeStatus {
             node: self.raft.id(),
             cluster: self.cluster.clone(),
@@ -307,8 +308,9 @@ impl Service {
             followers: status.followers.iter().map(|f| (f.id, f.match_index.0)).collect(),
             lags: readiness::lags(status),
             transferring_to: status.transferring_to,
-            not_ready: readiness::not_ready(status, &transfers).unwrap_or_default(),
+            not_ready: readiness::not_ready(status, &transfers, &standing).unwrap_or_default(),
             snapshots: readiness::transfers(&transfers),
+            refusals: standing.refusals.into_iter().map(|(id, refusal)| (id, refusal.reason)).collect(),
             metrics,
         }
     }
@@ -324,7 +326,9 @@ fn members(status: &Status) -> BTreeMap<NodeId, Member> {
         (false, false) => "learner",
     };
     let address = |id| MemberInfo::decode(&membership.info(id)).map(|info| info.address).unwrap_or_default();
-    let member = |id: NodeId| (id, Member { role: role(&id).to_owned(), address: address(id) });
+    let member = |id: NodeId| {
+        (id, Member { role: role(&id).to_owned(), address: address(id), identity: membership.identity(id) })
+    };
     membership.members().into_iter().map(member).collect()
 }
 

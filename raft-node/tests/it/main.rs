@@ -13,6 +13,7 @@ mod groups;
 mod history;
 mod library;
 mod members;
+mod refusals;
 mod review;
 mod sessions;
 mod snapshots;

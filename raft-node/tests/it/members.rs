@@ -50,7 +50,7 @@ impl Load {
 }
 
 /// Runs `raft-node member ...` and returns what it prints.
-async fn member(cluster: &Cluster, arguments: &[&str]) -> Result<String, String> {
+pub(crate) async fn member(cluster: &Cluster, arguments: &[&str]) -> Result<String, String> {
     let mut command = program();
     command.arg("member").args(arguments).arg("--config").arg(cluster.dir().join("client.toml"));
     let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("it runs");
@@ -59,7 +59,7 @@ async fn member(cluster: &Cluster, arguments: &[&str]) -> Result<String, String>
 }
 
 /// Waits until a node has applied what the leader has committed by now.
-async fn catches_up(client: &Client, id: NodeId) {
+pub(crate) async fn catches_up(client: &Client, id: NodeId) {
     let leader = client.leader().expect("just used");
     let goal = client.status(leader).await.expect("it answers").commit_index;
     let start = Instant::now();
@@ -155,6 +155,9 @@ async fn a_node_with_an_emptied_disk_is_refused_until_it_is_added_anew() {
     assert_eq!((status.applied_index, status.role == "leader"), (0, false), "nobody talks to it: {status:?}");
     let log = cluster.log(lost);
     assert!(log.contains("raft-node member remove"), "it is told what to do:\n{log}");
+    assert!(status.not_ready.contains(&format!("`raft-node member remove {lost}`")), "and tells it: {status:?}");
+    let refused = member(&cluster, &["add", &lost.to_string(), &cluster.address(lost)]).await.expect_err("a member");
+    assert!(refused.contains(&format!("remove it first: `raft-node member remove {lost}`")), "{refused}");
     client.put(b"k", b"2").await.expect("the others go on");
 
     cluster.kill(lost);
@@ -175,7 +178,7 @@ async fn a_node_with_an_emptied_disk_is_refused_until_it_is_added_anew() {
 }
 
 /// It has just been started.
-async fn add_when_up(cluster: &Cluster, id: NodeId) {
+pub(crate) async fn add_when_up(cluster: &Cluster, id: NodeId) {
     let start = Instant::now();
     loop {
         match member(cluster, &["add", &id.to_string(), &cluster.address(id)]).await {
