@@ -79,6 +79,9 @@ pub struct FollowerStatus {
     pub missing_bytes: usize,
     /// Whether all of them are: otherwise [`missing_bytes`](Self::missing_bytes) is a guess.
     pub missing_is_exact: bool,
+    /// How long ago it was last heard, as of the last event; or, if never in this life of its, since when the leader waits for that. A group that
+    /// [sleeps](crate::Config::quiesce_after) hears nothing.
+    pub silent_for: Duration,
 }
 
 /// A snapshot on its way to a follower, as the leader's core knows it; the transport knows how far it has got.
@@ -107,6 +110,8 @@ pub struct Status {
     pub leader: Option<NodeId>,
     /// To whom this server, which leads, is handing over.
     pub transferring_to: Option<NodeId>,
+    /// The shortest time after which one that was not heard counts as silent: [`Config::election_timeout`].
+    pub election_timeout: Duration,
     /// Whether the group [sleeps](crate::Config::quiesce_after), as far as this server knows.
     pub quiesced: bool,
     /// Whether it may answer reads by its [lease](crate::Lease).
@@ -166,6 +171,7 @@ impl Raft {
                         missing_entries: self.log.last_index().0.saturating_sub(match_index.0),
                         missing_bytes,
                         missing_is_exact,
+                        silent_for: self.now.since(progress.last_contact),
                     }
                 });
                 (Role::Leader, followers.collect())
@@ -180,6 +186,7 @@ impl Raft {
             voted_for: self.hard_state.voted_for,
             leader: self.leader,
             transferring_to: self.transferring_to(),
+            election_timeout: self.config.election_timeout,
             quiesced: self.quiesced,
             has_lease: self.has_lease(),
             log_start: self.log.start(),

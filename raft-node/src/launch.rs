@@ -195,7 +195,18 @@ impl Start {
             let metrics =
                 Metrics { storage: Some(storage.metrics()), net: Some(transport.metrics()), ..Metrics::default() };
             let clients = Some(clients);
-            Ok(Parts { storage, transport, network, clients, address, metrics, incarnation, doorkeeper, room, patience })
+            Ok(Parts {
+                storage,
+                transport,
+                network,
+                clients,
+                address,
+                metrics,
+                incarnation,
+                doorkeeper,
+                room,
+                patience,
+            })
         };
         Ok((site, Box::new(open)))
     }

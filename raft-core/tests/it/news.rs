@@ -88,3 +88,21 @@ fn a_heartbeat_carries_them_too_and_without_a_delay_they_leave_at_once() {
     let sent = prompt.receive(2, 1, Message::AppendAck(AppendAck { epoch, match_index: LogIndex(1) }));
     assert_eq!(news(&sent, 2), [1]);
 }
+
+/// In an idle cluster a follower that is dead lacks nothing either.
+#[test]
+fn a_leader_tells_how_long_it_has_not_heard_a_follower() {
+    let (mut leader, _) = Server::leading(3, &[]);
+    let silence = |leader: &Server| -> Vec<u128> {
+        leader.raft.status().followers.iter().map(|follower| follower.silent_for.as_millis()).collect()
+    };
+    assert_eq!(silence(&leader), [0, 0], "it begins to wait for them");
+    leader.pass(200);
+    let term = leader.term();
+    let ack = Message::AppendAck(AppendAck { epoch: 1, match_index: LogIndex(0) });
+    leader.receive(2, term, ack);
+    assert_eq!(silence(&leader), [0, 200]);
+    leader.pass(700);
+    assert_eq!(silence(&leader), [700, 900]);
+    assert_eq!(leader.raft.status().election_timeout, leader.raft.config().election_timeout);
+}

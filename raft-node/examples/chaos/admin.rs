@@ -483,8 +483,9 @@ mod tests {
     use super::*;
 
     fn status(index: u64, commit_index: u64, members: &[(u64, &str)]) -> NodeStatus {
-        let member =
-            |(id, role): &(u64, &str)| (NodeId(*id), Member { role: (*role).to_owned(), address: String::new(), identity: 0 });
+        let member = |(id, role): &(u64, &str)| {
+            (NodeId(*id), Member { role: (*role).to_owned(), address: String::new(), identity: 0 })
+        };
         let members = members.iter().map(member).collect();
         NodeStatus { membership_index: index, commit_index, members, ..NodeStatus::default() }
     }

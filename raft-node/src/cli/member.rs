@@ -235,7 +235,10 @@ mod tests {
             assert!(other.ends_with("remove that first: `raft-node member remove 4`"), "{other}");
         }
         let voter = obstacle(Some(member("voter", 0)), Some(node(0, 0)));
-        assert!(voter.contains("is a member already: voter") && voter.contains("`raft-node member remove 4`"), "{voter}");
+        assert!(
+            voter.contains("is a member already: voter") && voter.contains("`raft-node member remove 4`"),
+            "{voter}"
+        );
         let founder = NodeStatus { members: [(NodeId(4), member("voter", 0))].into(), ..NodeStatus::default() };
         assert!(obstacle(None, Some(founder)).contains("--join"));
     }

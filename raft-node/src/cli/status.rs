@@ -129,6 +129,11 @@ fn note(status: &NodeStatus) -> String {
 
 fn lacks(lag: &Lag) -> String {
     match *lag {
+        // What it has may be gone, for all that is known.
+        Lag { entries: 0, silent_ms, .. } if silent_ms > 0 => silence(silent_ms),
+        Lag { silent_ms, .. } if silent_ms > 0 => {
+            format!("{} and {}", silence(silent_ms), lacks(&Lag { silent_ms: 0, ..*lag }))
+        }
         Lag { entries: 0, .. } => "has everything".to_owned(),
         Lag { entries, bytes: 0, is_guess: true, .. } => format!("lacks {entries} entries"),
         Lag { entries, bytes, is_guess, .. } => {
@@ -136,6 +141,13 @@ fn lacks(lag: &Lag) -> String {
                 (if entries == 1 { "entry" } else { "entries" }, if is_guess { "about " } else { "" });
             format!("lacks {entries} {plural} ({about}{})", size(bytes))
         }
+    }
+}
+
+fn silence(millis: u64) -> String {
+    match millis {
+        0..10_000 => format!("not heard for {:.1} s", millis as f64 / 1e3),
+        _ => format!("not heard for {} s", millis / 1000),
     }
 }
 
@@ -182,7 +194,10 @@ mod tests {
             followers: [(NodeId(2), 117)].into(),
             lags: [
                 (NodeId(2), Lag { entries: 4, bytes: 512, ..Lag::default() }),
-                (NodeId(3), Lag { entries: 9000, bytes: 32 << 20, is_guess: true, needs_snapshot: true }),
+                (
+                    NodeId(3),
+                    Lag { entries: 9000, bytes: 32 << 20, is_guess: true, needs_snapshot: true, silent_ms: 4321 },
+                ),
                 (NodeId(4), Lag { entries: 121, is_guess: true, needs_snapshot: true, ..Lag::default() }),
                 (NodeId(5), Lag::default()),
             ]
@@ -203,11 +218,19 @@ mod tests {
         let expected = "\
 NODE  ROLE         TERM  LEADER  START  COMMIT  APPLIED  DURABLE  LAST  NOTE
 1     leader       3     1       100    120     119      121      121   not ready: it hands over, node 2 lacks 4 entries (512 B), \
-node 3 lacks 9000 entries (about 32 MiB), node 4 lacks 121 entries and waits for a snapshot, node 5 has everything, \
+node 3 not heard for 4.3 s and lacks 9000 entries (about 32 MiB), node 4 lacks 121 entries and waits for a snapshot, node 5 has everything, \
 snapshot to node 3: 25 % of 20 MiB
 2     unreachable                                                       no answer
 ";
         assert_eq!(as_table(&answers()), expected);
+    }
+
+    #[test]
+    fn of_a_follower_that_is_silent_it_is_not_said_that_it_has_everything() {
+        let lag = |entries, silent_ms| Lag { entries, silent_ms, ..Lag::default() };
+        assert_eq!(lacks(&lag(0, 0)), "has everything");
+        assert_eq!(lacks(&lag(0, 4321)), "not heard for 4.3 s");
+        assert_eq!(lacks(&lag(7, 83_000)), "not heard for 83 s and lacks 7 entries (0 B)");
     }
 
     #[test]

@@ -214,6 +214,8 @@ pub struct Lag {
     pub is_guess: bool,
     /// It gets a snapshot, because the log does not hold (any more) what it lacks.
     pub needs_snapshot: bool,
+    /// For so many milliseconds it was not heard; 0 when that is no longer than usual, or the group sleeps. What it lacks is then what it lacked before.
+    pub silent_ms: u64,
 }
 
 /// A snapshot that is under way.

@@ -109,8 +109,14 @@ pub(super) fn lags(status: &Status) -> BTreeMap<NodeId, Lag> {
         bytes: follower.missing_bytes as u64,
         is_guess: !follower.missing_is_exact,
         needs_snapshot: follower.snapshot.is_some(),
+        silent_ms: silent_ms(status, follower.silent_for),
     };
     status.followers.iter().map(|follower| (follower.id, lag(follower))).collect()
+}
+
+fn silent_ms(status: &Status, silent_for: Duration) -> u64 {
+    let is_usual = status.quiesced || silent_for <= status.election_timeout;
+    if is_usual { 0 } else { u64::try_from(silent_for.as_millis()).unwrap_or(u64::MAX) }
 }
 
 /// Snapshots that are under way, those to others first.
@@ -218,6 +224,16 @@ mod tests {
         assert!(reason(&status).contains("busy with one write for 1.3 s"));
         status.transferring_to = Some(NodeId(3));
         assert!(reason(&status).contains("hands over to node 3"));
+    }
+
+    #[test]
+    fn silence_is_told_when_it_is_longer_than_usual() {
+        let mut status = status();
+        let usual = status.election_timeout;
+        assert_eq!(silent_ms(&status, usual), 0);
+        assert_eq!(silent_ms(&status, usual + Duration::from_secs(4)), (usual.as_millis() + 4000) as u64);
+        status.quiesced = true;
+        assert_eq!(silent_ms(&status, usual * 100), 0);
     }
 
     #[test]

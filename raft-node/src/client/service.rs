@@ -290,7 +290,10 @@ impl Service {
         let mut metrics = (self.metrics)();
         metrics.insert("log.start".to_owned(), status.log_start.index.0);
         let transfers = self.raft.metrics().snapshots.snapshot();
-        let standing = self.raft.standing().borrow().clone();
+        let mut standing = self.raft.standing().borrow().clone();
+        // What others say, in whatever group they belong to, is of no interest here.
+        let addresses = self.raft.addresses();
+        standing.refusals.retain(|id, _| addresses.borrow().contains_key(id));
         NodeStatus {
             node: self.raft.id(),
             cluster: self.cluster.clone(),

@@ -105,6 +105,7 @@ pub(super) mod tests {
             missing_entries: 0,
             missing_bytes: 0,
             missing_is_exact: true,
+            silent_for: std::time::Duration::ZERO,
         }
     }
 
