@@ -506,6 +506,7 @@ mod tests {
     impl Three {
         fn new() -> Self {
             let status = |id| Status {
+                election_timeout: Duration::ZERO,
                 quiesced: false,
                 id: NodeId(id),
                 identity: 0,
