@@ -36,9 +36,10 @@ pub struct Config {
     pub max_inflight_appends: usize,
     /// Most bytes of entries on their way to one follower.
     pub max_inflight_bytes: usize,
-    /// Bytes of entries that may be proposed and not yet committed; beyond it, `Busy`.
+    /// Bytes of entries that may be proposed and not yet committed; beyond it, [`Busy`](crate::ProposeError::Busy).
     pub max_uncommitted_bytes: usize,
-    /// Bytes of entries that may be with the state machine at a time; and beyond it for all that is committed and not applied, `Busy`.
+    /// Bytes of entries that may be with the state machine at a time; and beyond it for all that is committed and not applied,
+    /// [`Busy`](crate::ProposeError::Busy).
     pub max_unapplied_bytes: usize,
     /// Bytes of the newest entries kept in memory for followers, beyond those that must be kept.
     pub max_cached_bytes: usize,

@@ -56,6 +56,7 @@
 //! ```
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -111,9 +112,13 @@ pub enum RequestError {
         /// The leader of the current term, if it is known.
         hint: Option<NodeId>,
     },
-    /// Too much is in progress. Nothing happened: try again after a while.
-    #[error("too much in progress; retry later")]
-    Busy,
+    /// Too much is in progress, or leadership is being handed over. Nothing happened: try again after a while.
+    #[error("too much in progress; retry in {} ms", retry_after.as_millis())]
+    Busy {
+        /// When it will probably be accepted: see [`ProposeError::Busy`] and [`ProposeError::Transferring`]. Wait at least as long, and longer if that was in
+        /// vain.
+        retry_after: Duration,
+    },
     /// The command is too large. Nothing happened, and it will never be accepted.
     #[error("command of {size} bytes is over the limit of {limit}")]
     TooLarge {
@@ -139,7 +144,9 @@ impl From<ProposeError> for RequestError {
     fn from(error: ProposeError) -> Self {
         match error {
             ProposeError::NotLeader { hint } => RequestError::NotLeader { hint },
-            ProposeError::Busy | ProposeError::Transferring { .. } => RequestError::Busy,
+            ProposeError::Busy { retry_after } | ProposeError::Transferring { retry_after, .. } => {
+                RequestError::Busy { retry_after }
+            }
             ProposeError::TooLarge { size, limit } => RequestError::TooLarge { size, limit },
             ProposeError::BadBatch => RequestError::TooLarge { size: 0, limit: u32::MAX as usize },
         }
@@ -315,7 +322,8 @@ impl<P, R> Driver<P, R> {
             self.propose_queued(now);
         }
         if self.holds(now) && (self.proposal_bytes + size > MAX_BATCH_BYTES || self.proposals.len() >= MAX_HELD) {
-            return self.failed.push((proposer, RequestError::Busy));
+            let retry_after = self.core.handed_over_after(now, self.hold_until);
+            return self.failed.push((proposer, RequestError::Busy { retry_after }));
         }
         self.proposal_bytes += size;
         self.proposals.push(command);

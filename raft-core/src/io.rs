@@ -1,5 +1,7 @@
 //! What goes into the core and what comes out: the whole boundary, as plain data.
 
+use std::time::Duration;
+
 use crate::entries::Entries;
 use crate::membership::Membership;
 use crate::message::Envelope;
@@ -267,13 +269,19 @@ pub enum ProposeError {
         hint: Option<NodeId>,
     },
     /// Too many bytes are uncommitted or unapplied. Try again after a while.
-    #[error("too much in progress; retry later")]
-    Busy,
+    #[error("too much in progress; retry in {} ms", retry_after.as_millis())]
+    Busy {
+        /// When there will probably be room for as much as was proposed, going by how quickly things went on lately: whole milliseconds, from 1 ms to 1 s. It is
+        /// no promise. Wait about as long (a little longer, each a little differently, if there are many who wait), and longer if it was in vain.
+        retry_after: Duration,
+    },
     /// Leadership is being handed over. Try again after a moment, first at `to`.
-    #[error("handing over to node {to}")]
+    #[error("handing over to node {to}; retry in {} ms", retry_after.as_millis())]
     Transferring {
         /// Who leads next, if all goes well.
         to: NodeId,
+        /// What is left of the attempt, but no more than a heartbeat interval, because it is nearly always over before: whole milliseconds, from 1 ms to 1 s.
+        retry_after: Duration,
     },
     /// A command is larger than [`Config::max_entry_bytes`](crate::Config::max_entry_bytes). It will never be accepted.
     #[error("command of {size} bytes is over the limit of {limit}")]

@@ -27,6 +27,7 @@ impl Raft {
             news_at,
             busy_at,
             yield_at,
+            pace: Box::default(),
         });
         (self.election_open, self.failed_elections) = (false, 0);
         self.forget_leader();
@@ -52,7 +53,7 @@ impl Raft {
             return Err(ProposeError::NotLeader { hint: self.leader });
         }
         if let Some(to) = self.transferring_to() {
-            return Err(ProposeError::Transferring { to });
+            return Err(ProposeError::Transferring { to, retry_after: self.transfer_over_after() });
         }
         let limit = self.config.max_entry_bytes;
         let mut bytes = 0usize;
@@ -70,7 +71,7 @@ impl Raft {
         let over =
             uncommitted > 0 && !first_of_term && uncommitted.saturating_add(bytes) > self.config.max_uncommitted_bytes;
         if over || unapplied > self.config.max_unapplied_bytes {
-            return Err(ProposeError::Busy);
+            return Err(ProposeError::Busy { retry_after: self.room_after(bytes, over) });
         }
         let first = self.log.last_index().next();
         let term = self.hard_state.current_term;
@@ -228,6 +229,7 @@ impl Raft {
 
     /// Sends a heartbeat of the present round to everyone.
     pub(crate) fn broadcast_heartbeat(&mut self) {
+        self.note_pace();
         let RoleState::Leader(leader) = &mut self.role else { return };
         leader.heartbeat_at = self.now + self.config.heartbeat_interval;
         let round = Some(leader.reads.round);

@@ -108,6 +108,7 @@ mod read;
 mod reconfigure;
 mod recovery;
 mod role;
+mod room;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod snapshot;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crate::cache::Cache;
 use crate::entries::{Entries, Segment};
+use crate::room::Level;
 use crate::types::{LogId, LogIndex, Term};
 
 /// The log.
@@ -198,6 +199,20 @@ impl Log {
         (self.ledger.uncommitted, self.ledger.unapplied)
     }
 
+    /// The same, and how many bytes have been committed, and applied, before.
+    pub(crate) fn levels(&self) -> (Level, Level) {
+        let Ledger { appended, uncommitted, unapplied, .. } = self.ledger;
+        let committed = appended.saturating_sub(uncommitted as u64);
+        let uncommitted = Level { waiting: uncommitted, done: committed };
+        (uncommitted, Level { waiting: unapplied, done: committed.saturating_sub(unapplied as u64) })
+    }
+
+    /// For exploration: counts bytes from here on.
+    #[cfg(feature = "sim")]
+    pub(crate) fn forget_pace(&mut self) {
+        self.ledger.appended = (self.ledger.uncommitted + self.ledger.unapplied) as u64;
+    }
+
     /// Bytes of the entries after `index`, and whether that is known: of those that are not in memory it is guessed, by the size of those that are. Without
     /// any there is no guess, and nothing is counted.
     pub(crate) fn bytes_after(&self, index: LogIndex) -> (usize, bool) {
@@ -309,6 +324,8 @@ struct Ledger {
     split: usize,
     uncommitted: usize,
     unapplied: usize,
+    /// Bytes of all that was ever added and not truncated.
+    appended: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -323,6 +340,7 @@ impl Ledger {
     fn push(&mut self, first: LogIndex, last: LogIndex, bytes: usize) {
         self.segments.push_back(Weight { first, last, bytes });
         self.uncommitted += bytes;
+        self.appended += bytes as u64;
     }
 
     /// As [`committed`](Self::committed) for all there is, without a walk.
@@ -365,6 +383,7 @@ impl Ledger {
                 break;
             }
             self.uncommitted -= back.bytes;
+            self.appended -= back.bytes as u64;
             self.segments.pop_back();
         }
     }
@@ -450,6 +469,8 @@ mod tests {
         log.applying = LogIndex(4);
         log.applied_to(LogIndex(4));
         assert_eq!(log.backlog(), (0, 0));
+        // What was cut off within a segment counts as done with the rest of it; what is gone as a whole does not.
+        assert_eq!(log.levels().1, Level { waiting: 0, done: 6 * each as u64 });
         log.truncate(LogIndex(5));
         log.check(LogIndex(4));
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::followers::Followers;
 use crate::io::ReadId;
+use crate::room::Pace;
 use crate::transfer::Transfer;
 use crate::types::{Instant, LogIndex, NodeId};
 
@@ -40,6 +41,8 @@ pub(crate) struct Leader {
     pub(crate) busy_at: Instant,
     /// When to hand over to a server of higher priority at the earliest.
     pub(crate) yield_at: Instant,
+    /// How quickly things go on, for those who are refused. Seldom looked at, and so not in the way of the rest.
+    pub(crate) pace: Box<Pace>,
 }
 
 /// Linearizable reads in progress (ReadIndex; thesis, section 6.4).

@@ -1,5 +1,7 @@
 //! Handing leadership over on purpose (thesis, section 3.10), and to whom it should belong.
 
+use std::time::Duration;
+
 use crate::io::{Event, TransferError, WakeReason};
 use crate::message::{Message, TimeoutNow};
 use crate::progress::Progress;
@@ -69,6 +71,16 @@ impl Raft {
             RoleState::Leader(leader) => leader.transfer.map(|transfer| transfer.to),
             _ => None,
         }
+    }
+
+    /// When a command that is refused because leadership is handed over should be tried again.
+    #[cold]
+    pub(crate) fn transfer_over_after(&self) -> Duration {
+        let until = match &self.role {
+            RoleState::Leader(leader) => leader.transfer.map_or(self.now, |transfer| transfer.until),
+            _ => self.now,
+        };
+        self.handed_over_after(self.now, until)
     }
 
     fn heard_lately(&self, progress: &Progress) -> bool {

@@ -19,6 +19,7 @@ impl Raft {
         (self.election_open, self.failed_elections) = (false, 0);
         self.forwarded.forget_time(now);
         self.now = now;
+        self.log.forget_pace();
         self.rng = SmallRng::seed_from_u64(0);
         if let RoleState::Leader(leader) = &mut self.role {
             let crate::role::Leader {
@@ -30,10 +31,12 @@ impl Raft {
                 news_at,
                 busy_at,
                 yield_at,
+                pace,
             } = leader;
             *news_at = news_at.map(|_| now + self.config.commit_notification_delay);
             *heartbeat_at = now + self.config.heartbeat_interval;
             (*busy_at, *yield_at) = (now, now);
+            **pace = crate::room::Pace::default();
             reads.begun.clear();
             if let Some(crate::transfer::Transfer { to: _, until, told_at }) = transfer {
                 *until = now + self.config.election_timeout;

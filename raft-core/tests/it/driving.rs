@@ -204,6 +204,17 @@ fn commands_wait_while_leadership_is_handed_over() {
     turns(&mut driver, &mut told, later);
     assert_eq!((told.failed.len(), driver.waits(), driver.core().status().last_log.index), (0, 1, LogIndex(1)));
 
+    // More than fits is refused, until then at the latest; it is nearly always over before the next heartbeat.
+    let (mut driver, mut told, now) = driving();
+    driver.transfer_leadership(now, Some(NodeId(2))).expect("it was heard");
+    driver.propose(now, vec![0; 3 << 20].into(), 6);
+    for (proposer, later) in [(7, 0), (8, 240)] {
+        driver.propose(now + Duration::from_millis(later), vec![0; 3 << 20].into(), proposer);
+    }
+    turns(&mut driver, &mut told, now);
+    let busy = |ms| RequestError::Busy { retry_after: Duration::from_millis(ms) };
+    assert_eq!(told.failed, [(7, busy(100)), (8, busy(60))]);
+
     // It succeeds: they are told who leads next, as soon as that is known.
     let (mut driver, mut told, now) = driving();
     driver.transfer_leadership(now, Some(NodeId(2))).expect("it was heard");

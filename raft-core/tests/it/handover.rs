@@ -116,11 +116,11 @@ fn proposals_are_refused_while_leadership_is_handed_over_and_only_then() {
     let mut leader = leading(config());
     assert_eq!(leader.raft.transfer_leadership(leader.now, Some(NodeId(3))), Ok(NodeId(3)));
     leader.settle();
-    let refused = Err(ProposeError::Transferring { to: NodeId(3) });
-    assert_eq!(leader.raft.propose(leader.now, &["y"]), refused);
+    let refused = |ms| Err(ProposeError::Transferring { to: NodeId(3), retry_after: Duration::from_millis(ms) });
+    assert_eq!(leader.raft.propose(leader.now, &["y"]), refused(100), "it is over long before it has failed");
     assert_eq!(leader.raft.status().transferring_to, Some(NodeId(3)));
     leader.pass(299);
-    assert_eq!(leader.raft.propose(leader.now, &["y"]), refused);
+    assert_eq!(leader.raft.propose(leader.now, &["y"]), refused(1), "what is left of it");
     leader.pass(1);
     assert!(leader.events.contains(&Event::TransferFailed { term: raft_core::Term(1), to: NodeId(3) }));
     leader.propose(&["y"]);

@@ -13,6 +13,7 @@ mod lab;
 mod news;
 mod quiescence;
 mod review;
+mod room;
 mod rules;
 mod scripts;
 mod survivors;

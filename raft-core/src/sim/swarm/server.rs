@@ -324,7 +324,7 @@ impl<W: Workload> Server<W> {
 pub(super) fn told(error: &RequestError) -> Answer {
     match error {
         RequestError::NotLeader { hint } => Answer::NotLeader(hint.and_then(index_of)),
-        RequestError::Busy => Answer::Busy,
+        RequestError::Busy { .. } => Answer::Busy,
         RequestError::OutcomeUnknown | RequestError::ShuttingDown | RequestError::TooLarge { .. } => Answer::Unknown,
         // Clients change no membership.
         RequestError::Change(_) => Answer::Unknown,
