@@ -20,9 +20,6 @@ use crate::workload::{Asked, Workload};
 
 /// Longest answer that is accepted, in bytes; a put's is a few.
 const MAX_ANSWER: usize = 1 << 20;
-/// What a client does when the cluster is busy, before it asks again.
-const REST: Duration = Duration::from_millis(1);
-
 /// A request in progress.
 struct Sent {
     id: u64,
@@ -124,10 +121,10 @@ impl Lane {
                     issue(state, now, false);
                 }
             }
-            Response::Busy => {
+            Response::Busy { retry_after } => {
                 self.meter.error("busy", 1);
                 if self.kind == Loop::Closed {
-                    tokio::task::spawn_local(self.clone().ask_again_later());
+                    tokio::task::spawn_local(self.clone().ask_again_later(retry_after, slot));
                 }
             }
             Response::NotLeader { .. } => bail!("leadership was lost: the node does not lead any more"),
@@ -137,8 +134,11 @@ impl Lane {
         Ok(())
     }
 
-    async fn ask_again_later(self: Rc<Self>) {
-        tokio::time::sleep(REST).await;
+    /// After as long as the cluster says, and up to half as long again: many have been told the same, and those of one connection have slots of their own, which
+    /// the multiplication by the golden ratio spreads.
+    async fn ask_again_later(self: Rc<Self>, retry_after: Duration, slot: u32) {
+        let spread = f64::from(slot.wrapping_mul(0x9E37_79B9)) / f64::from(u32::MAX);
+        tokio::time::sleep(retry_after.mul_f64(1.0 + spread / 2.0)).await;
         if !self.stopping.get() {
             self.issue(Instant::now(), false);
         }

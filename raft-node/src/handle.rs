@@ -229,7 +229,7 @@ impl Raft {
     }
 
     /// Proposes many commands at once; outcomes go to their responders. Never waits: what is too much is answered
-    /// with [`Busy`](RequestError::Busy).
+    /// with [`Busy`](RequestError::Busy), which says when to try again.
     pub fn propose_batch(&self, proposals: Vec<Proposal>) {
         let asked = self.metrics.timings.as_ref().map(|timings| timings.now());
         self.send(Request::Propose { proposals, asked });

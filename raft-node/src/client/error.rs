@@ -72,6 +72,12 @@ pub enum Missing {
     Nodes,
     /// Nodes answered, but none of them leads: there may be no majority.
     Leader,
+    /// Room: the node that would have carried it out had too much in progress, the last time it was asked.
+    Room {
+        /// What that node said: when to try again, about. It may be beyond what [`ClientConfig::timeout`](super::ClientConfig::timeout) left, so that the client
+        /// gave up at once.
+        retry_after: Duration,
+    },
     /// A node took the request, but did not get to it in time: it is busy, stands still, or leads without a majority.
     Answer,
     /// The one node that was to be asked could not be reached, or did not answer.
@@ -81,6 +87,9 @@ pub enum Missing {
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Missing::Room { retry_after } => {
+                return write!(f, "the cluster had too much in progress (retry in {} ms)", retry_after.as_millis());
+            }
             Missing::Nodes => "no node could be reached",
             Missing::Leader => "no leader was found (is there a majority of nodes?)",
             Missing::Answer => "no answer came (is there a majority of nodes?)",
@@ -118,6 +127,17 @@ mod tests {
             error.to_string(),
             "no leader was found (is there a majority of nodes?) within 1.5 s, nothing was done; \
              node 1: does not lead; node 2: unreachable"
+        );
+    }
+
+    #[test]
+    fn who_was_refused_for_lack_of_room_is_told_when_to_come_again() {
+        let nodes = Complaints([(NodeId(1), "is busy".into())].into());
+        let reason = Missing::Room { retry_after: Duration::from_millis(250) };
+        let error = Error::Timeout { waited: Duration::from_millis(300), reason, nodes };
+        assert_eq!(
+            error.to_string(),
+            "the cluster had too much in progress (retry in 250 ms) within 0.3 s, nothing was done; node 1: is busy"
         );
     }
 }

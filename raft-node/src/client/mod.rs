@@ -12,6 +12,9 @@
 //! | sent, and the connection was lost, or leadership was lost | repeated | [`Error::OutcomeUnknown`] |
 //! | no reply from a node that is alive | repeated elsewhere after [`ClientConfig::attempt_timeout`] | waits until [`ClientConfig::timeout`], then [`Error::OutcomeUnknown`] |
 //!
+//! A node that is busy says when there will probably be room; it is asked again after that time, and not before. When refusals follow one another, the waits
+//! become longer. When so much time is not left, the request ends at once ([`Missing::Room`]).
+//!
 //! A write by itself is never repeated when it may have happened: even for a put that would be no matter of course, since the first copy
 //! may take effect now, somebody else's put after it, and then the second copy. The methods of the key-value store therefore write within a
 //! *session* (unless [`ClientConfig::sessions`] is off), which is opened by the first write: there, a copy of a write has no effect of its own, so that everything is
@@ -24,6 +27,7 @@ mod error;
 mod kv;
 mod link;
 mod nodes;
+mod patience;
 pub mod protocol;
 mod readiness;
 mod service;
@@ -48,11 +52,9 @@ use crate::handle::Consistency;
 use crate::kv::Command;
 use link::LinkError;
 use nodes::Nodes;
+use patience::Patience;
 use protocol::{MemberChange, NodeStatus, Request, Response};
 use session::Session;
-
-/// Waits between attempts: they double from the first to the last.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
 /// How long [`Client::close`] waits for the end of the session.
 const FAREWELL: Duration = Duration::from_millis(200);
@@ -281,6 +283,8 @@ impl Client {
                 Verdict::Failed(error) => return Err(error),
                 Verdict::Again => {}
                 Verdict::AgainLater => search.pause().await,
+                Verdict::AgainAfter(wait) => tokio::time::sleep(wait).await,
+                Verdict::GiveUp => return Err(search.give_up()),
             }
             if Instant::now() >= search.deadline {
                 return Err(search.give_up());
@@ -325,8 +329,12 @@ enum Verdict {
     Failed(Error),
     /// Try the next node at once.
     Again,
-    /// Every node was tried, or the leader is busy: wait first.
+    /// Every node was tried: wait first.
     AgainLater,
+    /// The node that was asked is busy: wait as long.
+    AgainAfter(Duration),
+    /// There is no use in trying again in the time that is left.
+    GiveUp,
 }
 
 /// The state of one request on its way from node to node.
@@ -347,7 +355,9 @@ struct Search {
     /// Attempts since the last pause.
     tries: usize,
     last: Option<NodeId>,
-    backoff: Duration,
+    patience: Patience,
+    /// The last answer was that the node is busy, and when to retry.
+    busy: Option<Duration>,
 }
 
 impl Search {
@@ -366,7 +376,8 @@ impl Search {
             saw_connection: false,
             tries: 0,
             last: None,
-            backoff: BACKOFF.0,
+            patience: Patience::new(),
+            busy: None,
         }
     }
 
@@ -384,6 +395,13 @@ impl Search {
     }
 
     fn judge(&mut self, client: &Client, node: NodeId, attempt: Attempt) -> Verdict {
+        self.busy = match attempt {
+            Attempt::Response(Response::Busy { retry_after }) => Some(retry_after),
+            _ => None,
+        };
+        if self.busy.is_none() {
+            self.patience.not_refused();
+        }
         match attempt {
             Attempt::Response(response) => {
                 self.saw_node = true;
@@ -428,10 +446,12 @@ impl Search {
                 client.unset_leader(node);
                 self.again(client)
             }
-            Response::Busy => {
+            Response::Busy { retry_after } => {
                 self.saw_leader = true;
                 self.nodes.0.insert(node, "is busy".into());
-                Verdict::AgainLater
+                self.tries = 0;
+                let left = self.deadline.saturating_duration_since(Instant::now());
+                self.patience.after_busy(retry_after, left, rand::random()).map_or(Verdict::GiveUp, Verdict::AgainAfter)
             }
             Response::TooLarge { size, limit } => Verdict::Failed(Error::TooLarge { size, limit }),
             Response::Refused { later, why } => Verdict::Failed(Error::ChangeRefused { later, why }),
@@ -469,9 +489,7 @@ impl Search {
 
     async fn pause(&mut self) {
         self.tries = 0;
-        // Half of it random, so that many clients do not come back at the same moment.
-        let wait = self.backoff.mul_f64(0.5 + rand::random::<f64>() / 2.0);
-        self.backoff = (self.backoff * 2).min(BACKOFF.1);
+        let wait = self.patience.after_all(rand::random());
         tokio::time::sleep_until(self.deadline.min(Instant::now() + wait)).await;
     }
 
@@ -479,7 +497,9 @@ impl Search {
         if let Some(why) = self.maybe_done {
             return Error::OutcomeUnknown { why };
         }
-        let reason = if self.saw_node && !self.saw_leader {
+        let reason = if let Some(retry_after) = self.busy {
+            Missing::Room { retry_after }
+        } else if self.saw_node && !self.saw_leader {
             Missing::Leader
         } else if self.saw_leader || self.saw_connection {
             Missing::Answer

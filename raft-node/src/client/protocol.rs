@@ -12,7 +12,7 @@
 //! response 128 done           reply of the state machine, or a postcard [`NodeStatus`]; to a change of the membership, postcard: its index; after a
 //!                             transfer the leader's id u64 LE; after a snapshot the index of its last entry u64 LE
 //!          129 not leader     postcard: option of (node id, address)
-//!          130 busy
+//!          130 busy           u32 LE: milliseconds after which to try again
 //!          131 too large      postcard: (size, limit)
 //!          132 unknown        (the command may or may not take effect)
 //!          133 bad request    UTF-8 text
@@ -25,6 +25,7 @@
 //! too short or of an unknown kind breaks the connection: nothing after it can be trusted.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use raft_core::{ChangeError, GroupId, MembershipChange, NodeId};
@@ -135,7 +136,11 @@ pub enum Response {
         hint: Option<(NodeId, String)>,
     },
     /// Nothing happened; try again later.
-    Busy,
+    Busy {
+        /// When, about: in whole milliseconds on the wire, rounded up, up to 2^32 - 1 of them. A node says 1 ms to 1 s; whoever asks again should wait
+        /// at least as long, and longer if that was in vain.
+        retry_after: Duration,
+    },
     /// Nothing happened; it will never be accepted.
     TooLarge {
         /// Size, in bytes.
@@ -373,8 +378,11 @@ impl Frame {
                 Response::Refused { later, why }
             }
             BAD_REQUEST => Response::BadRequest(String::from_utf8_lossy(&body).into_owned()),
-            BUSY | UNKNOWN | SHUTTING_DOWN if !body.is_empty() => return Err(FrameError::Body(kind)),
-            BUSY => Response::Busy,
+            BUSY => {
+                let millis = <[u8; 4]>::try_from(&body[..]).map_err(|_| FrameError::Body(kind))?;
+                Response::Busy { retry_after: Duration::from_millis(u32::from_le_bytes(millis).into()) }
+            }
+            UNKNOWN | SHUTTING_DOWN if !body.is_empty() => return Err(FrameError::Body(kind)),
             UNKNOWN => Response::Unknown,
             SHUTTING_DOWN => Response::ShuttingDown,
             _ => return Err(FrameError::Kind(kind)),
@@ -416,9 +424,9 @@ impl Response {
             Response::Done(body) => return encode_done(id, body, out),
             Response::NotLeader { hint } => return encode_parts(id, NOT_LEADER, hint, out),
             Response::Refused { later, why } => return encode_parts(id, REFUSED, &(later, why), out),
+            Response::Busy { retry_after } => return encode_busy(id, *retry_after, out),
             Response::TooLarge { size, limit } => return encode_parts(id, TOO_LARGE, &(size, limit), out),
             Response::BadRequest(why) => (BAD_REQUEST, why.as_str()),
-            Response::Busy => (BUSY, ""),
             Response::Unknown => (UNKNOWN, ""),
             Response::ShuttingDown => (SHUTTING_DOWN, ""),
         };
@@ -432,7 +440,7 @@ impl Response {
             RequestError::NotLeader { hint } => {
                 Response::NotLeader { hint: hint.and_then(|id| Some((id, address(id)?))) }
             }
-            RequestError::Busy => Response::Busy,
+            RequestError::Busy { retry_after } => Response::Busy { retry_after },
             RequestError::TooLarge { size, limit } => Response::TooLarge { size: size as u64, limit: limit as u64 },
             RequestError::ShuttingDown => Response::ShuttingDown,
             RequestError::Change(error) => Response::Refused { later: may_pass(&error), why: error.to_string() },
@@ -463,6 +471,13 @@ pub fn encode_done(id: u64, body: &[u8], out: &mut BytesMut) {
     }
 }
 
+/// In whole milliseconds, rounded up: whoever waits as long has waited long enough.
+fn encode_busy(id: u64, retry_after: Duration, out: &mut BytesMut) {
+    let millis = u32::try_from(retry_after.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX);
+    // Four bytes fit into a frame.
+    let _ = frame(out, id, BUSY, &[&millis.to_le_bytes()]);
+}
+
 fn encode_parts<T: Serialize>(id: u64, kind: u8, parts: &T, out: &mut BytesMut) {
     // Writing plain numbers and a short text to memory does not fail; an empty body would only be refused by the client.
     let body = postcard::to_stdvec(parts).unwrap_or_default();
@@ -481,179 +496,4 @@ fn frame(out: &mut BytesMut, id: u64, kind: u8, parts: &[&[u8]]) -> Option<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GROUP: GroupId = GroupId(1);
-
-    fn frames(bytes: &[u8]) -> Vec<Frame> {
-        let mut reader = FrameReader::new(1 << 20);
-        let mut frames = Vec::new();
-        // Byte by byte: a frame must come out the moment it is complete, never before.
-        for byte in bytes {
-            reader.push(&[*byte]);
-            frames.extend(reader.next_frame().unwrap());
-        }
-        assert!(reader.buf.is_empty());
-        frames
-    }
-
-    /// Clients and servers of different versions exchange these bytes.
-    #[test]
-    fn requests_are_fixed() {
-        let change = MemberChange {
-            learners: vec![NodeId(4)],
-            addresses: vec![(NodeId(4), "h:1".into())],
-            ..MemberChange::default()
-        };
-        let requests: [(Request, &[u8]); 9] = [
-            (
-                Request::Write { group: GROUP, command: Bytes::from_static(b"cmd") },
-                b"\x14\0\0\0\x07\0\0\0\0\0\0\0\x01\x01\0\0\0\0\0\0\0cmd",
-            ),
-            (
-                Request::Read { group: GROUP, consistency: Consistency::Linearizable, query: Bytes::from_static(b"q") },
-                b"\x13\0\0\0\x07\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0\0\0q",
-            ),
-            (
-                Request::Read { group: GROUP, consistency: Consistency::Stale, query: Bytes::new() },
-                b"\x12\0\0\0\x07\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0\0\x01",
-            ),
-            (
-                Request::Member { group: GROUP, change },
-                b"\x1d\0\0\0\x07\0\0\0\0\0\0\0\x05\x01\0\0\0\0\0\0\0\0\x01\x04\0\x01\x04\x03h:1\0\0",
-            ),
-            (
-                Request::Read { group: GROUP, consistency: Consistency::Lease, query: Bytes::new() },
-                b"\x12\0\0\0\x07\0\0\0\0\0\0\0\x02\x01\0\0\0\0\0\0\0\x02",
-            ),
-            (Request::Status { group: GROUP }, b"\x11\0\0\0\x07\0\0\0\0\0\0\0\x03\x01\0\0\0\0\0\0\0"),
-            (Request::Snapshot { group: GROUP }, b"\x11\0\0\0\x07\0\0\0\0\0\0\0\x06\x01\0\0\0\0\0\0\0"),
-            (
-                Request::Transfer { group: GROUP, to: None },
-                b"\x19\0\0\0\x07\0\0\0\0\0\0\0\x04\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
-            ),
-            (
-                Request::Transfer { group: GROUP, to: Some(NodeId(3)) },
-                b"\x19\0\0\0\x07\0\0\0\0\0\0\0\x04\x01\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0",
-            ),
-        ];
-        for (request, golden) in requests {
-            let mut out = BytesMut::new();
-            request.encode_to(7, &mut out).unwrap();
-            assert_eq!(&out[..], golden, "{request:?}");
-            let [frame] = &frames(golden)[..] else { panic!("one frame expected") };
-            assert_eq!((frame.id, frame.clone().into_request()), (7, Ok(request)));
-            assert!(frame.clone().into_response().is_err());
-        }
-    }
-
-    #[test]
-    fn responses_are_fixed() {
-        let responses: [(Response, &[u8]); 9] = [
-            (Response::Done(Bytes::from_static(b"ok")), b"\x0b\0\0\0\x09\0\0\0\0\0\0\0\x80ok"),
-            (Response::NotLeader { hint: None }, b"\x0a\0\0\0\x09\0\0\0\0\0\0\0\x81\0"),
-            (
-                Response::NotLeader { hint: Some((NodeId(2), "h:1".into())) },
-                b"\x0f\0\0\0\x09\0\0\0\0\0\0\0\x81\x01\x02\x03h:1",
-            ),
-            (Response::Busy, b"\x09\0\0\0\x09\0\0\0\0\0\0\0\x82"),
-            (Response::TooLarge { size: 3, limit: 2 }, b"\x0b\0\0\0\x09\0\0\0\0\0\0\0\x83\x03\x02"),
-            (Response::Unknown, b"\x09\0\0\0\x09\0\0\0\0\0\0\0\x84"),
-            (Response::BadRequest("no".into()), b"\x0b\0\0\0\x09\0\0\0\0\0\0\0\x85no"),
-            (Response::Refused { later: true, why: "no".into() }, b"\x0d\0\0\0\x09\0\0\0\0\0\0\0\x87\x01\x02no"),
-            (Response::ShuttingDown, b"\x09\0\0\0\x09\0\0\0\0\0\0\0\x86"),
-        ];
-        for (response, golden) in responses {
-            let mut out = BytesMut::new();
-            response.encode_to(9, &mut out);
-            assert_eq!(&out[..], golden, "{response:?}");
-            let [frame] = &frames(golden)[..] else { panic!("one frame expected") };
-            assert_eq!((frame.id, frame.clone().into_response()), (9, Ok(response)));
-            assert!(frame.clone().into_request().is_err());
-        }
-    }
-
-    #[test]
-    fn many_frames_come_out_of_one_read() {
-        let mut out = BytesMut::new();
-        for id in 0..100 {
-            Request::Status { group: GroupId(id) }.encode_to(id, &mut out).unwrap();
-        }
-        let mut reader = FrameReader::new(64);
-        reader.push(&out);
-        for id in 0..100 {
-            let frame = reader.next_frame().unwrap().unwrap();
-            assert_eq!((frame.id, frame.into_request().unwrap()), (id, Request::Status { group: GroupId(id) }));
-        }
-        assert_eq!(reader.next_frame(), Ok(None));
-    }
-
-    #[test]
-    fn bad_lengths_are_refused_before_anything_is_allocated() {
-        let mut reader = FrameReader::new(1000);
-        reader.push(&1001u32.to_le_bytes());
-        assert_eq!(reader.next_frame(), Err(FrameError::TooLong { length: 1001, limit: 1000 }));
-        let mut reader = FrameReader::new(1000);
-        reader.push(&1000u32.to_le_bytes());
-        assert_eq!(reader.next_frame(), Ok(None));
-        assert!(reader.buf.capacity() < 1000, "claimed, not received");
-        let mut reader = FrameReader::new(1000);
-        reader.push(&8u32.to_le_bytes());
-        assert_eq!(reader.next_frame(), Err(FrameError::TooShort(0)));
-    }
-
-    #[test]
-    fn bad_bodies_are_refused() {
-        let frame = |kind, body: &'static [u8]| Frame { id: 1, kind, body: Bytes::from_static(body) };
-        assert_eq!(frame(WRITE, b"short").into_request(), Err(FrameError::TooShort(WRITE)));
-        assert_eq!(frame(READ, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::TooShort(READ)));
-        assert_eq!(frame(READ, b"\x01\0\0\0\0\0\0\0\x03").into_request(), Err(FrameError::Body(READ)));
-        assert_eq!(frame(STATUS, b"\x01\0\0\0\0\0\0\0x").into_request(), Err(FrameError::Body(STATUS)));
-        assert_eq!(frame(TRANSFER, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::TooShort(TRANSFER)));
-        assert_eq!(frame(MEMBER, b"\x01\0\0\0\0\0\0\0\x01").into_request(), Err(FrameError::Body(MEMBER)));
-        assert_eq!(frame(7, b"\x01\0\0\0\0\0\0\0").into_request(), Err(FrameError::Kind(7)));
-        assert_eq!(frame(NOT_LEADER, b"\x02").into_response(), Err(FrameError::Body(NOT_LEADER)));
-        assert_eq!(frame(BUSY, b"x").into_response(), Err(FrameError::Body(BUSY)));
-        assert_eq!(frame(200, b"").into_response(), Err(FrameError::Kind(200)));
-    }
-
-    /// Whoever adds a node tries again then, and tells the operator otherwise.
-    #[test]
-    fn a_change_that_only_has_to_wait_is_refused_as_such() {
-        let refused = |error| match Response::from_error(&RequestError::Change(error), |_| None) {
-            Response::Refused { later, why } => (later, why.contains("retry later")),
-            other => panic!("not refused: {other:?}"),
-        };
-        assert_eq!(refused(ChangeError::Transferring { to: NodeId(2) }), (true, true));
-        assert_eq!(refused(ChangeError::TooEarly), (true, true));
-        assert_eq!(refused(ChangeError::QuorumAtRisk { heard: 1, voters: 3 }), (true, false));
-        assert_eq!(refused(ChangeError::Unknown(NodeId(2))), (false, false));
-        assert_eq!(refused(ChangeError::NothingChanges), (false, false));
-    }
-
-    /// Any bytes at all: an error or a wait for more, never a panic.
-    #[test]
-    fn garbage_does_no_harm() {
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        for _ in 0..20_000 {
-            let mut bytes = Vec::new();
-            for _ in 0..seed % 40 {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                bytes.push((seed >> 33) as u8);
-            }
-            seed = seed.wrapping_add(1);
-            // Half of them with a plausible length, so that the bodies are reached.
-            if seed & 1 == 0 && bytes.len() >= FRAME_HEADER {
-                let length = bytes.len() as u32 - 4;
-                bytes[..4].copy_from_slice(&length.to_le_bytes());
-            }
-            let mut reader = FrameReader::new(4096);
-            reader.push(&bytes);
-            while let Ok(Some(frame)) = reader.next_frame() {
-                let _ = frame.clone().into_request();
-                let _ = frame.into_response();
-            }
-        }
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 //! connection's writer takes them out, a batch at a time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use raft_core::NodeId;
@@ -9,6 +10,10 @@ use tokio::sync::Notify;
 
 use super::protocol::{Response, encode_done};
 use crate::reply::{Outcome, ReplySink};
+
+/// When to ask again for an answer that was dropped because so many others wait to be taken. How quickly they are is the client's own doing, and unknown here;
+/// in this time a link of a few Gbit/s carries the bytes that may wait.
+const UNTAKEN: Duration = Duration::from_millis(50);
 
 /// Tells where a node can be reached, for the hint in [`Response::NotLeader`].
 pub(super) type Addresses = Arc<dyn Fn(NodeId) -> Option<String> + Send + Sync>;
@@ -154,7 +159,7 @@ impl ReplySink for ConnectionSink {
                 // Answers can be large. A client that asks faster than it takes them has to ask again; an outcome of a write
                 // is small and never dropped.
                 Outcome::Answered { .. } if state.out.len() >= self.limits.reply_bytes => {
-                    Response::Busy.encode_to(token, &mut state.out);
+                    Response::Busy { retry_after: UNTAKEN }.encode_to(token, &mut state.out);
                 }
                 Outcome::Answered { answer } => encode_done(token, answer, &mut state.out),
                 Outcome::Failed(error) => {
@@ -224,7 +229,7 @@ mod tests {
         drop(Responder::new(sink.clone(), 4));
         let got = responses(&sink.take().await.unwrap());
         assert!(matches!(got[0].1, Response::Done(_)));
-        assert_eq!(got[1], (2, Response::Busy));
+        assert_eq!(got[1], (2, Response::Busy { retry_after: UNTAKEN }));
         assert_eq!(got[2], (3, Response::Done(Bytes::from_static(b"w"))));
         assert_eq!(got[3], (4, Response::Unknown));
     }

@@ -15,6 +15,7 @@ mod library;
 mod members;
 mod refusals;
 mod review;
+mod room;
 mod sessions;
 mod snapshots;
 mod transfer;
