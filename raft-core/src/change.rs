@@ -27,8 +27,16 @@ pub struct MembershipChange {
     /// What is to be known of members besides their id; empty for nothing.
     pub info: Vec<(NodeId, Bytes)>,
     /// Which servers are meant by the ids of those who join: see [`Membership`]. That of a member never changes.
+    ///
+    /// Whoever joins must be introduced, here or in `info`, also as a founder's identity of 0: an id alone, of a server that perhaps does not exist, is refused.
     pub identities: Vec<(NodeId, u64)>,
-    /// Do it although new voters lack part of the log, or although those who are left may be too few to go on. For emergencies.
+    /// Do it although new voters lack part of the log or have not answered lately, or although those who are left may be too few to go on. For
+    /// emergencies.
+    ///
+    /// Two things are refused all the same, because a change needs a majority of the voters before and of those after, and so could not be undone either: to
+    /// bring in somebody who was not introduced ([`ChangeError::NotIntroduced`]), and new voters that have never answered this leader, if there is no majority
+    /// without them ([`ChangeError::NoWayBack`]). Of a server that votes already, or has answered once, nobody can tell whether it will ever be back: where a forced
+    /// change makes the cluster depend on one, it stands still until that one is there.
     pub forced: bool,
 }
 
@@ -38,14 +46,14 @@ impl MembershipChange {
         MembershipChange::default()
     }
 
-    /// Adds a voter, or promotes a learner.
+    /// Adds a voter, which must be introduced ([`identity`](Self::identity), [`info`](Self::info)), or promotes a learner.
     #[must_use]
     pub fn voter(mut self, id: NodeId) -> Self {
         self.voters.push(id);
         self
     }
 
-    /// Adds a learner, or takes the vote from a voter.
+    /// Adds a learner, which must be introduced ([`identity`](Self::identity), [`info`](Self::info)), or takes the vote from a voter.
     #[must_use]
     pub fn learner(mut self, id: NodeId) -> Self {
         self.learners.push(id);
@@ -129,6 +137,20 @@ pub enum ChangeError {
         /// How many there would be.
         voters: usize,
     },
+    /// Even forced: without the new voters that have never answered this leader there is no majority, so that the cluster, if they do not exist, could never decide
+    /// anything again, not even to be without them. Bring them in as learners first.
+    #[error(
+        "only {known} of the {voters} voters that would be are known to exist: no majority; add the others as learners first"
+    )]
+    NoWayBack {
+        /// How many have a vote already or have answered this leader, the leader included.
+        known: usize,
+        /// How many there would be.
+        voters: usize,
+    },
+    /// It is to join, and neither its identity nor anything about it is given. A server is added with these, as a learner; then it can be given its vote.
+    #[error("node {0} is not a member: add it first")]
+    NotIntroduced(NodeId),
     /// Nobody would be left to vote.
     #[error("no voter would be left")]
     NoVoters,
@@ -177,6 +199,13 @@ impl Membership {
         }
         if let Some(id) = change.removed.iter().find(|id| !self.contains(**id)) {
             return Err(ChangeError::Unknown(*id));
+        }
+        let introduced = |id: NodeId| {
+            change.identities.iter().any(|(other, _)| *other == id) || change.info.iter().any(|(other, _)| *other == id)
+        };
+        let mut stay_or_join = change.voters.iter().chain(&change.learners);
+        if let Some(id) = stay_or_join.find(|id| !self.contains(**id) && !introduced(**id)) {
+            return Err(ChangeError::NotIntroduced(*id));
         }
         let stay = |ids: &[NodeId], more: &[NodeId]| {
             let kept = ids.iter().filter(|id| named.binary_search(id).is_err());
@@ -239,6 +268,15 @@ mod tests {
     }
 
     #[test]
+    fn an_identity_or_information_introduces_a_server() {
+        let change = MembershipChange::new;
+        let founder = three().changed(&change().learner(n(4)).identity(n(4), 0)).unwrap();
+        assert_eq!((ids(founder.learners()), founder.identity(n(4))), (vec![4], 0));
+        assert_eq!(ids(three().changed(&change().voter(n(4)).info(n(4), "four")).unwrap().voters()), [1, 2, 3, 4]);
+        assert_eq!(ids(founder.changed(&change().voter(n(4))).unwrap().voters()), [1, 2, 3, 4], "once is enough");
+    }
+
+    #[test]
     fn a_change_of_voters_is_joint_until_it_is_left() {
         let change = MembershipChange::new().remove(n(3)).voter(n(4)).learner(n(2)).info(n(4), "four");
         let joint = three().changed(&change).unwrap();
@@ -278,6 +316,10 @@ mod tests {
             (new().voter(n(4)).learner(n(4)), ChangeError::Contradiction(n(4))),
             (new().remove(n(3)).remove(n(3)), ChangeError::Contradiction(n(3))),
             (new().learner(n(0)), ChangeError::Contradiction(n(0))),
+            (new().voter(n(4)), ChangeError::NotIntroduced(n(4))),
+            (new().voter(n(4)).forced(), ChangeError::NotIntroduced(n(4))),
+            (new().learner(n(4)).voter(n(2)), ChangeError::NotIntroduced(n(4))),
+            (new().learner(n(4)).learner(n(5)).identity(n(4), 0), ChangeError::NotIntroduced(n(5))),
             (new().remove(n(1)).remove(n(2)).remove(n(3)), ChangeError::NoVoters),
             (new().learner(n(1)).learner(n(2)).learner(n(3)), ChangeError::NoVoters),
         ] {

@@ -45,8 +45,10 @@ pub struct Config {
     pub max_cached_bytes: usize,
     /// Most term runs in one rejection. One round trip finds the match of two logs that differ in fewer terms.
     pub max_reject_runs: usize,
-    /// A leader whose own disk takes longer than this for a write steps down, so that heartbeats do not outlive a dead disk.
-    pub max_write_stall: Duration,
+    /// A leader whose own disk takes longer than this for a write steps down, so that heartbeats do not outlive a dead disk. `None`, the default, is twice
+    /// `election_timeout`, whatever that is: see [`Config::write_stall_limit`]. Longer is possible, for disks that pause now and then and are worth waiting for;
+    /// writes then wait that long, where another server would have led after two election timeouts.
+    pub max_write_stall: Option<Duration>,
     /// Most members, learners included.
     pub max_members: usize,
     /// Most entries that a learner may lack and become a voter nevertheless.
@@ -99,7 +101,7 @@ impl Config {
             max_unapplied_bytes: 64 << 20,
             max_cached_bytes: 32 << 20,
             max_reject_runs: 256,
-            max_write_stall: Duration::from_millis(800),
+            max_write_stall: None,
             lease: None,
             quiesce_after: None,
             priority: 0,
@@ -107,6 +109,11 @@ impl Config {
             max_promotion_lag: 1000,
             seed: 0,
         }
+    }
+
+    /// How long a leader's own disk may take for a write: [`max_write_stall`](Self::max_write_stall), or else two election timeouts.
+    pub fn write_stall_limit(&self) -> Duration {
+        self.max_write_stall.unwrap_or(self.election_timeout.saturating_mul(2))
     }
 
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
@@ -129,7 +136,7 @@ impl Config {
         if self.heartbeat_interval.is_zero() {
             return Err(ConfigError::Zero("heartbeat_interval"));
         }
-        if self.max_write_stall.is_zero() {
+        if self.max_write_stall.is_some_and(|limit| limit.is_zero()) {
             return Err(ConfigError::Zero("max_write_stall"));
         }
         if self.heartbeat_interval.saturating_mul(2) > self.election_timeout {

@@ -291,7 +291,7 @@ impl<P, R> Driver<P, R> {
     pub fn deadline(&self) -> Instant {
         let at = self.core.deadline();
         let at = if self.proposals.is_empty() { at } else { at.min(self.hold_until) };
-        let hangs_at = self.core.durability.stalled_at(self.core.config.max_write_stall);
+        let hangs_at = self.core.durability.stalled_at(self.core.config.write_stall_limit());
         // A leader steps down then, which is in its own deadline.
         hangs_at.filter(|_| !self.core.is_leader() && self.waits_for_disk()).map_or(at, |hangs_at| at.min(hangs_at))
     }

@@ -54,7 +54,7 @@ impl Raft {
 
     /// Whether the disk has not finished a write for longer than any should take.
     pub(crate) fn disk_hangs(&self) -> bool {
-        self.durability.stalled_at(self.config.max_write_stall).is_some_and(|at| self.now >= at)
+        self.durability.stalled_at(self.config.write_stall_limit()).is_some_and(|at| self.now >= at)
     }
 
     /// Begins a real election: the new term and the vote for oneself are one write, and nothing leaves before it is durable.

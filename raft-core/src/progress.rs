@@ -133,6 +133,11 @@ impl Progress {
         stays && nothing_under_way && !self.probing && self.match_index == last && self.acked_round + 1 >= round
     }
 
+    /// Whether this leader has ever had an answer from this member.
+    pub(crate) fn has_ever_answered(&self) -> bool {
+        self.has_answered && self.leaves_at.is_none()
+    }
+
     /// Whether it has said anything within so much time.
     pub(crate) fn heard_within(&self, time: Duration, now: Instant) -> bool {
         self.has_answered && now.since(self.last_contact) < time

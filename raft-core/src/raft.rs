@@ -205,7 +205,7 @@ impl Raft {
                 }
                 at = leader.transfer.map_or(at, |transfer| at.min(transfer.until));
                 at = leader.news_at.map_or(at, |news| at.min(news));
-                self.durability.stalled_at(self.config.max_write_stall).map_or(at, |stall| at.min(stall))
+                self.durability.stalled_at(self.config.write_stall_limit()).map_or(at, |stall| at.min(stall))
             }
             _ => self.forwarded_deadline().map_or(self.election_at, |at| at.min(self.election_at)),
         }
@@ -403,7 +403,7 @@ impl Raft {
 
     fn check_timers(&mut self) {
         if let RoleState::Leader(leader) = &self.role {
-            let stalled = self.durability.stalled_at(self.config.max_write_stall);
+            let stalled = self.durability.stalled_at(self.config.write_stall_limit());
             let counts = self.config.check_quorum && !self.quiesced;
             let (now, timeout) = (self.now, self.config.election_timeout);
             // If all are heard, then so is a majority.

@@ -44,8 +44,12 @@ impl Raft {
         if members > limit && members > current.size() {
             return Err(ChangeError::TooMany { members, limit });
         }
-        if !change.forced && next.is_joint() {
-            self.check_new_voters(leader, &next)?;
+        if next.is_joint() {
+            if change.forced {
+                self.check_way_back(leader, &next)?;
+            } else {
+                self.check_new_voters(leader, &next)?;
+            }
         }
         let (size, limit) = (next.encode().len(), self.config.max_entry_bytes);
         if size > limit {
@@ -75,6 +79,15 @@ impl Raft {
         }
         let (voters, heard) = (next.voters().len(), next.voters().iter().filter(|id| heard(id)).count());
         if heard > voters / 2 { Ok(()) } else { Err(ChangeError::QuorumAtRisk { heard, voters }) }
+    }
+
+    /// Even an emergency must have an end: a joint configuration whose new majority needs servers that nobody has ever heard could be neither completed nor
+    /// taken back if they do not exist. Whoever votes already has existed, and may come back.
+    fn check_way_back(&self, leader: &Leader, next: &Membership) -> Result<(), ChangeError> {
+        let answered = |id: &NodeId| leader.progress.get(*id).is_some_and(Progress::has_ever_answered);
+        let known = |id: &&NodeId| **id == self.config.id || next.outgoing().contains(id) || answered(id);
+        let (voters, known) = (next.voters().len(), next.voters().iter().filter(known).count());
+        if known > voters / 2 { Ok(()) } else { Err(ChangeError::NoWayBack { known, voters }) }
     }
 
     /// As the leader: from now on this membership counts.

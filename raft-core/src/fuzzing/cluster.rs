@@ -238,6 +238,8 @@ impl World {
         // Removing those who are no members is refused, and would make most changes pointless.
         let now = raft.membership().1.clone();
         change.removed.retain(|id| now.contains(*id));
+        let joining = change.voters.iter().chain(&change.learners).filter(|id| !now.contains(**id));
+        change.identities = joining.map(|id| (*id, 0)).collect();
         self.reached.changes += usize::from(raft.change_membership(server.now, &change).is_ok());
         self.pump(i)
     }

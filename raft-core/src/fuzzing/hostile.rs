@@ -206,6 +206,10 @@ impl Server {
             }
         }
         change.forced = choices.flip();
+        // Most of those who join are introduced.
+        let joins = |id: &NodeId| id.0 < 10 && !self.raft.membership().1.contains(*id);
+        let joining: Vec<NodeId> = change.voters.iter().chain(&change.learners).copied().filter(joins).collect();
+        change.identities.extend(joining.into_iter().map(|id| (id, 0)));
         let (last, before) = (self.raft.status().last_log.index, self.raft.membership().1.clone());
         if let Ok(entry) = self.raft.change_membership(self.now, &change) {
             let (index, membership) = self.raft.membership();
@@ -476,5 +480,6 @@ fn membership(choices: &mut Choices<'_>) -> Membership {
     }
     // Joint, if there are voters that differ; and nobody at all, if the change makes no sense.
     let before = Membership::of_voters((0..choices.between(0, 3)).map(|id| NodeId(id + 2)));
+    change.identities = change.voters.iter().chain(&change.learners).map(|id| (*id, 0)).collect();
     before.changed(&change).unwrap_or_default()
 }

@@ -125,7 +125,7 @@ fn pass(driver: &mut Driver<u32, u32>, told: &mut Told, until: Instant) {
 #[test]
 fn nobody_waits_for_the_disk_of_a_leader_that_has_stepped_down_because_of_it() {
     let (mut driver, mut told, now) = committed_elsewhere();
-    let stall = driver.core().config().max_write_stall;
+    let stall = driver.core().config().write_stall_limit();
     pass(&mut driver, &mut told, now + stall.saturating_sub(Duration::from_millis(1)));
     assert!(driver.core().is_leader() && driver.waits() == 2);
     pass(&mut driver, &mut told, now + stall);
@@ -143,7 +143,7 @@ fn nobody_waits_for_ever_for_the_disk_of_a_server_that_leads_no_more() {
         driver.step(now, message(2, 2, append(1, LogId::ZERO, &[], 0)));
         while driver.turn(now, &mut told) {}
         assert!(!driver.core().is_leader() && told.failed.is_empty() && told.failed_reads.is_empty(), "{told:?}");
-        let stall = driver.core().config().max_write_stall;
+        let stall = driver.core().config().write_stall_limit();
         pass(&mut driver, &mut told, now + stall.saturating_sub(Duration::from_millis(1)));
         assert_eq!(driver.waits(), 2, "{told:?}");
         // Also when no timer of the core's own goes off just then.
@@ -179,7 +179,7 @@ fn nobody_waits_for_ever_to_read_at_a_follower_whose_disk_hangs() {
     driver.step(now, message(2, 1, Message::ReadIndexReply(ReadIndexReply { id: asked, index: LogIndex(1) })));
     while driver.turn(now, &mut told) {}
     assert_eq!(driver.waits(), 1);
-    let stall = now + driver.core().config().max_write_stall;
+    let stall = now + driver.core().config().write_stall_limit();
     while driver.waits() > 0 {
         let at = driver.deadline().min(stall);
         // Its leader lives.

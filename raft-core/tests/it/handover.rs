@@ -203,7 +203,7 @@ fn an_answer_to_a_former_life_releases_no_read() {
 /// A disk that takes longer than an election timeout for the vote: the next term would only have to wait for the same disk.
 #[test]
 fn an_election_has_not_failed_before_its_requests_have_left() {
-    let mut server = Server::with(Config { max_write_stall: Duration::from_mins(1), ..config() }, 3);
+    let mut server = Server::with(Config { max_write_stall: Some(Duration::from_mins(1)), ..config() }, 3);
     server.quick_disk = false;
     server.time_out();
     assert!(server.pass(2000).is_empty());

@@ -116,7 +116,7 @@ fn what_came_in_during_a_pause_counts_before_the_silence_does() {
 #[test]
 fn a_disk_that_has_much_to_do_is_not_taken_for_one_that_hangs() {
     let (mut leader, _) = Server::leading(3, &[]);
-    let limit = config().max_write_stall;
+    let limit = config().write_stall_limit();
     leader.raft.propose(leader.now, &["x"]).expect("leads");
     let first = leader.raft.take_output().write.expect("a write");
     leader.raft.propose(leader.now, &["y"]).expect("leads");

@@ -133,7 +133,7 @@ fn elections_succeed_although_disks_are_as_slow_as_the_election_timeout() {
         let config = Config {
             election_timeout: Duration::from_millis(400),
             heartbeat_interval: Duration::from_millis(100),
-            max_write_stall: Duration::from_secs(3),
+            max_write_stall: Some(Duration::from_secs(3)),
             ..Config::new(NodeId(1))
         };
         let mix = Mix {

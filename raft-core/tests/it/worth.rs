@@ -110,7 +110,7 @@ fn what_somebody_else_has_to_end_first_is_no_output() {
     leader.raft.step(leader.now, Input::Persisted(seq));
     leader.receive(2, 1, ack(&append));
     assert_eq!(leader.commit(), 1);
-    let learner = MembershipChange::new().learner(NodeId(4));
+    let learner = MembershipChange::new().learner(NodeId(4)).identity(NodeId(4), 0);
     leader.raft.change_membership(leader.now, &learner).expect("an entry of its term is committed");
     let seq = write_of(&mut leader.raft);
     leader.raft.step(leader.now, Input::Persisted(seq));

@@ -7,7 +7,7 @@
 //! every voter; a node that is added later names those that it shall find, and need not name itself) and `[tls]` (`ca`, `cert`, `key`). Optional, with the defaults of [`raft_core::Config`] (but `max_append_bytes`
 //! 256 KiB and `max_inflight_bytes` 1 MiB) and [`ServiceLimits`](crate::client::ServiceLimits):
 //!
-//! - `[raft]`: `election_timeout_ms`, `heartbeat_interval_ms`, `max_write_stall_ms`, `pre_vote`, `check_quorum`, `no_op_on_election`, `priority` (who
+//! - `[raft]`: `election_timeout_ms`, `heartbeat_interval_ms`, `max_write_stall_ms` (for how long a write to the leader's own disk may take before it steps down; absent: two election timeouts), `pre_vote`, `check_quorum`, `no_op_on_election`, `priority` (who
 //!   should lead: the highest; 0 to 255), `lease_drift_per_mille` (reads by a lease, for clocks whose rates differ by no more; absent: no leases), `max_append_bytes`, `max_inflight_appends`, `max_inflight_bytes`, `max_uncommitted_bytes`, `max_unapplied_bytes`, `max_cached_bytes`;
 //! - `[limits]`: `max_value_bytes`, `max_client_connections`, `max_requests_per_connection`, `max_reply_bytes_per_connection`;
 //! - `[snapshot]`: when the log is compacted (`entries`, `bytes`: so many applied since the last time; 0 does not count) and what is kept of it for

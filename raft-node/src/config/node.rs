@@ -293,7 +293,10 @@ impl RaftSection {
         config.election_timeout = millis("election_timeout_ms", self.election_timeout_ms, config.election_timeout)?;
         config.heartbeat_interval =
             millis("heartbeat_interval_ms", self.heartbeat_interval_ms, config.heartbeat_interval)?;
-        config.max_write_stall = millis("max_write_stall_ms", self.max_write_stall_ms, config.max_write_stall)?;
+        if self.max_write_stall_ms.is_some() {
+            // Else it follows the election timeout.
+            config.max_write_stall = Some(millis("max_write_stall_ms", self.max_write_stall_ms, Duration::ZERO)?);
+        }
         if config.heartbeat_interval * 2 > config.election_timeout {
             let problem = format!(
                 "is {}, but must be at most half of `raft.election_timeout_ms` ({}), so that one lost heartbeat does not cost the leader its office",

@@ -104,7 +104,14 @@ impl Settings {
     /// Who founds the cluster, as server `id` knows it.
     pub(super) fn founders(&self, id: NodeId) -> Membership {
         let founders = (1..=(self.servers - self.newcomers) as u64).map(NodeId);
-        Membership::of_voters(founders.clone().filter(|_| founders.clone().any(|founder| founder == id)))
+        if !founders.clone().any(|founder| founder == id) {
+            return Membership::default();
+        }
+        let voters = Membership::of_voters(founders);
+        // Whoever comes later is introduced already: that it has answered is up to the exploration.
+        let newcomers = ((self.servers - self.newcomers) as u64 + 1..=self.servers as u64).map(NodeId);
+        let joining = newcomers.fold(MembershipChange::new(), |change, id| change.learner(id).identity(id, 0));
+        voters.changed(&joining).unwrap_or(voters)
     }
 
     /// Settings of server `id`. No timer runs out by itself: the explorer decides what time it is.
@@ -116,7 +123,7 @@ impl Settings {
             check_quorum: self.check_quorum,
             no_op_on_election: self.no_op_on_election,
             max_append_bytes: if self.single_entries { 1 } else { 1 << 20 },
-            max_write_stall: WRITE_STALL,
+            max_write_stall: Some(WRITE_STALL),
             ..config
         }
     }

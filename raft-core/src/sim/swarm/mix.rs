@@ -310,7 +310,7 @@ fn config(seed: u64, dice: &mut Dice) -> Config {
         pre_vote: dice.chance(3, 4),
         check_quorum: dice.chance(3, 4),
         no_op_on_election: dice.chance(3, 4),
-        max_write_stall: dice.time(millis(500), millis(3000)),
+        max_write_stall: Some(dice.time(millis(500), millis(3000))),
         seed,
         ..Config::new(NodeId(1))
     };

@@ -81,6 +81,7 @@ scripts! {
     bridging_voter,
     busy,
     candidate_own_vote,
+    change_forced,
     change_refused,
     change_too_early,
     change_truncated,
