@@ -128,8 +128,9 @@ impl Raft {
         // Answering changes nothing here, not even the timer: it is not a vote.
         let election = term.next().unwrap_or(term);
         self.send(from, Message::PreVoteReply(VoteReply { election, granted }));
-        // Except that someone misses the leader.
+        // Except that someone misses the leader, who may have been removed.
         self.rouse(WakeReason::Message);
+        self.tell_removed(from, term, request.last_log);
     }
 
     pub(crate) fn on_request_vote(&mut self, from: NodeId, term: Term, request: VoteRequest) {
@@ -150,6 +151,7 @@ impl Raft {
         }
         self.send_gated(from, Message::RequestVoteReply(VoteReply { election: term, granted }));
         self.rouse(WakeReason::Message);
+        self.tell_removed(from, term, request.last_log);
     }
 
     pub(crate) fn on_pre_vote_reply(&mut self, from: NodeId, reply: VoteReply) {

@@ -404,6 +404,10 @@ pub enum Event {
         membership: Membership,
     },
     /// A membership without this server is committed: it has been removed, and may be stopped. It does not campaign any more.
+    ///
+    /// Nor does it after a restart, if the state machine has `index` durably by then ([`Recovered::applied`]): what is committed is remembered nowhere
+    /// else, so whoever drives the core should make that so when this event comes. Otherwise it asks for votes again, which does no harm, until a
+    /// leader that still knows of it tells it once more.
     Removed {
         /// Index of the entry.
         index: LogIndex,

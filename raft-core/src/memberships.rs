@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::membership::Membership;
-use crate::types::LogIndex;
+use crate::types::{LogIndex, NodeId};
 
 /// Every membership in the log, and the one that held where the log begins. A server uses the newest one that it has, committed or not (paper,
 /// section 6); so when entries are truncated, the one before counts again.
@@ -58,6 +58,11 @@ impl Memberships {
         &self.all[after.saturating_sub(1)].1
     }
 
+    /// Whether it was a member by any of them.
+    pub(crate) fn knows(&self, id: NodeId) -> bool {
+        self.all.iter().any(|(_, membership)| membership.contains(id))
+    }
+
     /// An entry that changes it was appended.
     pub(crate) fn push(&mut self, index: LogIndex, membership: Membership) {
         debug_assert!(index > self.index(), "appends ascend");
@@ -95,7 +100,6 @@ impl Memberships {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::NodeId;
 
     fn of(n: u64) -> Membership {
         Membership::of_voters((1..=n).map(NodeId))
@@ -114,8 +118,10 @@ mod tests {
         all.purge(LogIndex(6));
         all.check(LogIndex(6), LogIndex(7));
         assert_eq!(all.at(LogIndex(6)), &of(2));
+        assert!(all.knows(NodeId(4)) && !all.knows(NodeId(5)));
         all.purge(LogIndex(6));
         assert!(all.truncate(LogIndex(7)) && !all.truncate(LogIndex(1)), "the one at the start stays");
         assert_eq!(all.current(), &of(2));
+        assert!(all.knows(NodeId(2)) && !all.knows(NodeId(4)), "what is gone is forgotten");
     }
 }

@@ -12,7 +12,7 @@ use crate::membership::Membership;
 use crate::progress::Progress;
 use crate::raft::Raft;
 use crate::role::{Leader, RoleState};
-use crate::types::{Instant, LogId, LogIndex, NodeId};
+use crate::types::{Instant, LogId, LogIndex, NodeId, Term};
 
 impl Raft {
     /// Begins to change who belongs to the cluster, if this server leads. Returns the first entry of the change. The change is complete when
@@ -150,6 +150,27 @@ impl Raft {
         }
     }
 
+    /// As the leader: a server that was removed asks for votes. It was not there when it could have heard of it, or has forgotten since, and would ask for ever: it
+    /// is followed for an election timeout once more, gets the log, and reads there that it is out (thesis, section 4.2.3, leaves it at being ignored).
+    /// It counts for nothing: every majority is one of voters.
+    ///
+    /// Told is who was a member by some membership that this log still knows of, and only from entries that it still has: a stranger must not
+    /// make a leader send anything, and a snapshot is not for outsiders. After a compaction beyond the removal nobody can tell the two apart; who
+    /// carries the messages may know. Nor is one told whose term is ahead: its answer would end this leadership.
+    pub(crate) fn tell_removed(&mut self, asker: NodeId, term: Term, last_log: LogId) {
+        let settled = self.memberships.index() <= self.log.commit && !self.memberships.current().is_joint();
+        let removed = self.memberships.knows(asker) && !self.memberships.current().contains(asker);
+        let in_reach = last_log.index >= self.log.start().index && term <= self.hard_state.current_term;
+        let (now, last, patience) = (self.now, self.log.last_index(), self.config.heartbeat_interval);
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        if settled && removed && in_reach && !leader.progress.contains(asker) {
+            let mut progress = Progress::new(self.next_epoch, last, now, patience);
+            self.next_epoch += 1;
+            progress.leaves_at = Some(now + self.config.election_timeout);
+            leader.progress.insert(asker, progress);
+        }
+    }
+
     /// A leader that is no voter any more goes when that is committed (thesis, section 4.2.2). Its last words are that it is.
     pub(crate) fn leave_when_removed(&mut self) {
         let led = matches!(self.role, RoleState::Leader(_)) && self.memberships.index() <= self.log.commit;
@@ -214,6 +235,9 @@ impl Raft {
 
     /// Whether this server may stand for election: if it votes, or if the membership that takes its vote may never be committed without
     /// it. (It may be the only one that can be elected: the entry is in its log, so those who lack it are not up-to-date. Thesis, section 4.2.2, Figure 4.6.)
+    ///
+    /// Nothing in a log tells whether its last membership was committed, so after a restart that is known up to what is applied, and no further: see
+    /// [`Event::Removed`](crate::Event::Removed). One who has forgotten stands once more, and a leader lets it know ([`tell_removed`](Self::tell_removed)).
     pub(crate) fn may_campaign(&self) -> bool {
         let votes = |membership: &Membership| membership.has_voter(self.config.id, self.config.identity);
         let unsettled = self.memberships.index() > self.log.commit;

@@ -16,6 +16,7 @@ use crate::handover::Handover;
 use crate::inbox::{Fatal, Inbox, Internal, Life};
 use crate::ports::{Desk, Outlets, Own};
 use crate::reply::Responder;
+use crate::snapshot::manager::Task;
 use crate::standing::Entry;
 use crate::timings::Probe;
 
@@ -148,6 +149,10 @@ impl Group {
         self.hear_progress(now);
         let task = self.own.snapshots.task();
         self.desk(node).order(task);
+        let applied = self.seen;
+        if self.own.removed.take_if(|removed| *removed <= applied).is_some() {
+            self.desk(node).order(Some(Task::Persist));
+        }
         let core = self.driver.core();
         let (start, followers) = (core.log_start().index, || core.status().followers);
         if let Some(up_to) = self.own.snapshots.compact(now, self.durable, start, followers) {

@@ -193,6 +193,7 @@ pub(crate) fn open<M: StateMachine>(
         life,
         applier: tools.pool.admit(life.group, Applier::new(start)),
         snapshots: Manager::new(ledger, durable.is_some(), shelf.clone()),
+        removed: None,
         pulse: Pulse::default(),
     };
     let (leader, leader_seen) = watch::channel(None);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use raft_core::driver::{Ports, RequestError};
-use raft_core::{Envelope, Event, Fetch, LogId, SendSnapshot, Write};
+use raft_core::{Envelope, Event, Fetch, LogId, LogIndex, SendSnapshot, Write};
 use raft_net::Transport;
 
 use crate::applier::Job;
@@ -40,6 +40,9 @@ pub(crate) struct Own {
     pub(crate) life: Life,
     pub(crate) applier: Box<dyn Submit>,
     pub(crate) snapshots: Manager,
+    /// This node has been removed, as the entry at this index says, and the state machine is to make that durable once it has applied it: else the node would not know any more after
+    /// a restart.
+    pub(crate) removed: Option<LogIndex>,
     /// Measures heartbeats, if they are to be.
     pub(crate) pulse: Pulse,
 }
@@ -121,6 +124,7 @@ impl<T: Transport> Ports for Desk<'_, T> {
             }
             Event::Removed { index } => {
                 tracing::warn!(%group, %index, "this node has been removed from the cluster; it can be stopped");
+                self.own.removed = Some(*index);
             }
             Event::Truncated { from } => tracing::info!(%group, %from, "uncommitted entries gave way to the leader's"),
             Event::Rejected { from, reason } => tracing::warn!(%group, %from, ?reason, "input rejected"),

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use raft_core::{
-    AppendAck, AppendEntries, Config, EntryKind, Heartbeat, HeartbeatReply, Input, Instant, LogId, LogIndex,
-    Membership, Message, NodeId, ProposeError, Raft, ReadOutcome, Recovered, Role, Segment, Term,
+    AppendAck, AppendEntries, Config, ConfigError, EntryKind, Heartbeat, HeartbeatReply, Input, Instant, LogId,
+    LogIndex, Membership, Message, NodeId, ProposeError, Raft, ReadOutcome, Recovered, Role, Segment, Term,
 };
 
 use crate::hand::{Server, ack, append, appends, config, entries, id, to, vote};
@@ -131,6 +131,37 @@ fn a_disk_that_has_much_to_do_is_not_taken_for_one_that_hangs() {
     leader.step(Input::Wake);
     assert!(!leader.raft.is_leader(), "the whole limit for one");
     leader.step(Input::Persisted(second.seq));
+}
+
+/// A leader whose disk stalls is gone within two election timeouts, however long these are; only who asks for it waits longer.
+#[test]
+fn how_long_a_stalled_disk_is_waited_for_follows_the_election_timeout() {
+    let millis = Duration::from_millis;
+    for (election_timeout, max_write_stall, limit) in [
+        (millis(200), None, millis(400)),
+        (millis(400), None, millis(800)),
+        (millis(3000), None, millis(6000)),
+        (millis(400), Some(millis(5000)), millis(5000)),
+        (millis(3000), Some(millis(800)), millis(800)),
+    ] {
+        // Heartbeats are not what this is about.
+        let config = Config { election_timeout, max_write_stall, check_quorum: false, ..config() };
+        let (mut leader, _) = Server::leading_with(config, 3);
+        leader.raft.propose(leader.now, &["x"]).expect("leads");
+        assert!(leader.raft.take_output().write.is_some());
+        leader.now = leader.now + (limit - millis(1));
+        leader.step(Input::Wake);
+        assert!(leader.raft.is_leader(), "{election_timeout:?}, {max_write_stall:?}");
+        assert!(leader.raft.deadline() <= leader.now + millis(1));
+        leader.now = leader.now + millis(1);
+        leader.step(Input::Wake);
+        assert!(!leader.raft.is_leader(), "{election_timeout:?}, {max_write_stall:?}");
+    }
+    let never = Config { max_write_stall: Some(Duration::ZERO), ..config() };
+    assert_eq!(
+        Raft::new(never, Recovered::fresh(Membership::default()), Instant(0)).err(),
+        Some(ConfigError::Zero("max_write_stall"))
+    );
 }
 
 #[test]

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use raft_core::sim::lab;
 use raft_core::{
-    AppendAck, AppendReject, HeartbeatReply, LogId, LogIndex, Message, ProposeError, Raft, Role, Term, VoteReply,
+    AppendAck, AppendReject, Config, HardState, HeartbeatReply, Input, Instant, LogId, LogIndex, Membership,
+    MembershipChange, Message, NodeId, ProposeError, Raft, Recovered, Role, Term, VoteReply,
 };
 
 use crate::hand::{Server, ack, append, appends, ask_vote, config, id, to, vote};
@@ -31,6 +32,34 @@ fn acknowledge(server: &mut Server, from: u64, match_index: u64) {
     let epoch = from - 1; // The leader numbers its followers' epochs from 1, in the order of their ids.
     let term = server.term();
     server.receive(from, term, Message::AppendAck(AppendAck { epoch, match_index: LogIndex(match_index) }));
+}
+
+/// A server's log ends with the entry that removes it, and nothing on its disk tells that this is committed but what is applied: up to there it knows, and is quiet for good. Else nobody
+/// but this server might be electable, so it asks.
+#[test]
+fn a_removed_server_that_restarts_asks_for_votes_only_if_it_may_still_be_needed() {
+    let three = Membership::of_voters([1, 2, 3].map(NodeId));
+    let joint = three.changed(&MembershipChange::new().remove(NodeId(1))).expect("two are left");
+    let without = Membership::of_voters([2, 3].map(NodeId));
+    for (applied, asks) in [(0, 2), (1, 2), (2, 2), (3, 0)] {
+        let recovered = Recovered {
+            hard_state: HardState { current_term: Term(1), voted_for: None },
+            runs: vec![id(1, 1)],
+            last_index: LogIndex(3),
+            applied: LogIndex(applied),
+            changes: vec![(LogIndex(2), joint.clone()), (LogIndex(3), without.clone())],
+            ..Recovered::fresh(three.clone())
+        };
+        let mut raft = Raft::new(Config { pre_vote: true, ..config() }, recovered, Instant(0))
+            .expect("nothing contradicts itself");
+        for _ in 0..5 {
+            let now = raft.deadline();
+            raft.step(now, Input::Wake);
+            let sent = raft.take_output().messages;
+            assert!(sent.iter().all(|message| matches!(message.body, Message::PreVote(_))), "{sent:?}");
+            assert_eq!(sent.len(), asks, "with {applied} of 3 entries applied");
+        }
+    }
 }
 
 #[test]

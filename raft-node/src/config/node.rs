@@ -429,6 +429,16 @@ mod tests {
         assert_eq!(config.log, LogSettings { level: "info".into(), format: LogFormat::Text });
         assert_eq!(config.raft.election_timeout, Duration::from_millis(400));
         assert!(config.raft.pre_vote && config.raft.check_quorum);
+        assert_eq!(config.raft.write_stall_limit(), Duration::from_millis(800));
+    }
+
+    #[test]
+    fn a_stalled_disk_is_waited_for_as_long_as_the_election_timeout_says_unless_the_file_does() {
+        let with = |more: &str| parse(&format!("{GOOD}[raft]\nelection_timeout_ms = 1500\n{more}"));
+        let limit = |more: &str| with(more).unwrap().raft.write_stall_limit();
+        assert_eq!(limit(""), Duration::from_secs(3));
+        assert_eq!(limit("max_write_stall_ms = 5000"), Duration::from_secs(5));
+        assert!(with("max_write_stall_ms = 0").is_err());
     }
 
     #[test]
