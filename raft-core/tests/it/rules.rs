@@ -5,7 +5,7 @@ use std::time::Duration;
 use raft_core::sim::lab;
 use raft_core::{
     AppendAck, AppendReject, Config, HardState, HeartbeatReply, Input, Instant, LogId, LogIndex, Membership,
-    MembershipChange, Message, NodeId, ProposeError, Raft, Recovered, Role, Term, VoteReply,
+    MembershipChange, Message, NodeId, ProposeError, Raft, Recovered, Role, Term, VoteReply, VoteRequest,
 };
 
 use crate::hand::{Server, ack, append, appends, ask_vote, config, id, to, vote};
@@ -32,6 +32,53 @@ fn acknowledge(server: &mut Server, from: u64, match_index: u64) {
     let epoch = from - 1; // The leader numbers its followers' epochs from 1, in the order of their ids.
     let term = server.term();
     server.receive(from, term, Message::AppendAck(AppendAck { epoch, match_index: LogIndex(match_index) }));
+}
+
+/// A leader lets a removed server know that it is out when that asks for votes: once at a time, when the removal is settled, and nobody else. One that is ahead in terms would only end
+/// its leadership by answering.
+#[test]
+fn only_who_was_removed_for_good_is_told_so_when_it_asks_for_votes() {
+    let (mut leader, _) = Server::leading_with(Config { check_quorum: true, ..config() }, 4);
+    leader.propose(&["x"]);
+    acknowledge(&mut leader, 2, 1);
+    acknowledge(&mut leader, 3, 1);
+    assert_eq!(leader.commit(), 1);
+    let told = |leader: &mut Server, asker: u64, term: u64| {
+        let request = VoteRequest { last_log: LogId::ZERO, transfer: false };
+        let sent = leader.receive(asker, term, Message::PreVote(request));
+        assert!(leader.raft.is_leader() && leader.term() == 1, "nobody disturbs it");
+        let refused = |body: &Message| matches!(body, Message::PreVoteReply(reply) if !reply.granted);
+        assert!(to(&sent, asker).iter().any(refused), "{sent:?}");
+        appends(&sent, asker).len()
+    };
+    leader.raft.change_membership(leader.now, &MembershipChange::new().remove(NodeId(4))).expect("three are left");
+    leader.settle();
+    assert_eq!(told(&mut leader, 4, 1), 0, "it still belongs to the joint configuration");
+    acknowledge(&mut leader, 2, 2);
+    acknowledge(&mut leader, 3, 2);
+    assert!(!leader.raft.membership().1.contains(NodeId(4)) && leader.commit() == 2);
+    assert_eq!(told(&mut leader, 4, 1), 0, "the membership without it may never be committed");
+    acknowledge(&mut leader, 2, 3);
+    acknowledge(&mut leader, 3, 3);
+    let followers = |leader: &Server| leader.raft.status().followers.iter().map(|f| f.id.0).collect::<Vec<_>>();
+    for _ in 0..4 {
+        leader.pass(100);
+        acknowledge(&mut leader, 2, 3);
+        acknowledge(&mut leader, 3, 3);
+    }
+    assert_eq!(followers(&leader), [2, 3], "it has had its time");
+    assert_eq!(told(&mut leader, 9, 1), 0, "a stranger");
+    assert_eq!(told(&mut leader, 4, 2), 0, "one that is ahead");
+    assert_eq!(told(&mut leader, 4, 1), 1);
+    assert_eq!(followers(&leader), [2, 3, 4]);
+    assert_eq!(told(&mut leader, 4, 1), 0, "it is followed already");
+    for _ in 0..4 {
+        leader.pass(100);
+        acknowledge(&mut leader, 2, 3);
+        acknowledge(&mut leader, 3, 3);
+    }
+    assert_eq!(followers(&leader), [2, 3], "for an election timeout");
+    assert_eq!(told(&mut leader, 4, 1), 1, "and once more");
 }
 
 /// A server's log ends with the entry that removes it, and nothing on its disk tells that this is committed but what is applied: up to there it knows, and is quiet for good. Else nobody
