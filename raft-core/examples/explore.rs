@@ -191,7 +191,7 @@ fn bounds(settings: &Settings) -> String {
         wanted,
     } = settings;
     let mut words = vec![format!("{servers} servers")];
-    words.extend((*newcomers > 0).then(|| format!("{newcomers} of them not in the cluster at first")));
+    words.extend((*newcomers > 0).then(|| format!("{newcomers} of them learners that know of nobody at first")));
     words.extend(change.as_ref().map(|change| format!("{change:?}")));
     words.extend((!start.is_empty()).then(|| format!("terms of the logs at the start {start:?}")));
     words.extend((!forgotten.is_empty()).then(|| format!("so many entries of which are forgotten {forgotten:?}")));

@@ -149,7 +149,7 @@ fn how_long_a_stalled_disk_is_waited_for_follows_the_election_timeout() {
         let (mut leader, _) = Server::leading_with(config, 3);
         leader.raft.propose(leader.now, &["x"]).expect("leads");
         assert!(leader.raft.take_output().write.is_some());
-        leader.now = leader.now + (limit - millis(1));
+        leader.now = leader.now + limit.saturating_sub(millis(1));
         leader.step(Input::Wake);
         assert!(leader.raft.is_leader(), "{election_timeout:?}, {max_write_stall:?}");
         assert!(leader.raft.deadline() <= leader.now + millis(1));

@@ -52,7 +52,7 @@ pub(super) struct PromoteArgs {
     /// Id of the node
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     id: u64,
-    /// Even if it lacks part of the log, or if too few voters have been heard lately: writes may have to wait for it
+    /// Even if it lacks part of the log, or if too few voters have been heard lately: writes may have to wait for it. A node that is no member is added first all the same
     #[arg(long)]
     force: bool,
     #[command(flatten)]

@@ -460,6 +460,7 @@ fn may_pass(error: &ChangeError) -> bool {
             | ChangeError::Silent(_)
             | ChangeError::NotCaughtUp { .. }
             | ChangeError::QuorumAtRisk { .. }
+            | ChangeError::NoWayBack { .. }
     )
 }
 

@@ -16,7 +16,7 @@ pub struct Settings {
     pub name: String,
     /// How many servers, 1 to 9.
     pub servers: usize,
-    /// How many of these, the last ones, know of nobody at the start and belong to no cluster.
+    /// How many of these, the last ones, are learners that know of nobody at the start.
     pub newcomers: usize,
     /// A change of the membership that leaders may begin, once in all, in so far as they accept it.
     pub change: Option<MembershipChange>,

@@ -165,6 +165,8 @@ fn a_change_that_only_has_to_wait_is_refused_as_such() {
     assert_eq!(refused(ChangeError::TooEarly), (true, true));
     assert_eq!(refused(ChangeError::QuorumAtRisk { heard: 1, voters: 3 }), (true, false));
     assert_eq!(refused(ChangeError::Unknown(NodeId(2))), (false, false));
+    assert_eq!(refused(ChangeError::NotIntroduced(NodeId(2))), (false, false));
+    assert_eq!(refused(ChangeError::NoWayBack { known: 1, voters: 2 }), (true, false));
     assert_eq!(refused(ChangeError::NothingChanges), (false, false));
 }
 
