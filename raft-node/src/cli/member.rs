@@ -171,15 +171,18 @@ fn obstacle(id: NodeId, known: Option<&Member>, found: Option<&NodeStatus>) -> O
 
 async fn add(args: &AddArgs, client: &Client) -> Result<Done> {
     let id = NodeId(args.id);
-    let known = newest(client).await.and_then(|status| status.members.get(&id).cloned());
+    let newest = newest(client).await;
+    let known = newest.as_ref().and_then(|status| status.members.get(&id));
     // Whoever has the id now is meant, and nobody who had it before.
     client.add_node(id, &args.address);
     let answer = client.status(id).await;
-    if let Some(why) = obstacle(id, known.as_ref(), answer.as_ref().ok()) {
+    if let Some(why) = obstacle(id, known, answer.as_ref().ok()) {
         bail!(why);
     }
-    let index = if known.is_some_and(|member| member.address == args.address) {
-        None
+    let since = newest.as_ref().filter(|_| known.is_some_and(|member| member.address == args.address));
+    let index = if let Some(status) = since {
+        // It is a learner already, and has its vote yet to get.
+        status.membership_index
     } else {
         let status = answer.with_context(|| {
             format!("node {id} does not answer at {}: start it first, with `raft-node serve --join`", args.address)
@@ -187,10 +190,10 @@ async fn add(args: &AddArgs, client: &Client) -> Result<Done> {
         let identities = vec![(id, status.identity)];
         let addresses = vec![(id, args.address.clone())];
         let change = MemberChange { learners: vec![id], addresses, identities, ..MemberChange::default() };
-        Some(client.change_membership(change).await?)
+        client.change_membership(change).await?
     };
     if args.learner {
-        return report(&args.client, args.id, "learner", index.unwrap_or_default());
+        return report(&args.client, args.id, "learner", index);
     }
     let until = Instant::now() + args.wait;
     let mut said = String::new();

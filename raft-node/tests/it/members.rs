@@ -214,3 +214,31 @@ async fn a_grown_cluster_survives_a_restart_of_all() {
     cluster.restart(NodeId(1)).await;
     catches_up(&again, NodeId(1)).await;
 }
+
+/// Nobody talks to it any more, so what it does not remember it will never know again.
+#[tokio::test]
+async fn a_removed_node_knows_that_after_a_restart() {
+    let mut cluster = Cluster::start(3).await;
+    let client = cluster.client();
+    client.put(b"k", b"1").await.expect("written");
+    let leader = cluster.leader().await;
+    let out = cluster.ids().into_iter().find(|id| *id != leader).expect("a follower");
+    catches_up(&client, out).await;
+    let removed = member(&cluster, &["remove", &out.to_string()]).await;
+    assert!(removed.is_ok(), "{removed:?}");
+    let start = Instant::now();
+    while !cluster.log(out).contains("it can be stopped") {
+        assert!(start.elapsed() < Duration::from_secs(30), "it does not hear of it:\n{}", cluster.log(out));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Some election timeouts, for its state to become durable; and then for it to stand, if it did.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    cluster.kill(out);
+    let before = cluster.log(out).len();
+    cluster.restart(out).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let log = cluster.log(out);
+    assert!(!log[before..].contains("campaigning"), "{}", &log[before..]);
+    let status = cluster.client().status(out).await.expect("it answers");
+    assert!(!status.members.contains_key(&out), "{status:?}");
+}
