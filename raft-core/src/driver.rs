@@ -273,6 +273,11 @@ impl<P, R> Driver<P, R> {
         }
     }
 
+    /// See [`Raft::restart_election_timer`].
+    pub fn restart_election_timer(&mut self, now: Instant) {
+        self.core.restart_election_timer(now);
+    }
+
     /// The core, to look at.
     pub fn core(&self) -> &Raft {
         &self.core

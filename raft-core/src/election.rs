@@ -4,9 +4,15 @@ use crate::io::{Event, StepDownReason, WakeReason};
 use crate::message::{Envelope, Message, VoteReply, VoteRequest};
 use crate::raft::Raft;
 use crate::role::{RoleState, Votes};
-use crate::types::{HardState, NodeId, Term};
+use crate::types::{HardState, Instant, NodeId, Term};
 
 impl Raft {
+    /// A server that was held back, and was told nothing, may take part from now on: an election timeout begins, as when it was started. A leader goes on leading.
+    pub fn restart_election_timer(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+        self.reset_election_timer();
+    }
+
     /// The election timer ran out: ask the others, first whether it makes sense at all.
     pub(crate) fn campaign(&mut self) {
         self.reset_election_timer();

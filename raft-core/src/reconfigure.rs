@@ -62,13 +62,14 @@ impl Raft {
     /// New voters have nearly all of the log, and a majority of all who are to vote is there: else the cluster could stand still.
     fn check_new_voters(&self, leader: &Leader, next: &Membership) -> Result<(), ChangeError> {
         let own = self.config.id;
+        // One that was removed, and is only to learn that it is out, may have been another server.
+        let member = |id: &NodeId| leader.progress.get(*id).filter(|progress| progress.leaves_at.is_none());
         let heard = |id: &NodeId| {
-            *id == own
-                || leader.progress.get(*id).is_some_and(|p| p.heard_within(self.config.election_timeout, self.now))
+            *id == own || member(id).is_some_and(|p| p.heard_within(self.config.election_timeout, self.now))
         };
         let limit = self.config.max_promotion_lag;
         for id in next.voters().iter().filter(|id| **id != own && !next.outgoing().contains(id)) {
-            let matched = leader.progress.get(*id).map_or(LogIndex::ZERO, |progress| progress.match_index);
+            let matched = member(id).map_or(LogIndex::ZERO, |progress| progress.match_index);
             let lag = self.log.last_index() - matched;
             if !heard(id) {
                 return Err(ChangeError::Silent(*id));

@@ -40,7 +40,16 @@ pub struct NetConfig {
 
 /// Judges a peer by its incarnation, before anything that it says is believed. The error is what the peer is told.
 #[derive(Clone)]
-pub struct PeerCheck(pub Arc<dyn Fn(NodeId, u128) -> Result<(), String> + Send + Sync>);
+pub struct PeerCheck(pub Arc<dyn Fn(NodeId, u128) -> Result<(), Unwelcome> + Send + Sync>);
+
+/// Why a peer is not let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unwelcome {
+    /// Another one is known under its id: [`CloseCode::WrongIncarnation`](crate::CloseCode::WrongIncarnation).
+    Another(String),
+    /// Whether it is the one that is meant cannot be found out at present; it may try again: [`CloseCode::CannotTell`](crate::CloseCode::CannotTell).
+    CannotTell(String),
+}
 
 impl Default for PeerCheck {
     /// Believes everybody.

@@ -64,6 +64,7 @@ impl Dial {
 pub(crate) async fn keep_dialling(shared: Arc<Shared>, link: Arc<Link>) {
     let limits = &shared.limits;
     let mut failures: u32 = 0;
+    let mut was_refused = false;
     while !link.is_stopped() {
         let timeout = FIRST_TIMEOUT.saturating_mul(1 << failures.min(10)).min(limits.handshake_timeout);
         let connected = tokio::select! {
@@ -88,14 +89,18 @@ pub(crate) async fn keep_dialling(shared: Arc<Shared>, link: Arc<Link>) {
         failures = match outcome {
             Outcome::Served => 0,
             Outcome::Lost => failures.saturating_add(1),
+            // A node that has just been started may not have opened yet what we have in common.
+            Outcome::Refused if !was_refused => failures.saturating_add(1),
             Outcome::Refused => failures.saturating_add(1).max(HOPELESS),
         };
+        was_refused = outcome == Outcome::Refused;
         let wait = backoff(limits.dial_backoff_min, limits.dial_backoff_max, failures);
         tokio::select! {
             biased;
             () = link.stopped() => return,
-            () = link.knocked() => {}
             () = tokio::time::sleep(wait) => {}
+            // At once, but not as often as it likes.
+            () = async { link.knocked().await; tokio::time::sleep(limits.dial_backoff_min).await } => {}
         }
     }
 }

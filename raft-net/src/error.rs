@@ -107,6 +107,8 @@ pub enum CloseCode {
     Removed = 2,
     /// Too many clients.
     Busy = 3,
+    /// Whether the peer is the one that is meant by its id cannot be found out at present.
+    CannotTell = 4,
     /// The certificate's cluster is another.
     WrongCluster = 16,
     /// A client spoke the node protocol, or a node the client protocol.
@@ -128,11 +130,12 @@ pub enum CloseCode {
 }
 
 impl CloseCode {
-    const ALL: [CloseCode; 13] = [
+    const ALL: [CloseCode; 14] = [
         CloseCode::Shutdown,
         CloseCode::Replaced,
         CloseCode::Removed,
         CloseCode::Busy,
+        CloseCode::CannotTell,
         CloseCode::WrongCluster,
         CloseCode::WrongRole,
         CloseCode::WrongNode,
@@ -161,6 +164,7 @@ impl CloseCode {
             CloseCode::Shutdown
             | CloseCode::Replaced
             | CloseCode::Busy
+            | CloseCode::CannotTell
             | CloseCode::FrameTooLarge
             | CloseCode::Malformed
             | CloseCode::Misaddressed

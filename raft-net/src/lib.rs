@@ -107,7 +107,7 @@ use raft_core::{Envelope, GroupId, NodeId};
 
 pub use client::ClientEndpoint;
 pub use codec::{Channel, Decoded, Preface, append_frame_len, decode, encode, encode_preface};
-pub use config::{Limits, NetConfig, PeerCheck};
+pub use config::{Limits, NetConfig, PeerCheck, Unwelcome};
 pub use error::{CloseCode, DialError, NetError};
 pub use frame::{Decoder, FRAME_HEADER, FrameError, FrameSink};
 pub use identity::{CertifiedName, NameError, PeerIdentity};

@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 
 use crate::Inbound;
 use crate::codec::Channel;
+use crate::config::Unwelcome;
 use crate::error::CloseCode;
 use crate::frame::FrameError;
 use crate::link::{Link, Session, Stopped, lock};
@@ -150,7 +151,10 @@ async fn read_or_cut_off(shared: Arc<Shared>, link: Arc<Link>, session: Arc<Sess
         }
         Err(Violation::Frame(error)) => (Reject::Malformed, CloseCode::Malformed, error.to_string()),
         Err(Violation::Stream(what)) => (Reject::Malformed, CloseCode::Malformed, what.to_owned()),
-        Err(Violation::WrongIncarnation(why)) => (Reject::WrongIncarnation, CloseCode::WrongIncarnation, why),
+        Err(Violation::Unwelcome(Unwelcome::Another(why))) => {
+            (Reject::WrongIncarnation, CloseCode::WrongIncarnation, why)
+        }
+        Err(Violation::Unwelcome(Unwelcome::CannotTell(why))) => (Reject::Busy, CloseCode::CannotTell, why),
         Err(Violation::Misaddressed) => {
             (Reject::Misaddressed, CloseCode::Misaddressed, "message from or for somebody else".to_owned())
         }
@@ -173,7 +177,7 @@ async fn read(shared: &Shared, link: &Link, session: &Session, mut stream: RecvS
         let before = reader.channel();
         for piece in &mut pieces[..count] {
             reader.push(std::mem::take(piece), &mut batches, |preface| {
-                (shared.peer_check.0)(link.peer, preface.incarnation).map_err(Violation::WrongIncarnation)?;
+                (shared.peer_check.0)(link.peer, preface.incarnation).map_err(Violation::Unwelcome)?;
                 lock(&shared.turned_away).forget(&shared.cluster, link.peer);
                 let first = session.open(preface.channel);
                 first.then_some(()).ok_or(Violation::Stream("a second stream for one channel"))

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use raft_core::{Envelope, GroupId, NodeId};
 
 use crate::codec::{self, Channel, Decoded, PREFACE_LIMIT, Preface};
-use crate::config::Limits;
+use crate::config::{Limits, Unwelcome};
 use crate::frame::{Decoder, FrameError};
 
 /// What a peer did to have its connection cut off.
@@ -13,8 +13,8 @@ pub(crate) enum Violation {
     Frame(FrameError),
     /// A message that names somebody else as its sender or receiver.
     Misaddressed,
-    /// Not the node that is meant by this id: one with another data directory.
-    WrongIncarnation(String),
+    /// Not the node that is meant by this id, one with another data directory; or nobody knows.
+    Unwelcome(Unwelcome),
     /// No preface at the beginning, or one where there must be none, or a second stream for a channel, or a
     /// message on the wrong channel.
     Stream(&'static str),

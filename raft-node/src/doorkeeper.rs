@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use raft_core::{GroupId, Membership, NodeId};
-use raft_net::PeerCheck;
+use raft_net::{PeerCheck, Unwelcome};
 use raft_storage::{Acquaintance, KnownPeers};
 
 /// Decides who is let in.
@@ -92,7 +92,7 @@ impl Doorkeeper {
         }
     }
 
-    fn judge(&self, state: &State, peer: NodeId, incarnation: u128) -> Result<(), String> {
+    fn judge(&self, state: &State, peer: NodeId, incarnation: u128) -> Result<(), Unwelcome> {
         let named = state.named.get(&peer);
         let is_meant = named.is_none_or(|named| named.keys().all(|id| *id == 0 || *id == identity_of(incarnation)));
         let is_founder = named.is_none_or(|named| named.contains_key(&0));
@@ -100,17 +100,17 @@ impl Doorkeeper {
             _ if !is_meant => false,
             Some(known) if is_founder => match known.meet(peer, incarnation) {
                 Ok(acquaintance) => acquaintance == Acquaintance::Known,
-                Err(error) => return Err(format!("cannot tell who it is: {error}")),
+                Err(error) => return Err(Unwelcome::CannotTell(format!("cannot tell who it is: {error}"))),
             },
             _ => true,
         };
         if known {
             return Ok(());
         }
-        Err(format!(
+        Err(Unwelcome::Another(format!(
             "node {peer} is known here with another data directory. If its disk was lost: `raft-node member remove {peer}`, \
              start it with an empty directory and --join, then `raft-node member add {peer} ADDRESS`"
-        ))
+        )))
     }
 
     /// Forgets those who belong to no group any more: who comes back later is another.
@@ -168,8 +168,8 @@ mod tests {
         let membership = of(&[1, 2]).with_identity(NodeId(2), identity_of(1 << 70 | 6));
         assert!(doorkeeper.follow(G[1], &membership).is_empty());
         assert_eq!((check.0)(NodeId(2), 1 << 70 | 6), Ok(()));
-        let refused = (check.0)(NodeId(2), 8).unwrap_err();
-        assert!(refused.contains("raft-node member remove 2"), "it says what to do: {refused}");
+        let Err(Unwelcome::Another(why)) = (check.0)(NodeId(2), 8) else { panic!("it is another") };
+        assert!(why.contains("raft-node member remove 2"), "it says what to do: {why}");
         assert_eq!((check.0)(NodeId(1), 8), Ok(()));
     }
 
@@ -218,6 +218,16 @@ mod tests {
         assert!((check.0)(NodeId(2), 6).is_err());
         doorkeeper.follow(G[2], &of(&[1]));
         assert!((check.0)(NodeId(2), 6).is_ok(), "it belonged to none any more");
+    }
+
+    #[test]
+    fn who_cannot_be_judged_is_not_taken_for_another() {
+        let mut bench = Bench::new();
+        let (doorkeeper, check) = bench.start(&[]);
+        doorkeeper.follow(G[1], &of(&[1, 2]));
+        // The node stops.
+        bench.storage = None;
+        assert!(matches!((check.0)(NodeId(2), 5), Err(Unwelcome::CannotTell(_))));
     }
 
     #[test]

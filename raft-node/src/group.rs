@@ -131,8 +131,31 @@ impl Group {
         }
     }
 
+    /// A request while this node takes no part: nobody is led by it, and the core, which would look at the clock, is not asked.
+    pub(crate) fn decline<T: Transport>(&mut self, now: Instant, request: Request, node: &mut Outlets<T>) {
+        let error = || RequestError::NotLeader { hint: None };
+        match request {
+            Request::Propose { proposals, .. } => {
+                proposals.into_iter().for_each(|proposal| proposal.responder.fail(error()));
+            }
+            Request::Start { placed, responder, .. } => {
+                responder.fail(error());
+                // Whoever asked may be gone.
+                let _ = placed.send(Err(error()));
+            }
+            Request::Read(reads) => reads.into_iter().for_each(|read| read.responder.fail(error())),
+            Request::ChangeMembership { responder, .. } => responder.fail(error()),
+            Request::Transfer { done, .. } => drop(done.send(Err(TransferError::NotLeader { hint: None }.into()))),
+            Request::Status(_) | Request::Snapshot(_) | Request::Shutdown => self.request(now, request, node),
+        }
+    }
+
     /// Ends the group soon. Whoever leads hands over first, so that the others need not find out that it is gone.
     pub(crate) fn leave(&mut self, now: Instant) {
+        if !self.entry.is_free() {
+            self.over = true;
+            return;
+        }
         match self.driver.transfer_leadership(now, None) {
             Ok(_) | Err(TransferError::InProgress { .. }) => self.handover.leave(now, self.driver.core()),
             Err(_) => self.over = true,

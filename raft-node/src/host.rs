@@ -22,13 +22,15 @@ use crate::inbox::{Fatal, Internal, Life, News};
 use crate::node::{Control, GroupError, GroupStatus};
 use crate::open::{Opened, Reservation, Tools};
 use crate::ports::Outlets;
-use crate::standing::{Entry, Reception, is_blank};
+use crate::standing::{Entry, Reception, depends_on_others};
 use crate::writer::Order;
 
 /// Most inputs taken in before their consequences are carried out.
 const MAX_DRAIN: usize = 4096;
 /// So many groups have their turn before the network has one.
 const GROUPS_AT_A_TIME: usize = 64;
+/// What is said of a group in which this node has forgotten what it promised.
+const BARRED: &str = "nothing is on the disk, and others know this node with another data directory: it takes no part";
 /// Where the timer is set when no group has an alarm.
 const LONGEST_SLEEP: Duration = Duration::from_hours(1);
 
@@ -175,9 +177,8 @@ impl<T: Transport> Host<T> {
             }
             let Some(group) = self.groups.get_mut(&id) else { continue };
             group.active = false;
-            if !group.entry.is_free() {
-                let pause = pause(group);
-                self.reception.look(now, &mut group.entry, pause);
+            if self.reception.frees(now, &mut group.entry) {
+                group.driver.restart_election_timer(now);
             }
             group.turn(now, &mut self.outlets);
             if group.over {
@@ -249,7 +250,11 @@ impl<T: Transport> Host<T> {
             Happened::Request(Asked::Group(life, request)) => match find(&mut self.groups, life) {
                 Some(group) => {
                     activate(&mut self.active, group);
-                    group.request(now, request, &mut self.outlets);
+                    if group.entry.is_free() {
+                        group.request(now, request, &mut self.outlets);
+                    } else {
+                        group.decline(now, request, &mut self.outlets);
+                    }
                 }
                 None => refuse(request),
             },
@@ -266,6 +271,10 @@ impl<T: Transport> Host<T> {
         if let Internal::Failed(why) = internal {
             group.wake_others(now, &mut self.outlets);
             return self.end(life.group, Err(why));
+        }
+        if matches!(internal, Internal::Core(_)) && !group.entry.is_free() {
+            // A snapshot that somebody has sent, perhaps.
+            return tracing::debug!(group = %life.group, "not while it takes no part");
         }
         activate(&mut self.active, group);
         if let (Internal::Core(Input::Persisted(_)), Some(timings)) = (&internal, &self.outlets.timings) {
@@ -296,10 +305,10 @@ impl<T: Transport> Host<T> {
             return;
         }
         for (id, group) in &mut self.groups {
-            if is_blank(group.driver.core()) {
+            if group.entry != Entry::Barred && depends_on_others(group.driver.core()) {
                 group.entry = Entry::Barred;
                 activate(&mut self.active, group);
-                tracing::error!(group = %id, %peer, "nothing is on the disk, and the peer knows this node with another data directory: it takes no part");
+                tracing::error!(group = %id, %peer, "{BARRED}");
             }
         }
     }
@@ -349,6 +358,9 @@ impl<T: Transport> Host<T> {
         let id = reservation.keep().group;
         self.taken.remove(&id);
         group.entry = self.reception.entry(self.tools.now(), group.driver.core());
+        if group.entry == Entry::Barred {
+            tracing::error!(group = %id, "{BARRED}");
+        }
         if shelf.directory.is_some() {
             self.outlets.incoming.add(id, shelf);
         }
@@ -390,11 +402,6 @@ impl<T: Transport> Host<T> {
 
 fn find(groups: &mut BTreeMap<GroupId, Group>, life: Life) -> Option<&mut Group> {
     groups.get_mut(&life.group).filter(|group| group.life() == life)
-}
-
-/// Drawn at random, as long as an election timeout may take.
-fn pause(group: &Group) -> Duration {
-    group.driver.core().config().election_timeout.mul_f64(rand::random::<f64>())
 }
 
 fn activate(active: &mut Vec<GroupId>, group: &mut Group) {

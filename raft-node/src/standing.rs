@@ -27,17 +27,18 @@ pub struct Refusal {
 pub struct Standing {
     /// Who refuses this node, until a connection to that one stands again.
     pub refusals: BTreeMap<NodeId, Refusal>,
-    /// The first that knew this node with another data directory, if there was one since the start. From then on this node takes part in no group of which it
-    /// remembers nothing and should be a founder, until it is started again: remove it, and start it with an empty directory to join.
+    /// The first that knew this node with another data directory, if there was one since the start. Of the groups that are open then, this node takes part in none of which it
+    /// remembers nothing and should be a founder, until it is started again: remove it, and start it with an empty directory to join. Nor does it in those that are opened
+    /// later, while one of those who said so has not let it in.
     pub barred: Option<(NodeId, Refusal)>,
 }
 
 /// Whether this node takes part in a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
-    /// It does, but lets no time run out before this one.
-    Free(Instant),
-    /// It asks these first, which are the other founders, and until then takes no message and does not stand.
+    /// It does.
+    Free,
+    /// It asks these first, which are the other founders. Until then the core is told nothing: no message, no request, no time.
     Asks { others: Vec<NodeId>, until: Instant },
     /// It does not: it has forgotten what it promised.
     Barred,
@@ -45,13 +46,13 @@ pub(crate) enum Entry {
 
 impl Entry {
     pub(crate) fn is_free(&self) -> bool {
-        matches!(self, Entry::Free(_))
+        matches!(self, Entry::Free)
     }
 
     /// When a group with this deadline of its own is to be looked at.
     pub(crate) fn deadline(&self, own: impl FnOnce() -> Instant) -> Instant {
         match self {
-            Entry::Free(from) => own().max(*from),
+            Entry::Free => own(),
             Entry::Asks { until, .. } => *until,
             Entry::Barred => Instant::NEVER,
         }
@@ -64,6 +65,8 @@ pub(crate) struct Reception {
     published: watch::Sender<Standing>,
     /// Who has let this node in since its start.
     accepted: BTreeSet<NodeId>,
+    /// Who knows it with another data directory, and has not let it in since.
+    estranged: BTreeSet<NodeId>,
     /// How long each of the others is waited for, when nothing was on the disk at the start.
     patience: Option<Duration>,
     /// Since when each has been waited for.
@@ -75,7 +78,8 @@ impl Reception {
     /// whoever brought transport and storage vouches for it.
     pub(crate) fn new(patience: Option<Duration>) -> Self {
         let published = watch::Sender::new(Standing::default());
-        Reception { published, accepted: BTreeSet::new(), patience, asked: BTreeMap::new() }
+        let (accepted, estranged) = (BTreeSet::new(), BTreeSet::new());
+        Reception { published, accepted, estranged, patience, asked: BTreeMap::new() }
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<Standing> {
@@ -84,55 +88,64 @@ impl Reception {
 
     pub(crate) fn accepted(&mut self, peer: NodeId) {
         self.accepted.insert(peer);
+        self.estranged.remove(&peer);
         self.published.send_if_modified(|standing| standing.refusals.remove(&peer).is_some());
     }
 
-    /// Whether this node is barred from now on, and was not before.
+    /// Whether this node is barred from what it does not remember.
     pub(crate) fn refused(&mut self, peer: NodeId, code: CloseCode, reason: String) -> bool {
         self.accepted.remove(&peer);
         // That this node is no member, as others may say, is usual as long as they have not opened the group.
         let is_another = code == CloseCode::WrongIncarnation;
         let refusal = Refusal { code, reason };
-        let mut is_new = false;
+        if is_another {
+            self.estranged.insert(peer);
+        }
         self.published.send_modify(|standing| {
-            is_new = is_another && standing.barred.is_none();
-            if is_new {
+            if is_another && standing.barred.is_none() {
                 standing.barred = Some((peer, refusal.clone()));
             }
             standing.refusals.insert(peer, refusal);
         });
-        is_new
+        is_another
     }
 
     /// How a group begins that is opened now.
     pub(crate) fn entry(&mut self, now: Instant, core: &Core) -> Entry {
-        let own = core.config().id;
-        let others: Vec<NodeId> = core.membership().1.members().into_iter().filter(|id| *id != own).collect();
-        if others.is_empty() || !is_blank(core) {
-            return Entry::Free(Instant(0));
+        if !depends_on_others(core) {
+            return Entry::Free;
         }
-        if self.published.borrow().barred.is_some() {
+        if !self.estranged.is_empty() {
             return Entry::Barred;
         }
-        let Some(patience) = self.patience else { return Entry::Free(Instant(0)) };
+        let (others, Some(patience)) = (others(core), self.patience) else { return Entry::Free };
         let until = others.iter().filter(|id| !self.accepted.contains(id));
         let until = until.map(|id| *self.asked.entry(*id).or_insert(now) + patience).max();
-        until.map_or(Entry::Free(Instant(0)), |until| Entry::Asks { others, until })
+        until.map_or(Entry::Free, |until| Entry::Asks { others, until })
     }
 
-    /// What becomes of a group that waits. Whoever has waited has let its election timeout run out, as have the others: `pause`, drawn at random, keeps them apart.
-    pub(crate) fn look(&self, now: Instant, entry: &mut Entry, pause: Duration) {
-        let Entry::Asks { others, until } = entry else { return };
-        if now >= *until || others.iter().all(|id| self.accepted.contains(id)) {
-            *entry = Entry::Free(now + pause);
+    /// Whether a group that waits need not wait any longer. Its election timeout begins then.
+    pub(crate) fn frees(&self, now: Instant, entry: &mut Entry) -> bool {
+        let Entry::Asks { others, until } = entry else { return false };
+        let is_over = now >= *until || others.iter().all(|id| self.accepted.contains(id));
+        if is_over {
+            *entry = Entry::Free;
         }
+        is_over
     }
 }
 
-/// Whether nothing was ever written in a group with which this node began: whoever joins knows of no members then.
-pub(crate) fn is_blank(core: &Core) -> bool {
+/// Whether nothing was ever written in a group with which this node began, together with others (whoever joins knows of no members then): whether it has forgotten
+/// something, only they can tell.
+pub(crate) fn depends_on_others(core: &Core) -> bool {
     let status = core.status();
-    status.current_term == Term(0) && status.last_log.index == LogIndex::ZERO && !status.membership.members().is_empty()
+    status.current_term == Term(0) && status.last_log.index == LogIndex::ZERO && !others(core).is_empty()
+}
+
+/// The other members.
+fn others(core: &Core) -> Vec<NodeId> {
+    let own = core.config().id;
+    core.membership().1.members().into_iter().filter(|id| *id != own).collect()
 }
 
 #[cfg(test)]
@@ -165,20 +178,18 @@ mod tests {
         assert_eq!(entry.deadline(|| at(1)), at(5100), "its own time does not run");
         let mut patient = entry.clone();
         reception.accepted(NodeId(2));
-        reception.look(at(200), &mut entry, Duration::ZERO);
-        assert!(!entry.is_free(), "node 3 has not been heard");
+        assert!(!reception.frees(at(200), &mut entry) && !entry.is_free(), "node 3 has not been heard");
         reception.accepted(NodeId(3));
-        reception.look(at(200), &mut entry, Duration::from_millis(7));
-        assert_eq!((entry.deadline(|| at(1)), entry.deadline(|| at(900))), (at(207), at(900)));
+        assert!(reception.frees(at(200), &mut entry) && entry.is_free());
+        assert_eq!(entry.deadline(|| at(900)), at(900));
+        assert!(!reception.frees(at(200), &mut entry), "once is enough");
         // The next group need not ask those who have answered, nor wait for the others as long again.
         assert!(reception.entry(at(300), &core(&[1, 2, 3], 0)).is_free());
         let mut next = reception.entry(at(300), &core(&[1, 2, 4], 0));
         assert_eq!(next.deadline(|| at(1)), at(5300));
         assert_eq!(reception.entry(at(400), &core(&[1, 4], 0)).deadline(|| at(1)), at(5300));
-        reception.look(at(5300), &mut next, Duration::ZERO);
-        assert!(next.is_free(), "node 4 was given its time");
-        Reception::new(Some(PATIENCE)).look(at(5100), &mut patient, Duration::ZERO);
-        assert!(patient.is_free());
+        assert!(reception.frees(at(5300), &mut next), "node 4 was given its time");
+        assert!(Reception::new(Some(PATIENCE)).frees(at(5100), &mut patient));
     }
 
     #[test]
@@ -196,14 +207,23 @@ mod tests {
         // Also where something else was on the disk.
         let mut reception = Reception::new(None);
         let standing = reception.watch();
-        assert!(refuse(&mut reception, 3, code) && !refuse(&mut reception, 2, code), "it is news once");
+        assert!(refuse(&mut reception, 3, code) && refuse(&mut reception, 2, code));
+        assert_eq!(reception.entry(at(0), &core(&[1, 2, 3], 0)), Entry::Barred);
+        assert!(reception.entry(at(0), &core(&[1], 0)).is_free(), "nobody else is concerned");
+        reception.accepted(NodeId(3));
+        assert_eq!(reception.entry(at(0), &core(&[1, 2, 3], 0)), Entry::Barred, "node 2 has not changed its mind");
+        refuse(&mut reception, 3, code);
         assert_eq!(standing.borrow().refusals.keys().copied().collect::<Vec<_>>(), [NodeId(2), NodeId(3)]);
         for peer in [2, 3] {
             reception.accepted(NodeId(peer));
         }
         assert!(standing.borrow().refusals.is_empty());
-        assert_eq!(standing.borrow().barred.as_ref().map(|(peer, _)| *peer), Some(NodeId(3)));
-        assert_eq!(reception.entry(at(0), &core(&[1, 2, 3], 0)), Entry::Barred);
+        assert_eq!(
+            standing.borrow().barred.as_ref().map(|(peer, _)| *peer),
+            Some(NodeId(3)),
+            "those that it met are not freed"
+        );
+        assert!(reception.entry(at(0), &core(&[1, 2, 3], 0)).is_free(), "it was added again");
         assert_eq!(Entry::Barred.deadline(|| at(1)), Instant::NEVER);
         assert!(reception.entry(at(0), &core(&[1, 2, 3], 1)).is_free(), "there it remembers something");
         let mut reception = Reception::new(None);

@@ -9,7 +9,7 @@ use raft_core::{Envelope, GroupId, NodeId};
 use raft_net::pki::Credentials;
 use raft_net::{
     ALPN_CLIENT, ALPN_NODE, Channel, ClientEndpoint, CloseCode, DialError, FrameSink, Limits, PeerCheck, Preface,
-    Reject, encode, encode_preface,
+    Reject, Unwelcome, encode, encode_preface,
 };
 
 use crate::support::{CLUSTER, Node, Pki, append, heartbeat, soon};
@@ -20,7 +20,7 @@ fn victim(pki: &Pki) -> Node {
     // Its peers are known with the incarnation 0.
     config.peer_check = PeerCheck(Arc::new(|peer, incarnation| match incarnation {
         0 => Ok(()),
-        other => Err(format!("node {peer} is not known with the incarnation {other}")),
+        other => Err(Unwelcome::Another(format!("node {peer} is not known with the incarnation {other}"))),
     }));
     config.limits.max_append_frame = 10_000;
     for id in [1, 3] {

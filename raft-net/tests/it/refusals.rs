@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use raft_core::NodeId;
-use raft_net::{CloseCode, Inbound, NetConfig, PeerCheck, Transport};
+use raft_net::{CloseCode, Inbound, NetConfig, PeerCheck, Transport, Unwelcome};
 
 use crate::support::{Node, Pki, append, heartbeat};
 
@@ -17,7 +17,7 @@ impl Door {
     fn check(&self) -> PeerCheck {
         let open = self.0.clone();
         PeerCheck(Arc::new(move |peer, _| {
-            open.load(Ordering::Relaxed).then_some(()).ok_or(format!("not you,\n\x1b[31m{peer}"))
+            open.load(Ordering::Relaxed).then_some(()).ok_or(Unwelcome::Another(format!("not you,\n\x1b[31m{peer}")))
         }))
     }
 

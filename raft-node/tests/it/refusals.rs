@@ -27,16 +27,22 @@ async fn says(cluster: &Cluster, id: NodeId, part: &str) -> NodeStatus {
 /// They are a majority, and have nothing: what the third one has would be lost. Whether they dial it or it dials them.
 #[tokio::test]
 async fn two_founders_that_have_both_forgotten_do_not_begin_anew_beside_the_first() {
-    two_forget(NodeId(1)).await;
+    two_forget(NodeId(1), "").await;
 }
 
 #[tokio::test]
 async fn two_founders_that_have_both_forgotten_do_not_begin_anew_beside_the_last() {
-    two_forget(NodeId(3)).await;
+    two_forget(NodeId(3), "").await;
 }
 
-async fn two_forget(kept: NodeId) {
-    let mut cluster = Cluster::start(3).await;
+/// There, whoever stands writes down that it has, and would not be taken for one that has forgotten after a restart.
+#[tokio::test]
+async fn two_founders_that_have_both_forgotten_do_not_begin_anew_without_pre_votes() {
+    two_forget(NodeId(1), "[raft]\npre_vote = false\n").await;
+}
+
+async fn two_forget(kept: NodeId, settings: &str) {
+    let mut cluster = Cluster::start_with(3, settings).await;
     cluster.client().put(b"k", b"1").await.expect("written");
     let lost: Vec<NodeId> = cluster.ids().into_iter().filter(|id| *id != kept).collect();
     for id in &lost {
@@ -51,9 +57,12 @@ async fn two_forget(kept: NodeId) {
         assert!(status.not_ready.starts_with(&format!("node {kept} knows node {id}")), "{status:?}");
         assert!(status.refusals.contains_key(&kept), "{status:?}");
     }
+    let client = cluster.client_with(|config| config.timeout = Duration::from_secs(1));
+    // Whoever asks them for something does not make them do anything.
+    assert!(client.put(b"k", b"2").await.is_err(), "there is no majority that has what was there");
+    assert!(client.get(b"k", Consistency::Linearizable).await.is_err());
     // Much longer than an election takes, and than they would wait for one that they cannot reach.
     tokio::time::sleep(Duration::from_secs(7)).await;
-    let client = cluster.client_with(|config| config.timeout = Duration::from_secs(1));
     for id in &lost {
         let status = client.status(*id).await.expect("it answers");
         assert_eq!((status.term, &*status.role, status.last_index), (0, "follower", 0), "{status:?}");
@@ -61,6 +70,13 @@ async fn two_forget(kept: NodeId) {
     let found = client.get(b"k", Consistency::Linearizable).await;
     assert!(found.is_err(), "there is no majority that has it: {found:?}");
     assert!(client.status(kept).await.expect("it answers").last_index > 0, "what there was is there");
+    // Nor after a restart.
+    for id in &lost {
+        cluster.kill(*id);
+        cluster.restart(*id).await;
+        says(&cluster, *id, "with another data directory").await;
+        assert_eq!(client.status(*id).await.expect("it answers").term, 0);
+    }
 }
 
 #[tokio::test]
