@@ -48,8 +48,7 @@ fn refused(status: &Status, standing: &Standing) -> Option<String> {
         return Some(lost(peer));
     }
     let is_no_member = |refusal: &Refusal| matches!(refusal.code, CloseCode::WrongNode | CloseCode::Removed);
-    // Who has nothing to do with a group yet, because it has just been started, says that, too.
-    match refusals.find(|(_, refusal)| !(is_joining || is_blank) || !is_no_member(refusal))? {
+    match refusals.find(|(_, refusal)| !is_joining || !is_no_member(refusal))? {
         (peer, refusal) if is_no_member(refusal) => Some(format!(
             "node {peer} says that node {id} is no member: if it was removed from the cluster, it can be stopped, \
              or come back with an empty directory, --join, and `raft-node member add {id} ADDRESS`"
