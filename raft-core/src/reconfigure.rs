@@ -238,7 +238,7 @@ impl Raft {
     /// it. (It may be the only one that can be elected: the entry is in its log, so those who lack it are not up-to-date. Thesis, section 4.2.2, Figure 4.6.)
     ///
     /// Nothing in a log tells whether its last membership was committed, so after a restart that is known up to what is applied, and no further: see
-    /// [`Event::Removed`](crate::Event::Removed). One who has forgotten stands once more, and a leader lets it know ([`tell_removed`](Self::tell_removed)).
+    /// [`Event::Removed`]. One who has forgotten stands once more, and a leader lets it know ([`tell_removed`](Self::tell_removed)).
     pub(crate) fn may_campaign(&self) -> bool {
         let votes = |membership: &Membership| membership.has_voter(self.config.id, self.config.identity);
         let unsettled = self.memberships.index() > self.log.commit;
